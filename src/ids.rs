@@ -1,0 +1,1 @@
+//! Names of things: shards, slots, clients, lanes, origin ids, hub ids, and time.

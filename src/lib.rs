@@ -1,0 +1,17 @@
+//! SignalRing: a self-hosted SignalR scale-out proxy for dotNetify, on io_uring.
+#![cfg_attr(not(feature = "std"), no_std)]
+
+extern crate alloc;
+
+pub mod ids;
+pub mod limits;
+pub mod proto;
+
+#[cfg(feature = "std")]
+pub mod config;
+#[cfg(feature = "std")]
+pub mod control;
+#[cfg(feature = "std")]
+pub mod demo;
+#[cfg(feature = "std")]
+pub mod metrics;

@@ -1,0 +1,85 @@
+//! SignalR hub messages: records, handshake, views of messages, JSON and MessagePack. Knows no WebSocket and no dotNetify.
+
+pub mod encode;
+pub mod handshake;
+pub mod json;
+pub mod msgpack;
+pub mod record;
+
+use crate::limits::ARGUMENTS_KEPT;
+
+/// A byte range inside the record a view was made from.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Span {
+    pub start: u32,
+    pub end: u32,
+}
+
+impl Span {
+    pub fn new(start: usize, end: usize) -> Self {
+        Span { start: start as u32, end: end as u32 }
+    }
+    pub fn of(self, record: &[u8]) -> &[u8] {
+        &record[self.start as usize..self.end as usize]
+    }
+}
+
+/// Message types (reference section 12).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    Invocation,
+    StreamItem,
+    Completion,
+    StreamInvocation,
+    CancelInvocation,
+    Ping,
+    Close,
+    Ack,
+    Sequence,
+    /// A type this version does not know: skipped, like ASP.NET does.
+    Unknown,
+}
+
+/// A view of one hub message: ranges into the record, nothing copied.
+///
+/// JSON: `target`, `invocation_id` and `error` are the *contents* of the JSON strings (between the quotes, escapes untouched);
+/// `arguments` are whole JSON values (strings with their quotes), without surrounding white space.
+/// MessagePack: the former are the str's bytes, the latter whole encoded values.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Message {
+    pub kind: Kind,
+    pub target: Option<Span>,
+    pub invocation_id: Option<Span>,
+    pub arguments: Arguments,
+    /// Completion or Close.
+    pub error: Option<Span>,
+    /// Completion: the result value; StreamItem: the item.
+    pub result: Option<Span>,
+    pub allow_reconnect: bool,
+    pub sequence_id: Option<u64>,
+    /// The message names upload streams (`streamIds` not empty).
+    pub has_streams: bool,
+}
+
+/// The top-level arguments. `count` is how many there were; only the first `ARGUMENTS_KEPT` have spans.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Arguments {
+    pub count: u32,
+    pub spans: [Span; ARGUMENTS_KEPT],
+}
+
+/// Why a record is not a hub message. All close the connection (reference section 12.1).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum MessageError {
+    /// Not valid JSON / MessagePack.
+    Syntax,
+    TooDeep,
+    /// Not an object / array.
+    NotAMessage,
+    MissingType,
+    MissingProperty,
+    /// A property of the wrong type (e.g. a null invocationId).
+    PropertyType,
+    ResultAndError,
+    ResultKind,
+}
