@@ -14,4 +14,10 @@ pub mod control;
 #[cfg(feature = "std")]
 pub mod demo;
 #[cfg(feature = "std")]
+pub mod mem;
+#[cfg(feature = "std")]
+pub mod session;
+#[cfg(feature = "std")]
+pub mod sys;
+#[cfg(feature = "std")]
 pub mod metrics;

@@ -38,3 +38,65 @@ pub const HTTP_HEADERS_MAX: usize = 100;
 pub const HTTP_TARGET_BYTES_MAX: usize = 8 * 1024;
 /// Largest request body that is read and thrown away (negotiate has none).
 pub const HTTP_BODY_BYTES_MAX: u64 = 4 * 1024;
+
+// ---- a shard's memory -------------------------------------------------------------------------------------------
+
+/// Provided buffers for client sockets: how many (a power of two; io-architecture section 6 asks for at least 1024) ...
+pub const RECV_BUFFERS: u16 = 1024;
+/// ... and how large. A browser's upgrade request or a typical message fits into one.
+pub const RECV_BUFFER_BYTES: u32 = 4 * 1024;
+/// Provided buffers for lanes: few sockets, much data each.
+pub const LANE_RECV_BUFFERS: u16 = 64;
+pub const LANE_RECV_BUFFER_BYTES: u32 = 64 * 1024;
+/// Kept byte buffers (half records, request heads).
+pub const POOLED_BUFFERS_MAX: usize = 256;
+/// A kept buffer holds the largest default message; larger ones go back to the allocator.
+pub const POOLED_BUFFER_BYTES_MAX: usize = 64 * 1024;
+/// A frame that one connection gathers in is closed at this size and another begun.
+pub const FRAME_GATHER_BYTES: usize = 16 * 1024;
+/// A frame's memory is kept for the next one up to this size.
+pub const FRAME_KEPT_BYTES_MAX: usize = 64 * 1024;
+/// Submission and completion queue entries of a shard's ring. Polls are multishot and sends resolve at submit, so the
+/// completion queue must take one readiness event for many connections at once.
+pub const RING_SUBMISSIONS: u32 = 1024;
+pub const RING_COMPLETIONS: u32 = 16 * 1024;
+/// Sends handed to the kernel at once: a fan-out is cut into pieces of this size so that the loop stays responsive.
+pub const SEND_BATCH: usize = 256;
+/// Frames of one connection in one send.
+pub const SEND_PARTS: usize = 16;
+
+// ---- lanes ------------------------------------------------------------------------------------------------------
+
+/// Largest record an app server may send: a SendToManyAsync for 10,000 clients carries 250 KB of ids (contract 4.6).
+pub const LANE_RECORD_BYTES_MAX: usize = 16 * 1024 * 1024;
+/// Bytes that may wait in a lane's send queue before further client messages wait in front of it instead.
+pub const LANE_SEND_BYTES_HIGH: u32 = 4 * 1024 * 1024;
+/// A WebSocket frame on a lane is closed at this size; it may hold many records.
+pub const LANE_FRAME_BYTES: usize = 48 * 1024;
+/// Disconnect notices kept for a lane that is down. One is an origin id; past the bound the oldest is dropped, counted as a leak.
+pub const LANE_NOTICES_MAX: usize = 65_536;
+/// A lane on which nothing at all arrived for this long is dead: SignalR's server timeout, two missed pings.
+pub const LANE_SILENCE_MS: u64 = 30_000;
+/// Our pings to the app server.
+pub const LANE_KEEP_ALIVE_MS: u64 = 15_000;
+
+// ---- connections ------------------------------------------------------------------------------------------------
+
+/// After our last byte the peer has this long to close its side (ASP.NET's WebSocket `CloseTimeout`).
+pub const LINGER_MS: u64 = 5_000;
+/// An HTTP connection between two requests.
+pub const HTTP_IDLE_MS: u64 = 60_000;
+/// Groups one client may be in.
+pub const GROUPS_PER_CLIENT_MAX: u32 = 1024;
+/// Shards of a node: an origin id has eight bits for them.
+pub const SHARDS_MAX: u16 = 256;
+/// Orders waiting between a shard and the control plane.
+pub const BUS_ORDERS: usize = 1024;
+/// How long a stopping node takes to tell everybody.
+pub const STOP_MS: u64 = 5_000;
+
+const _: () = assert!(RECV_BUFFERS.is_power_of_two() && LANE_RECV_BUFFERS.is_power_of_two());
+const _: () = assert!(SEND_BATCH <= RING_SUBMISSIONS as usize);
+const _: () = assert!(POOLED_BUFFER_BYTES_MAX >= MESSAGE_BYTES_DEFAULT as usize + 1);
+const _: () = assert!(POOLED_BUFFER_BYTES_MAX >= HTTP_HEAD_BYTES_MAX);
+const _: () = assert!(LANE_SILENCE_MS >= 2 * LANE_KEEP_ALIVE_MS);

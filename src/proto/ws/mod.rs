@@ -1,6 +1,8 @@
 //! WebSocket framing (RFC 6455), both roles, no extensions. Knows nothing of SignalR.
 use core::ops::Range;
 
+pub mod frame;
+
 /// Which end of the connection this codec is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Role {
