@@ -1,6 +1,8 @@
-//! Hub messages that a node writes itself. JSON: each appends one whole record with its 0x1E.
+//! Hub messages that a node writes itself, JSON and MessagePack: each function appends one whole record, framing included.
 use super::json;
+use super::msgpack::{self, write};
 use super::record::RECORD_SEPARATOR;
+use alloc::vec::Vec;
 use bytes::BufMut;
 
 pub const PING_JSON: &[u8] = b"{\"type\":6}\x1e";
@@ -38,4 +40,45 @@ pub fn close(error: Option<&str>, allow_reconnect: bool, out: &mut impl BufMut) 
     }
     out.put_u8(b'}');
     out.put_u8(RECORD_SEPARATOR);
+}
+
+/// `[6]` with its length prefix.
+pub const PING_MSGPACK: &[u8] = &[0x02, 0x91, 0x06];
+
+/// `[3, {}, id, 3, nil]`; `id` is plain text.
+pub fn completion_null_msgpack(id: &[u8], out: &mut Vec<u8>) {
+    msgpack::write_record(out, |out| {
+        completion_head(5, id, out);
+        write::uint(3, out);
+        write::nil(out);
+    });
+}
+
+/// `[3, {}, id, 1, text]`.
+pub fn completion_error_msgpack(id: &[u8], text: &str, out: &mut Vec<u8>) {
+    msgpack::write_record(out, |out| {
+        completion_head(5, id, out);
+        write::uint(1, out);
+        write::text(text.as_bytes(), out);
+    });
+}
+
+/// `[7, error or nil, allowReconnect]`.
+pub fn close_msgpack(error: Option<&str>, allow_reconnect: bool, out: &mut Vec<u8>) {
+    msgpack::write_record(out, |out| {
+        write::array_len(3, out);
+        write::uint(7, out);
+        match error {
+            Some(error) => write::text(error.as_bytes(), out),
+            None => write::nil(out),
+        }
+        write::boolean(allow_reconnect, out);
+    });
+}
+
+fn completion_head(items: u32, id: &[u8], out: &mut Vec<u8>) {
+    write::array_len(items, out);
+    write::uint(3, out);
+    write::map_len(0, out);
+    write::text(id, out);
 }
