@@ -1,4 +1,26 @@
 //! WebSocket framing (RFC 6455), both roles, no extensions. Knows nothing of SignalR.
+//!
+//! ```text
+//!  bytes of the peer ──► Decoder::next ──► Event::Data (a range of the input, unmasked in place)
+//!                            │        ──► Event::Ping / Pong / Close (+ control_payload)
+//!                            └──────────► WsError ──► close_code ──► what the peer is told
+//!
+//!  our message ──► header(..) ++ payload (a client masks it with apply_mask) ──► bytes to the peer
+//! ```
+//!
+//! One machine serves both directions; [`Role`] says which side of the masking rule we are on.
+
+mod close;
+mod decoder;
+mod header;
+mod mask;
+mod utf8;
+
+pub use close::close_code_is_valid;
+pub use decoder::Decoder;
+pub use header::{Header, header};
+pub use mask::apply_mask;
+
 use core::ops::Range;
 
 pub mod frame;
@@ -12,6 +34,7 @@ pub enum Role {
     Client,
 }
 
+/// RFC 6455 §5.2: the opcodes that mean something. Every other value fails the connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Opcode {
     Continuation = 0,
@@ -20,6 +43,25 @@ pub enum Opcode {
     Close = 8,
     Ping = 9,
     Pong = 10,
+}
+
+impl Opcode {
+    /// RFC 6455 §5.5: the most significant bit of the opcode marks a control frame.
+    pub fn is_control(self) -> bool {
+        self as u8 & 0b1000 != 0
+    }
+
+    fn from_bits(bits: u8) -> Option<Opcode> {
+        Some(match bits {
+            0 => Opcode::Continuation,
+            1 => Opcode::Text,
+            2 => Opcode::Binary,
+            8 => Opcode::Close,
+            9 => Opcode::Ping,
+            10 => Opcode::Pong,
+            _ => return None,
+        })
+    }
 }
 
 /// What the decoder found next. Ranges are relative to the input of that call.
@@ -39,76 +81,51 @@ pub enum Event {
 /// Protocol violations. All are fatal for the connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum WsError {
+    /// §5.2: no extension was negotiated that would give RSV1-3 a meaning.
     ReservedBits,
+    /// §5.2: opcodes 3-7 and 11-15.
     ReservedOpcode,
+    /// §5.1: a client must mask every frame.
     Unmasked,
+    /// §5.1: a server must not mask any frame.
     Masked,
+    /// §5.5: control frames must not be fragmented.
     ControlFragmented,
+    /// §5.5: control frames carry at most 125 bytes.
     ControlTooLong,
+    /// §5.4: a continuation frame without a message to continue.
     ContinuationWithoutStart,
+    /// §5.4: a new data frame before the message in progress ended.
     DataInsideMessage,
+    /// §5.2: the length must be written in the shortest form.
     LengthNotMinimal,
+    /// §5.2: the most significant bit of a 64-bit length must be 0.
     LengthTooLarge,
+    /// §5.5.1: a close payload starts with a two-byte code, so one byte is too short.
     ClosePayload,
+    /// §7.4: a close code that must not be sent.
     CloseCode,
+    /// §8.1: text, or a close reason, that is not UTF-8.
     InvalidUtf8,
 }
 
 impl WsError {
-    /// The close code the peer is told: 1002, or 1007 for text that is not UTF-8.
+    /// The close code the peer is told: 1002, or 1007 for text that is not UTF-8 (RFC 6455 §7.4.1).
     pub fn close_code(self) -> u16 {
-        todo!()
+        match self {
+            WsError::InvalidUtf8 => 1007,
+            WsError::ReservedBits
+            | WsError::ReservedOpcode
+            | WsError::Unmasked
+            | WsError::Masked
+            | WsError::ControlFragmented
+            | WsError::ControlTooLong
+            | WsError::ContinuationWithoutStart
+            | WsError::DataInsideMessage
+            | WsError::LengthNotMinimal
+            | WsError::LengthTooLarge
+            | WsError::ClosePayload
+            | WsError::CloseCode => 1002,
+        }
     }
-}
-
-/// Streaming decoder. Holds no payload: a piece of a frame is handed out as it arrives; only control payloads (<= 125 bytes)
-/// are gathered, in a box that exists while a control frame is in progress. `size_of::<Decoder>() <= 56` (asserted).
-pub struct Decoder {
-    _private: (),
-}
-
-impl Decoder {
-    pub fn new(_role: Role) -> Self {
-        todo!()
-    }
-
-    /// Decodes the next event from the front of `input`, unmasking in place. Returns how many bytes were consumed and the
-    /// event; `None` means all of `input` was consumed and more is needed. Cost is linear however the input is split.
-    /// UTF-8 of text messages is checked incrementally, per message (a character may be split between fragments).
-    /// After an error or a Close, further calls consume everything and return `None`.
-    pub fn next(&mut self, _input: &mut [u8]) -> Result<(usize, Option<Event>), WsError> {
-        todo!()
-    }
-
-    /// Payload of the control frame last returned.
-    pub fn control_payload(&self) -> &[u8] {
-        todo!()
-    }
-}
-
-/// A frame header as bytes (`as_ref()`), at most 14.
-#[derive(Clone, Copy)]
-pub struct Header {
-    _private: (),
-}
-
-impl AsRef<[u8]> for Header {
-    fn as_ref(&self) -> &[u8] {
-        todo!()
-    }
-}
-
-/// Builds a frame header (RSV 0, minimal length form, mask key if given).
-pub fn header(_opcode: Opcode, _fin: bool, _payload_bytes: u64, _mask: Option<[u8; 4]>) -> Header {
-    todo!()
-}
-
-/// XORs `data` with the mask; `offset` is the position of `data[0]` in the frame's payload. Fast (word-wise/auto-vectorised).
-pub fn apply_mask(_data: &mut [u8], _key: [u8; 4], _offset: usize) {
-    todo!()
-}
-
-/// May this code stand in a Close frame (RFC 6455 §7.4)?
-pub fn close_code_is_valid(_code: u16) -> bool {
-    todo!()
 }
