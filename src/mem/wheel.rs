@@ -117,14 +117,14 @@ mod tests {
             let mut now = Time::from_millis(1_000_000);
             let mut wheel = Wheel::new(20, now);
             let mut model: HashMap<u32, Time> = HashMap::new();
-            let reach = TICK_NS * (BUCKETS as u64 - 1);
+            let reach = |now: Time| (now.0 / TICK_NS + BUCKETS as u64 - 1) * TICK_NS;
             for (slot, ms, kind) in ops {
                 match kind {
                     0 => { wheel.clear(slot); model.remove(&slot); }
                     1 | 2 => {
                         let at = Time(now.0 + ms * 1_000_000);
                         wheel.set(slot, at);
-                        model.insert(slot, Time(at.0.min(now.0 + reach)));
+                        model.insert(slot, Time(at.0.min(reach(now))));
                     }
                     _ => {
                         let before = wheel.next();
