@@ -100,3 +100,11 @@ const _: () = assert!(SEND_BATCH <= RING_SUBMISSIONS as usize);
 const _: () = assert!(POOLED_BUFFER_BYTES_MAX >= MESSAGE_BYTES_DEFAULT as usize + 1);
 const _: () = assert!(POOLED_BUFFER_BYTES_MAX >= HTTP_HEAD_BYTES_MAX);
 const _: () = assert!(LANE_SILENCE_MS >= 2 * LANE_KEEP_ALIVE_MS);
+/// Lanes of one shard.
+pub const LANES_PER_SHARD_MAX: u16 = 1024;
+/// Places kept free beyond the connection limit, so that one too many is told so (503) and not just cut off.
+pub const CONNECTIONS_SPARE: u32 = 64;
+/// How long accepting rests when the process has no descriptor left.
+pub const ACCEPT_REST_MS: u64 = 100;
+/// The app server's `MaximumReceiveMessageSize`: it closes a lane that carries a larger message (contract 4.6).
+pub const UPSTREAM_MESSAGE_BYTES_DEFAULT: u32 = 32 * 1024;

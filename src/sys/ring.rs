@@ -27,6 +27,8 @@ pub struct Ring {
     sends: Sends,
     /// Completions that arrived while a batch of sends was submitted; reported by the next `wait`.
     early: Vec<Completion>,
+    /// Sends of the batch being submitted that did not go out whole, in the batch's order.
+    short: Vec<ShortSend>,
     started: Instant,
 }
 
@@ -48,6 +50,7 @@ impl Ring {
             lane_buffers,
             sends: Sends::new(),
             early: Vec::with_capacity(RING_COMPLETIONS as usize / 4),
+            short: Vec::with_capacity(SEND_BATCH),
             started,
         })
     }
@@ -71,16 +74,16 @@ impl Ring {
                 Err(error) => match error.raw_os_error() {
                     Some(libc::EINTR) => {}
                     // The completion queue is full or memory is short: take completions out and try again.
-                    Some(libc::EBUSY | libc::EAGAIN | libc::ENOMEM) => self.reap_early(&mut Vec::new()),
+                    Some(libc::EBUSY | libc::EAGAIN | libc::ENOMEM) => self.reap_early(),
                     _ => panic!("io_uring_enter failed: {error}"),
                 },
             }
         }
     }
 
-    /// Takes every completion out of the queue; short sends go to `short`, all others wait in `early`.
-    fn reap_early(&mut self, short: &mut Vec<ShortSend>) {
-        let Ring { ring, early, .. } = self;
+    /// Takes every completion out of the queue: short sends for the batch, all others for the next `wait`.
+    fn reap_early(&mut self) {
+        let Ring { ring, early, short, .. } = self;
         for entry in ring.completion() {
             if let Some(completion) = completion(&entry) {
                 if completion.token.op == Op::Send {
@@ -122,7 +125,8 @@ impl Ring {
         }
         self.submit_all();
         self.sends.clear();
-        self.reap_early(short);
+        self.reap_early();
+        short.append(&mut self.short);
     }
 }
 
