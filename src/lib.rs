@@ -15,3 +15,8 @@ pub mod control;
 pub mod demo;
 #[cfg(feature = "std")]
 pub mod metrics;
+#[cfg(feature = "std")]
+#[doc(hidden)]
+pub mod fuzzing;
+#[cfg(feature = "std")]
+pub mod ws_echo;

@@ -75,7 +75,7 @@ pub fn parse_response(buffer: &[u8]) -> Result<Option<ResponseHead>, HttpError> 
 pub fn decode_chunked(body: &[u8], limit: usize) -> Result<Option<Vec<u8>>, HttpError> {
     let mut decoded = Vec::new();
     let mut rest = body;
-    let incomplete = || if body.len() > 2 * limit + HTTP_HEAD_BYTES_MAX { Err(HttpError::BodyTooLarge) } else { Ok(None) };
+    let incomplete = || if body.len() > limit.saturating_mul(2).saturating_add(HTTP_HEAD_BYTES_MAX) { Err(HttpError::BodyTooLarge) } else { Ok(None) };
     loop {
         let Some((line, after)) = split_line(rest)? else { return incomplete() };
         let size = chunk_size(line)?;
@@ -242,4 +242,119 @@ fn unescaped(contents: &[u8]) -> String {
     let mut text = Vec::with_capacity(contents.len());
     json::unescape(contents, &mut text);
     String::from_utf8_lossy(&text).into_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::proto::http::{accept_key, parse_head, refuse, upgrade_reply};
+    use std::format;
+    use std::vec;
+
+    #[test]
+    fn the_reply_of_our_own_upgrade() {
+        let mut bytes = vec![];
+        upgrade_reply(&accept_key(b"dGhlIHNhbXBsZSBub25jZQ=="), &mut bytes);
+        for len in 0..bytes.len() {
+            assert!(parse_response(&bytes[..len]).ok().unwrap().is_none());
+        }
+        let head_bytes = bytes.len();
+        bytes.extend_from_slice(b"\x81\x00");
+        let head = parse_response(&bytes).ok().unwrap().unwrap();
+        assert_eq!((head.status, head.upgraded, head.bytes), (101, true, head_bytes));
+        assert_eq!(head.accept, Some(*b"s3pPLMBiTxaQ9kYGzzhZRbK+xOo="));
+        assert_eq!((head.content_length, head.chunked, head.location), (None, false, None));
+    }
+
+    #[test]
+    fn responses_are_read_as_strictly_as_requests() {
+        let parse = |headers: &str| parse_response(format!("HTTP/1.1 200 OK\r\n{headers}\r\n").as_bytes());
+        assert_eq!(parse("Content-Length: 5\r\n").ok().unwrap().unwrap().content_length, Some(5));
+        assert!(parse("Transfer-Encoding: Chunked\r\n").ok().unwrap().unwrap().chunked);
+        assert_eq!(parse("Location: http://other/hub\r\n").ok().unwrap().unwrap().location.as_deref(), Some("http://other/hub"));
+        assert!(!parse("Upgrade: websocket\r\n").ok().unwrap().unwrap().upgraded, "Connection is missing");
+        assert_eq!(parse("Sec-WebSocket-Accept: short\r\n").ok().unwrap().unwrap().accept, None);
+        for (headers, error) in [
+            ("Content-Length: 5\r\nContent-Length: 5\r\n", HttpError::AmbiguousLength),
+            ("Content-Length: +5\r\n", HttpError::AmbiguousLength),
+            ("Content-Length: 5\r\nTransfer-Encoding: chunked\r\n", HttpError::AmbiguousLength),
+            ("Transfer-Encoding: gzip, chunked\r\n", HttpError::TransferEncoding),
+            ("Transfer-Encoding: chunked\r\nTransfer-Encoding: chunked\r\n", HttpError::TransferEncoding),
+            ("no colon\r\n", HttpError::Malformed),
+            (&"X: y\r\n".repeat(HTTP_HEADERS_MAX + 1), HttpError::TooManyHeaders),
+            (&format!("X: {}\r\n", "y".repeat(HTTP_HEAD_BYTES_MAX)), HttpError::HeadTooLarge),
+        ] {
+            assert_eq!(parse(headers).err(), Some(error), "{}", &headers[..headers.len().min(60)]);
+        }
+        assert_eq!(parse_response(b"HTTP/2 200 OK\r\n\r\n").err(), Some(HttpError::Version));
+        assert_eq!(parse_response(b"SSH-2.0-OpenSSH\r\n").err(), Some(HttpError::Version));
+    }
+
+    #[test]
+    fn every_refusal_of_ours_parses() {
+        for error in HttpError::ALL {
+            let mut bytes = vec![];
+            refuse(*error, crate::proto::http::Cors::None, &mut bytes);
+            let head = parse_response(&bytes).ok().unwrap().unwrap();
+            assert_eq!(head.status, error.status());
+            assert_eq!(head.content_length, Some((bytes.len() - head.bytes) as u64));
+        }
+    }
+
+    #[test]
+    fn chunked_bodies() {
+        let body = b"4\r\nWiki\r\n00A;name=\"v\"\r\npedia in\r\n\r\n2 \r\n..\r\n0\r\nTrailer: x\r\n\r\n";
+        assert_eq!(decode_chunked(body, 16), Ok(Some(b"Wikipedia in\r\n..".to_vec())));
+        assert_eq!(decode_chunked(body, 15), Err(HttpError::BodyTooLarge));
+        for len in 0..body.len() {
+            assert_eq!(decode_chunked(&body[..len], 16), Ok(None), "{len}");
+        }
+        for malformed in [&b"\r\n"[..], b"x\r\n", b"-1\r\n", b"4x\r\n", b"4\nWiki", b"4\rWiki", b"4\r\nWikiX", b"4\r\nWiki\r0", b"0\r\nX\n"] {
+            assert_eq!(decode_chunked(malformed, 16), Err(HttpError::Malformed), "{malformed:?}");
+        }
+        assert_eq!(decode_chunked(b"FFFFFFFFFFFFFFFFFF\r\n", usize::MAX), Err(HttpError::BodyTooLarge));
+        let endless = [b"1;", &vec![b'x'; HTTP_HEAD_BYTES_MAX + 64][..]].concat();
+        assert_eq!(decode_chunked(&endless, 16), Err(HttpError::BodyTooLarge));
+    }
+
+    #[test]
+    fn the_requests_are_ones_we_would_accept() {
+        let mut bytes = vec![];
+        negotiate_request("app:80", "/hub/negotiate?negotiateVersion=1", &mut bytes);
+        let head = parse_head(&bytes).ok().unwrap();
+        assert_eq!((head.method, head.path, head.query, head.content_length), ("POST", "/hub/negotiate", "negotiateVersion=1", 0));
+        bytes.clear();
+        upgrade_request("app:80", "/hub?id=t", "dGhlIHNhbXBsZSBub25jZQ==", &mut bytes);
+        let head = parse_head(&bytes).ok().unwrap();
+        assert_eq!(crate::proto::http::upgrade::check(&head), Ok(accept_key(b"dGhlIHNhbXBsZSBub25jZQ==")));
+    }
+
+    #[test]
+    fn answers_to_negotiate() {
+        let connect = |token: &str| Ok(NegotiateAnswer::Connect { token: token.into() });
+        let transports = r#""availableTransports":[{"transport":"LongPolling","transferFormats":[]},{"transferFormats":["Text"],"transport":"WebSockets"}]"#;
+        let parse = |members: &str| parse_negotiate_answer(format!("{{{members}}}").as_bytes());
+        assert_eq!(parse(&format!(r#""negotiateVersion":1,"connectionId":"i","connectionToken":"t",{transports}"#)), connect("t"));
+        assert_eq!(parse(&format!(r#"{transports},"x":{{"y":[1]}},"connectionToken":"t\u002D","connectionId":"i","negotiateVersion":1"#)), connect("t-"));
+        assert_eq!(parse(&format!(r#""connectionId":"i","connectionToken":"t",{transports}"#)), connect("i"), "no version is version 0");
+        assert_eq!(
+            parse(r#""url":"https:\/\/other/hub","accessToken":"a","availableTransports":[]"#),
+            Ok(NegotiateAnswer::Redirect { url: "https://other/hub".into(), access_token: Some("a".into()) })
+        );
+        assert_eq!(parse(r#""error":"no \"way\"""#), Ok(NegotiateAnswer::Error("no \"way\"".into())));
+        for (members, sentence) in [
+            (r#""negotiateVersion":1,"connectionId":"i","connectionToken":"t","availableTransports":[{"transport":"LongPolling"}]"#, "WebSockets"),
+            (&format!(r#""negotiateVersion":1,"connectionId":"i",{transports}"#), "no connectionToken"),
+            (transports, "no connectionId"),
+            (r#""ProtocolVersion":"1.5""#, "classic"),
+            ("", "WebSockets"),
+            (r#""connectionId":"i",,"#, "not a JSON object"),
+        ] {
+            let error = parse(members).expect_err(members);
+            assert!(error.contains(sentence), "{error}");
+        }
+        for body in [&b""[..], b"[]", b"null", b"<html>", b"{\"a\":\"\xff\"}"] {
+            assert!(parse_negotiate_answer(body).is_err());
+        }
+    }
 }

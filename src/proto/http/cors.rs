@@ -104,3 +104,58 @@ fn without_default_port(origin: &str) -> &str {
 fn is_name_list(value: &[u8]) -> bool {
     !value.is_empty() && value.iter().all(|byte| byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~, ".contains(byte))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::vec;
+
+    #[test]
+    fn same_origin_is_host_and_port_with_the_default_elided() {
+        for (origin, host) in [
+            ("https://app.example.com", "app.example.com"),
+            ("https://APP.example.com", "app.EXAMPLE.com:443"),
+            ("http://a:80", "a"),
+            ("http://a", "a:80"),
+            ("http://a:5000", "a:5000"),
+            ("https://[::1]:8443", "[::1]:8443"),
+        ] {
+            assert!(is_same_origin(origin, host), "{origin} {host}");
+        }
+        for (origin, host) in [
+            ("null", "null"),
+            ("https://a", "a:80"),
+            ("http://a", "a:443"),
+            ("http://a:5000", "a"),
+            ("http://a.evil.com", "a"),
+            ("http://evil-a", "a"),
+            ("ftp://a", "a"),
+            ("http://", ""),
+            ("a", "a"),
+        ] {
+            assert!(!is_same_origin(origin, host), "{origin} {host}");
+        }
+    }
+
+    #[test]
+    fn origins_are_judged_by_the_list() {
+        let policy = HttpPolicy {
+            hub_path: "/hub".into(),
+            origins: OriginPolicy { allowed: vec!["https://App.example.com".into(), "http://b:8080".into()] },
+        };
+        let judge = |headers: &str| {
+            let text = std::format!("GET /hub HTTP/1.1\r\nHost: proxy\r\n{headers}\r\n");
+            let head = super::super::parse_head(text.as_bytes()).ok().unwrap();
+            std::format!("{:?}", Cors::of(&head, &policy))
+        };
+        assert_eq!(judge(""), "None");
+        assert_eq!(judge("Origin: https://proxy\r\n"), "None");
+        assert_eq!(judge("Origin: https://app.example.com\r\n"), r#"Allow("https://app.example.com")"#);
+        assert_eq!(judge("Origin: https://app.example.com:443\r\n"), r#"Allow("https://app.example.com:443")"#);
+        assert_eq!(judge("Origin: http://b:8080\r\n"), r#"Allow("http://b:8080")"#);
+        for forbidden in ["null", "http://app.example.com", "http://b", "https://b:8080", "https://app.example.com.evil", "", "*", "\u{e9}"] {
+            assert_eq!(judge(&std::format!("Origin: {forbidden}\r\n")), "Forbidden", "{forbidden:?}");
+        }
+        assert_eq!(judge("Origin: https://proxy\r\nOrigin: https://app.example.com\r\n"), "Forbidden", "two");
+    }
+}

@@ -67,3 +67,69 @@ fn write(content: &[u8], cors: Cors<'_>, keep_alive: bool, out: &mut Vec<u8>) {
     reply::connection(keep_alive, out);
     reply::body("application/json", content, content.len(), out);
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::string::String;
+
+    fn reply(version: u8, id: &str, token: &str, cors: Cors<'_>, keep_alive: bool) -> String {
+        let mut out = Vec::new();
+        negotiate_reply(version, id, token, cors, keep_alive, &mut out);
+        String::from_utf8(out).unwrap()
+    }
+
+    #[test]
+    fn version_1_has_id_and_token_in_aspnets_order() {
+        assert_eq!(
+            reply(1, "id22", "tok22", Cors::None, true),
+            "HTTP/1.1 200 OK\r\nVary: Origin\r\nConnection: keep-alive\r\nContent-Type: application/json\r\nContent-Length: 148\r\n\r\n\
+            {\"negotiateVersion\":1,\"connectionId\":\"id22\",\"connectionToken\":\"tok22\",\
+            \"availableTransports\":[{\"transport\":\"WebSockets\",\"transferFormats\":[\"Text\"]}]}"
+        );
+    }
+
+    #[test]
+    fn version_0_has_one_id() {
+        let reply = reply(0, "tok22", "tok22", Cors::Allow("https://app.example.com"), false);
+        let (head, content) = reply.split_once("\r\n\r\n").unwrap();
+        assert_eq!(
+            head,
+            "HTTP/1.1 200 OK\r\nVary: Origin\r\nAccess-Control-Allow-Origin: https://app.example.com\r\n\
+            Access-Control-Allow-Credentials: true\r\nConnection: close\r\nContent-Type: application/json\r\nContent-Length: 123"
+        );
+        assert_eq!(
+            content,
+            r#"{"negotiateVersion":0,"connectionId":"tok22","availableTransports":[{"transport":"WebSockets","transferFormats":["Text"]}]}"#
+        );
+    }
+
+    #[test]
+    fn versions_are_read_as_aspnet_reads_them() {
+        let read = |query: &str| {
+            let text = std::format!("POST /hub/negotiate?{query} HTTP/1.1\r\nHost: a\r\n\r\n");
+            version(&super::super::parse_head(text.as_bytes()).ok().unwrap())
+        };
+        assert_eq!(read(""), Ok(0));
+        assert_eq!(read("negotiateVersion=0"), Ok(0));
+        assert_eq!(read("a=b&NegotiateVersion=1&useStatefulReconnect=true"), Ok(1));
+        assert_eq!(read("negotiateVersion=2147483647"), Ok(1));
+        assert_eq!(read("negotiateVersion=-1"), Err(VersionError::TooOld(-1)));
+        for value in ["", "one", "1.0", "2147483648", "1,1"] {
+            assert_eq!(read(&std::format!("negotiateVersion={value}")), Err(VersionError::NotAnInteger), "{value:?}");
+        }
+    }
+
+    #[test]
+    fn version_errors_have_status_200_and_aspnets_words() {
+        let mut out = Vec::new();
+        error_reply(VersionError::TooOld(i32::MIN), Cors::None, true, &mut out);
+        let reply = String::from_utf8(out).unwrap();
+        assert!(reply.starts_with("HTTP/1.1 200 OK\r\n"));
+        let expected = r#"{"error":"The client requested version '-2147483648', but the server does not support this version."}"#;
+        assert!(reply.ends_with(expected), "{reply}");
+        let mut out = Vec::new();
+        error_reply(VersionError::NotAnInteger, Cors::None, true, &mut out);
+        assert!(out.ends_with(br#"{"error":"The client requested a non-integer protocol version."}"#));
+    }
+}

@@ -88,3 +88,53 @@ fn reason(status: u16) -> &'static str {
         _ => "",
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::string::String;
+
+    fn refused(error: HttpError, cors: Cors<'_>) -> String {
+        let mut out = Vec::new();
+        refuse(error, cors, &mut out);
+        String::from_utf8(out).unwrap()
+    }
+
+    #[test]
+    fn a_refusal_in_full() {
+        assert_eq!(
+            refused(HttpError::UnknownConnection, Cors::Allow("https://app.example.com")),
+            "HTTP/1.1 404 Not Found\r\nVary: Origin\r\nAccess-Control-Allow-Origin: https://app.example.com\r\n\
+            Access-Control-Allow-Credentials: true\r\nCache-Control: no-store\r\nConnection: close\r\n\
+            Content-Type: text/plain\r\nContent-Length: 26\r\n\r\nNo Connection with that ID"
+        );
+    }
+
+    #[test]
+    fn every_refusal_is_a_whole_reply_that_closes() {
+        for error in HttpError::ALL {
+            let reply = refused(*error, Cors::Forbidden);
+            let (head, body) = reply.split_once("\r\n\r\n").unwrap();
+            assert!(head.starts_with(&std::format!("HTTP/1.1 {} ", error.status())), "{head}");
+            assert!(!head.contains(" \r\n"), "{error:?} has a phrase");
+            assert!(head.contains("\r\nConnection: close\r\n"));
+            assert!(head.ends_with(&std::format!("\r\nContent-Length: {}", body.len())) && !body.is_empty());
+            assert!(!head.contains("Access-Control"));
+        }
+        assert!(refused(HttpError::MethodNotAllowed, Cors::None).contains("\r\nAllow: GET, POST, OPTIONS\r\n"));
+        assert!(refused(HttpError::WebSocketVersion, Cors::None).contains("\r\nSec-WebSocket-Version: 13\r\n"));
+        assert!(refused(HttpError::OriginForbidden, Cors::Forbidden).contains("`allowed_origins`"));
+    }
+
+    #[test]
+    fn decimals() {
+        let text = |value| {
+            let mut out = Vec::new();
+            decimal(value, &mut out);
+            String::from_utf8(out).unwrap()
+        };
+        for value in [0, 9, 10, 65535, u32::MAX] {
+            assert_eq!(text(value), std::format!("{value}"));
+        }
+    }
+}

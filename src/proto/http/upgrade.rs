@@ -67,3 +67,81 @@ fn key_is_valid(key: &[u8]) -> bool {
     let mut nonce = [0; KEY_BYTES + 2];
     key.len() == 24 && BASE64.decode_slice(key, &mut nonce) == Ok(KEY_BYTES)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::proto::http::{HttpError::*, parse_head};
+    use std::format;
+
+    /// The npm client's handshake, with header lines replaced or added.
+    fn check_with(request_line: &str, change: impl Fn(&str) -> std::string::String) -> Result<[u8; 28], HttpError> {
+        let headers = [
+            "sec-websocket-version: 13",
+            "sec-websocket-key: G8E0B4IrBvqm6cOxwP/i+g==",
+            "connection: Upgrade",
+            "upgrade: websocket",
+            "sec-websocket-extensions: permessage-deflate; client_max_window_bits",
+            "host: proxy:5000",
+        ];
+        let lines: std::string::String = headers.iter().map(|line| change(line)).filter(|line| !line.is_empty()).map(|line| line + "\r\n").collect();
+        let text = format!("{request_line}\r\n{lines}\r\n");
+        check(&parse_head(text.as_bytes()).ok().unwrap())
+    }
+
+    const GET: &str = "GET /dotnetify?id=tok1 HTTP/1.1";
+
+    fn replaced(name: &str, line: &str) -> Result<[u8; 28], HttpError> {
+        check_with(GET, |old| if old.starts_with(name) { line.into() } else { old.into() })
+    }
+
+    #[test]
+    fn the_example_of_section_1_3() {
+        assert_eq!(&accept_key(b"dGhlIHNhbXBsZSBub25jZQ=="), b"s3pPLMBiTxaQ9kYGzzhZRbK+xOo=");
+    }
+
+    #[test]
+    fn the_npm_clients_handshake_is_accepted() {
+        assert_eq!(check_with(GET, |line| line.into()), Ok(accept_key(b"G8E0B4IrBvqm6cOxwP/i+g==")));
+    }
+
+    #[test]
+    fn lists_and_case_are_tolerated() {
+        assert!(replaced("connection", "Connection: keep-alive, Upgrade").is_ok());
+        assert!(replaced("connection", "Connection: keep-alive\r\nCONNECTION:\tupgrade ,").is_ok());
+        assert!(replaced("upgrade", "Upgrade: h2c, WebSocket").is_ok());
+        assert!(replaced("sec-websocket-version", "Sec-WebSocket-Version:   13  ").is_ok());
+    }
+
+    #[test]
+    fn each_requirement_of_section_4_2_1_is_checked() {
+        assert_eq!(replaced("connection", ""), Err(UpgradeMalformed));
+        assert_eq!(replaced("connection", "Connection: upgraded"), Err(UpgradeMalformed));
+        assert_eq!(replaced("upgrade", ""), Err(UpgradeMalformed));
+        assert_eq!(replaced("upgrade", "Upgrade: websockets"), Err(UpgradeMalformed));
+        assert_eq!(replaced("upgrade", "Upgrade: websocket\r\nContent-Length: 1"), Err(UpgradeMalformed));
+        assert_eq!(check_with("GET / HTTP/1.0", |line| line.into()), Err(UpgradeMalformed));
+        for version in ["", "8", "12", "14", "013", "13, 8", "1 3"] {
+            assert_eq!(replaced("sec-websocket-version", &format!("Sec-WebSocket-Version: {version}")), Err(WebSocketVersion));
+        }
+        assert_eq!(replaced("sec-websocket-version", ""), Err(WebSocketVersion));
+        assert_eq!(replaced("upgrade", "Upgrade: websocket\r\nSec-WebSocket-Version: 13"), Err(UpgradeMalformed));
+        for key in ["", "short", "G8E0B4IrBvqm6cOxwP/i+g=", "G8E0B4IrBvqm6cOxwP/i+gAA", "G8E0B4IrBvqm6cOxwP/i+gA=", "G8E0B4IrBvqm6cOxwP_i-g==",
+            "G8E0B4IrBvqm6cOxwP i+g==", "G8E0B4IrBvqm6cOxwP/i+gAAAAA="] {
+            assert_eq!(replaced("sec-websocket-key", &format!("Sec-WebSocket-Key: {key}")), Err(UpgradeMalformed), "{key}");
+        }
+        assert_eq!(replaced("sec-websocket-key", ""), Err(UpgradeMalformed));
+        assert_eq!(replaced("upgrade", "Upgrade: websocket\r\nSec-WebSocket-Key: G8E0B4IrBvqm6cOxwP/i+g=="), Err(UpgradeMalformed));
+    }
+
+    #[test]
+    fn the_101_reply() {
+        let mut out = std::vec![];
+        upgrade_reply(b"s3pPLMBiTxaQ9kYGzzhZRbK+xOo=", &mut out);
+        assert_eq!(
+            std::str::from_utf8(&out),
+            Ok("HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\
+                Sec-WebSocket-Accept: s3pPLMBiTxaQ9kYGzzhZRbK+xOo=\r\n\r\n")
+        );
+    }
+}
