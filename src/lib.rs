@@ -21,3 +21,8 @@ pub mod session;
 pub mod sys;
 #[cfg(feature = "std")]
 pub mod metrics;
+#[cfg(feature = "std")]
+#[doc(hidden)]
+pub mod fuzzing;
+#[cfg(feature = "std")]
+pub mod ws_echo;

@@ -1,0 +1,161 @@
+//! Origins (reference section 5): which of them may read negotiate's answer and open a WebSocket, and the headers that say so.
+use alloc::string::String;
+use alloc::vec::Vec;
+
+use super::head::without_prefix;
+use super::{Head, HttpError, HttpPolicy};
+
+/// Which origins may open a WebSocket and read negotiate's answer across origins.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct OriginPolicy {
+    /// Exact origins, e.g. `https://app.example.com` (scheme, host, port; compared case-insensitively). Empty: same-origin
+    /// and no-origin requests only. A request without Origin is always let through; so is one whose Origin's host:port equals Host.
+    pub allowed: Vec<String>,
+}
+
+/// CORS decision for a request: what headers the reply carries.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Cors<'h> {
+    /// No Origin, or same origin: no CORS headers (but `Vary: Origin` when an allow-list is configured).
+    None,
+    /// Exact origin echoed, credentials allowed, `Vary: Origin`.
+    Allow(&'h str),
+    /// An Origin that is not allowed: no CORS headers; WebSocket upgrades are refused with 403, negotiate too.
+    Forbidden,
+}
+
+impl<'h> Cors<'h> {
+    /// Judges a request. WebSockets know no CORS, so this check is all that stands between a hub that trusts cookies and
+    /// a page of somebody else's (RFC 6455 §10.2).
+    pub(super) fn of(head: &Head<'h>, policy: &HttpPolicy) -> Cors<'h> {
+        let origin = match head.single("origin") {
+            Ok(None) => return Cors::None,
+            Ok(Some(origin)) => origin,
+            Err(_) => return Cors::Forbidden,
+        };
+        // What is echoed into a header must be plain text; an origin is (RFC 6454 §6.2).
+        let Ok(origin) = core::str::from_utf8(origin) else { return Cors::Forbidden };
+        if !origin.bytes().all(|byte| byte.is_ascii_graphic()) {
+            return Cors::Forbidden;
+        }
+        let host = head.header("host").and_then(|host| core::str::from_utf8(host).ok());
+        if host.is_some_and(|host| is_same_origin(origin, host)) {
+            return Cors::None;
+        }
+        let origin_elided = without_default_port(origin);
+        let listed = policy.origins.allowed.iter().any(|allowed| without_default_port(allowed).eq_ignore_ascii_case(origin_elided));
+        if listed { Cors::Allow(origin) } else { Cors::Forbidden }
+    }
+
+    /// The headers of any reply but a preflight's. `Vary: Origin` always stands: what a cache may hold for one origin is
+    /// wrong for the next also when this request had none.
+    pub(super) fn write(self, out: &mut Vec<u8>) {
+        out.extend_from_slice(b"Vary: Origin\r\n");
+        if let Cors::Allow(origin) = self {
+            // Never `*`: TS clients send credentials by default, and browsers then insist on the exact origin.
+            out.extend_from_slice(b"Access-Control-Allow-Origin: ");
+            out.extend_from_slice(origin.as_bytes());
+            out.extend_from_slice(b"\r\nAccess-Control-Allow-Credentials: true\r\n");
+        }
+    }
+}
+
+/// Appends the reply to a preflight (Fetch standard, "CORS-preflight fetch") from an allowed origin.
+pub(super) fn preflight(head: &Head<'_>, cors: Cors<'_>, out: &mut Vec<u8>) -> Result<(), HttpError> {
+    match cors {
+        Cors::Allow(_) => {}
+        Cors::Forbidden => return Err(HttpError::OriginForbidden),
+        // Without CORS, OPTIONS is a method like any other to ASP.NET (reference section 1).
+        Cors::None => return Err(HttpError::MethodNotAllowed),
+    }
+    out.extend_from_slice(b"HTTP/1.1 204 No Content\r\n");
+    cors.write(out);
+    // DELETE ends a long poll; without it that fails quietly in the client (reference section 5).
+    out.extend_from_slice(b"Access-Control-Allow-Methods: GET, POST, DELETE\r\nAccess-Control-Allow-Headers: ");
+    match head.header("access-control-request-headers") {
+        Some(requested) if is_name_list(requested) => out.extend_from_slice(requested),
+        _ => out.extend_from_slice(b"x-requested-with, x-signalr-user-agent, authorization, content-type"),
+    }
+    // Two hours is the most Chromium keeps.
+    out.extend_from_slice(b"\r\nAccess-Control-Max-Age: 7200\r\n");
+    super::reply::connection(head.keep_alive, out);
+    out.extend_from_slice(b"\r\n");
+    Ok(())
+}
+
+/// Does the origin's authority equal Host, both without the scheme's default port? The scheme itself cannot be compared:
+/// TLS ends at the load balancer. `null` has no authority and is never the same.
+fn is_same_origin(origin: &str, host: &str) -> bool {
+    let (authority, port) = match (without_prefix(origin, "http://"), without_prefix(origin, "https://")) {
+        (Some(authority), _) => (authority, ":80"),
+        (_, Some(authority)) => (authority, ":443"),
+        _ => return false,
+    };
+    let elided = |text| str::strip_suffix(text, port).unwrap_or(text);
+    !authority.is_empty() && elided(authority).eq_ignore_ascii_case(elided(host))
+}
+
+fn without_default_port(origin: &str) -> &str {
+    let port = if without_prefix(origin, "https://").is_some() { ":443" } else { ":80" };
+    origin.strip_suffix(port).unwrap_or(origin)
+}
+
+/// A list of header names and nothing else: it is echoed into our reply.
+fn is_name_list(value: &[u8]) -> bool {
+    !value.is_empty() && value.iter().all(|byte| byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~, ".contains(byte))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::vec;
+
+    #[test]
+    fn same_origin_is_host_and_port_with_the_default_elided() {
+        for (origin, host) in [
+            ("https://app.example.com", "app.example.com"),
+            ("https://APP.example.com", "app.EXAMPLE.com:443"),
+            ("http://a:80", "a"),
+            ("http://a", "a:80"),
+            ("http://a:5000", "a:5000"),
+            ("https://[::1]:8443", "[::1]:8443"),
+        ] {
+            assert!(is_same_origin(origin, host), "{origin} {host}");
+        }
+        for (origin, host) in [
+            ("null", "null"),
+            ("https://a", "a:80"),
+            ("http://a", "a:443"),
+            ("http://a:5000", "a"),
+            ("http://a.evil.com", "a"),
+            ("http://evil-a", "a"),
+            ("ftp://a", "a"),
+            ("http://", ""),
+            ("a", "a"),
+        ] {
+            assert!(!is_same_origin(origin, host), "{origin} {host}");
+        }
+    }
+
+    #[test]
+    fn origins_are_judged_by_the_list() {
+        let policy = HttpPolicy {
+            hub_path: "/hub".into(),
+            origins: OriginPolicy { allowed: vec!["https://App.example.com".into(), "http://b:8080".into()] },
+        };
+        let judge = |headers: &str| {
+            let text = std::format!("GET /hub HTTP/1.1\r\nHost: proxy\r\n{headers}\r\n");
+            let head = super::super::parse_head(text.as_bytes()).ok().unwrap();
+            std::format!("{:?}", Cors::of(&head, &policy))
+        };
+        assert_eq!(judge(""), "None");
+        assert_eq!(judge("Origin: https://proxy\r\n"), "None");
+        assert_eq!(judge("Origin: https://app.example.com\r\n"), r#"Allow("https://app.example.com")"#);
+        assert_eq!(judge("Origin: https://app.example.com:443\r\n"), r#"Allow("https://app.example.com:443")"#);
+        assert_eq!(judge("Origin: http://b:8080\r\n"), r#"Allow("http://b:8080")"#);
+        for forbidden in ["null", "http://app.example.com", "http://b", "https://b:8080", "https://app.example.com.evil", "", "*", "\u{e9}"] {
+            assert_eq!(judge(&std::format!("Origin: {forbidden}\r\n")), "Forbidden", "{forbidden:?}");
+        }
+        assert_eq!(judge("Origin: https://proxy\r\nOrigin: https://app.example.com\r\n"), "Forbidden", "two");
+    }
+}

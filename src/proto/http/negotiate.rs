@@ -1,0 +1,135 @@
+//! Negotiate (reference section 3): the version asked for and the answer.
+use alloc::vec::Vec;
+
+use super::{Cors, Head, reply};
+
+/// The newest version of negotiate there is.
+const VERSION_MAX: i32 = 1;
+
+/// Appends the 200 reply of negotiate, members in ASP.NET's order. Only the WebSockets transport is offered for now.
+///
+/// In version 0 id and token are one string, so the caller passes the token as both and only `connectionId` is written.
+pub fn negotiate_reply(version: u8, connection_id: &str, token: &str, cors: Cors<'_>, keep_alive: bool, out: &mut Vec<u8>) {
+    // Both are ours, and base64url (reference section 2), so nothing needs escaping.
+    debug_assert!(connection_id.bytes().chain(token.bytes()).all(|byte| byte.is_ascii_graphic() && byte != b'"' && byte != b'\\'));
+    debug_assert!(version > 0 || connection_id == token);
+
+    let mut content = Vec::with_capacity(192 + connection_id.len() + token.len());
+    content.extend_from_slice(br#"{"negotiateVersion":"#);
+    reply::decimal(version as u32, &mut content);
+    content.extend_from_slice(br#","connectionId":""#);
+    content.extend_from_slice(connection_id.as_bytes());
+    if version > 0 {
+        content.extend_from_slice(br#"","connectionToken":""#);
+        content.extend_from_slice(token.as_bytes());
+    }
+    // "Binary" joins the formats when MessagePack is spoken to clients.
+    content.extend_from_slice(br#"","availableTransports":[{"transport":"WebSockets","transferFormats":["Text"]}]}"#);
+    write(&content, cors, keep_alive, out);
+}
+
+/// Appends the error form (reference section 3.4): status 200, `error` the only member.
+pub(super) fn error_reply(error: VersionError, cors: Cors<'_>, keep_alive: bool, out: &mut Vec<u8>) {
+    let mut content = Vec::with_capacity(128);
+    content.extend_from_slice(br#"{"error":""#);
+    match error {
+        VersionError::NotAnInteger => content.extend_from_slice(b"The client requested a non-integer protocol version."),
+        VersionError::TooOld(version) => {
+            content.extend_from_slice(b"The client requested version '-");
+            reply::decimal(version.unsigned_abs(), &mut content);
+            content.extend_from_slice(b"', but the server does not support this version.");
+        }
+    }
+    content.extend_from_slice(br#""}"#);
+    write(&content, cors, keep_alive, out);
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum VersionError {
+    NotAnInteger,
+    /// Below 0, the smallest version there is.
+    TooOld(i32),
+}
+
+/// Reads `negotiateVersion` as ASP.NET does (reference section 3.1): missing is 0, more than 1 is 1.
+pub(super) fn version(head: &Head<'_>) -> Result<u8, VersionError> {
+    let Some(value) = head.query_value("negotiateVersion") else { return Ok(0) };
+    match value.parse::<i32>() {
+        Err(_) => Err(VersionError::NotAnInteger),
+        Ok(version) if version < 0 => Err(VersionError::TooOld(version)),
+        Ok(version) => Ok(version.min(VERSION_MAX) as u8),
+    }
+}
+
+fn write(content: &[u8], cors: Cors<'_>, keep_alive: bool, out: &mut Vec<u8>) {
+    reply::status_line(200, out);
+    cors.write(out);
+    reply::connection(keep_alive, out);
+    reply::body("application/json", content, content.len(), out);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::string::String;
+
+    fn reply(version: u8, id: &str, token: &str, cors: Cors<'_>, keep_alive: bool) -> String {
+        let mut out = Vec::new();
+        negotiate_reply(version, id, token, cors, keep_alive, &mut out);
+        String::from_utf8(out).unwrap()
+    }
+
+    #[test]
+    fn version_1_has_id_and_token_in_aspnets_order() {
+        assert_eq!(
+            reply(1, "id22", "tok22", Cors::None, true),
+            "HTTP/1.1 200 OK\r\nVary: Origin\r\nConnection: keep-alive\r\nContent-Type: application/json\r\nContent-Length: 148\r\n\r\n\
+            {\"negotiateVersion\":1,\"connectionId\":\"id22\",\"connectionToken\":\"tok22\",\
+            \"availableTransports\":[{\"transport\":\"WebSockets\",\"transferFormats\":[\"Text\"]}]}"
+        );
+    }
+
+    #[test]
+    fn version_0_has_one_id() {
+        let reply = reply(0, "tok22", "tok22", Cors::Allow("https://app.example.com"), false);
+        let (head, content) = reply.split_once("\r\n\r\n").unwrap();
+        assert_eq!(
+            head,
+            "HTTP/1.1 200 OK\r\nVary: Origin\r\nAccess-Control-Allow-Origin: https://app.example.com\r\n\
+            Access-Control-Allow-Credentials: true\r\nConnection: close\r\nContent-Type: application/json\r\nContent-Length: 123"
+        );
+        assert_eq!(
+            content,
+            r#"{"negotiateVersion":0,"connectionId":"tok22","availableTransports":[{"transport":"WebSockets","transferFormats":["Text"]}]}"#
+        );
+    }
+
+    #[test]
+    fn versions_are_read_as_aspnet_reads_them() {
+        let read = |query: &str| {
+            let text = std::format!("POST /hub/negotiate?{query} HTTP/1.1\r\nHost: a\r\n\r\n");
+            version(&super::super::parse_head(text.as_bytes()).ok().unwrap())
+        };
+        assert_eq!(read(""), Ok(0));
+        assert_eq!(read("negotiateVersion=0"), Ok(0));
+        assert_eq!(read("a=b&NegotiateVersion=1&useStatefulReconnect=true"), Ok(1));
+        assert_eq!(read("negotiateVersion=2147483647"), Ok(1));
+        assert_eq!(read("negotiateVersion=-1"), Err(VersionError::TooOld(-1)));
+        for value in ["", "one", "1.0", "2147483648", "1,1"] {
+            assert_eq!(read(&std::format!("negotiateVersion={value}")), Err(VersionError::NotAnInteger), "{value:?}");
+        }
+    }
+
+    #[test]
+    fn version_errors_have_status_200_and_aspnets_words() {
+        let mut out = Vec::new();
+        error_reply(VersionError::TooOld(i32::MIN), Cors::None, true, &mut out);
+        let reply = String::from_utf8(out).unwrap();
+        assert!(reply.starts_with("HTTP/1.1 200 OK\r\n"));
+        let expected = r#"{"error":"The client requested version '-2147483648', but the server does not support this version."}"#;
+        assert!(reply.ends_with(expected), "{reply}");
+        let mut out = Vec::new();
+        error_reply(VersionError::NotAnInteger, Cors::None, true, &mut out);
+        assert!(out.ends_with(br#"{"error":"The client requested a non-integer protocol version."}"#));
+    }
+}
