@@ -14,4 +14,7 @@ pub mod control;
 #[cfg(feature = "std")]
 pub mod demo;
 #[cfg(feature = "std")]
+#[doc(hidden)]
+pub mod fuzzing;
+#[cfg(feature = "std")]
 pub mod metrics;
