@@ -525,8 +525,9 @@ impl<'a> List<'a> {
     fn escape_after_backslash(&mut self, text: &mut [u8]) -> Option<usize> {
         let mut length = 1;
         while length < 2 || (text[1] == b'u' && length < 6) {
+            let character = self.next()?;
             // Zero is no part of any escape.
-            text[length] = u8::try_from(self.next()?).unwrap_or(0) & 0x7f;
+            text[length] = if character.is_ascii() { character as u8 } else { 0 };
             length += 1;
         }
         Some(length)
