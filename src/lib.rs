@@ -14,4 +14,8 @@ pub mod control;
 #[cfg(feature = "std")]
 pub mod demo;
 #[cfg(feature = "std")]
+pub mod logging;
+#[cfg(feature = "std")]
 pub mod metrics;
+#[cfg(feature = "std")]
+pub mod ws_echo;

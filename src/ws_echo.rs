@@ -1,0 +1,5 @@
+//! (under construction)
+
+pub fn serve(_listener: std::net::TcpListener) -> std::io::Result<()> {
+    todo!()
+}
