@@ -186,6 +186,7 @@ impl AppServer {
     }
 
     /// Graceful stop: each connection receives `{"type":7,"allowReconnect":true}` (contract 4.5).
+    /// When it returns, the address is free again.
     pub async fn shutdown(self) {
         self.shared.stopping.send_replace(true);
         let mut connections = std::mem::take(&mut *lock(&self.shared.connections));
@@ -193,7 +194,25 @@ impl AppServer {
         if tokio::time::timeout(SHUTDOWN_TIMEOUT, ended).await.is_err() {
             tracing::warn!("connections are cut that did not end in time");
         }
+        drop(connections);
+        self.kill().await;
         tracing::info!("app server stopped");
+    }
+
+    /// Stops at once, as a crash would: no goodbye, every connection cut. When it returns, the address is free again.
+    pub async fn kill(mut self) {
+        let mut connections = std::mem::take(&mut *lock(&self.shared.connections));
+        connections.shutdown().await;
+        for task in std::mem::take(&mut self.tasks) {
+            task.abort();
+            let _ = task.await;
+        }
+    }
+
+    /// Cuts one connection without a goodbye: half of a test that loses a lane. Returns whether there was one.
+    /// The server notices as it would notice a reset.
+    pub fn cut(&self, connection_id: &str) -> bool {
+        self.shared.hub().cut(connection_id)
     }
 }
 

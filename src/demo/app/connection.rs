@@ -4,6 +4,7 @@ use futures_util::stream::{SplitSink, SplitStream};
 use futures_util::{SinkExt, StreamExt};
 use std::sync::Arc;
 use std::time::Duration;
+use tokio::task::JoinHandle;
 use tokio::time::{Instant, MissedTickBehavior, sleep, sleep_until, timeout};
 
 use super::Shared;
@@ -23,7 +24,7 @@ const CLOSED_WITH_AN_ERROR: &str = "Connection closed with an error.";
 pub async fn run(shared: Arc<Shared>, id: ConnectionId, user: Option<String>, socket: WebSocket) {
     let (sink, stream) = socket.split();
     let outbox = Arc::new(Outbox::new(shared.options.outbox_bytes_max));
-    let writer = tokio::spawn(write(outbox.clone(), sink, shared.options.keep_alive));
+    let mut writer = Writer(tokio::spawn(write(outbox.clone(), sink, shared.options.keep_alive)));
     let mut reader = Reader { shared: &shared, stream, outbox: &outbox, buffer: Vec::new() };
     if let Ok(protocol) = reader.handshake().await {
         shared.hub().connected(&id, protocol, user, outbox.clone());
@@ -33,7 +34,7 @@ pub async fn run(shared: Arc<Shared>, id: ConnectionId, user: Option<String>, so
     }
     outbox.close();
     let flushed = timeout(CLOSE_TIMEOUT, async {
-        let _ = writer.await;
+        let _ = (&mut writer.0).await;
         // The peer's close frame, or its end.
         while let Some(Ok(_)) = reader.stream.next().await {}
     });
@@ -42,11 +43,21 @@ pub async fn run(shared: Arc<Shared>, id: ConnectionId, user: Option<String>, so
     }
 }
 
+/// The writing task, which must not outlive the connection's own when that is cut.
+struct Writer(JoinHandle<()>);
+
+impl Drop for Writer {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
+
 /// Why a connection ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum End {
-    /// The socket ended, or the peer does not read any more.
+    /// The socket ended.
     Lost,
+    /// The peer does not read.
     Slow,
     /// The peer sent a Close message.
     Closed,
@@ -209,7 +220,7 @@ impl Reader<'_> {
         loop {
             let message = tokio::select! {
                 message = self.stream.next() => message,
-                () = self.outbox.broken() => return Err(End::Slow),
+                () = self.outbox.broken() => return Err(if self.outbox.overflowed() { End::Slow } else { End::Lost }),
                 () = &mut silence => return Err(End::Silent),
                 _ = stopping.wait_for(|stopping| *stopping) => return Err(End::Stopping),
             };

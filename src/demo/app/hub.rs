@@ -216,6 +216,14 @@ impl Hub {
         }
     }
 
+    /// Ends a connection as if it were lost; its reader does the rest.
+    pub fn cut(&mut self, id: &str) -> bool {
+        self.connections.get(id).is_some_and(|connection| {
+            connection.outbox.abandon();
+            true
+        })
+    }
+
     /// Replaces the lane's `Items` by an `Invoke`'s metadata (contract 2.5, step 1).
     pub fn invoked(&mut self, lane: &ConnectionId, metadata: Vec<(String, Argument)>) {
         self.counters.invokes += 1;

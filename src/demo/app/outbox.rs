@@ -18,6 +18,7 @@ pub struct Outbox {
 struct Queue {
     records: Vec<u8>,
     closed: bool,
+    overflowed: bool,
 }
 
 /// What the writer is to do next.
@@ -46,11 +47,9 @@ impl Outbox {
             return Err(Refused);
         }
         if queue.records.len() + record.len() > self.bytes_max {
-            queue.closed = true;
-            queue.records = Vec::new();
+            queue.overflowed = true;
             drop(queue);
-            self.ready.notify_one();
-            self.broken.notify_one();
+            self.abandon();
             return Err(Refused);
         }
         let was_empty = queue.records.is_empty();
@@ -66,6 +65,16 @@ impl Outbox {
     pub fn close(&self) {
         self.lock().closed = true;
         self.ready.notify_one();
+    }
+
+    /// Throws away what is queued and ends the connection.
+    pub fn abandon(&self) {
+        let mut queue = self.lock();
+        queue.closed = true;
+        queue.records = Vec::new();
+        drop(queue);
+        self.ready.notify_one();
+        self.broken.notify_one();
     }
 
     /// The writer failed: the reader need not wait for the socket to tell it.
@@ -87,6 +96,11 @@ impl Outbox {
         let end = within.or_else(|| memchr::memchr(0x1E, &queue.records)).expect("records end in a separator") + 1;
         let rest = queue.records.split_off(end);
         Next::Write(std::mem::replace(&mut queue.records, rest))
+    }
+
+    /// The peer did not read and the bound was reached.
+    pub fn overflowed(&self) -> bool {
+        self.lock().overflowed
     }
 
     pub async fn ready(&self) {
