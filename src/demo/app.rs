@@ -15,6 +15,7 @@ use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header}
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Json, Response};
 use axum::routing::{get, post};
+use axum::serve::ListenerExt;
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use serde_json::{Value, json};
@@ -140,6 +141,12 @@ pub async fn bind(addr: SocketAddr, options: AppOptions) -> io::Result<AppServer
         .route("/__double/bindings", get(async |State(shared): State<Arc<Shared>>| Json(shared.hub().binding_snapshots())))
         .layer(axum::middleware::from_fn(cross_origin))
         .with_state(shared.clone());
+    // As Kestrel does: a record waits for nothing.
+    let listener = listener.tap_io(|stream| {
+        if let Err(error) = stream.set_nodelay(true) {
+            tracing::debug!(%error, "TCP_NODELAY cannot be set");
+        }
+    });
     let mut stopping = shared.stopping.subscribe();
     let serve = axum::serve(listener, router).with_graceful_shutdown(async move {
         let _ = stopping.wait_for(|stopping| *stopping).await;

@@ -30,7 +30,7 @@ pub fn origin(metadata: &[(String, Argument)], own_hub_id: &Arc<str>) -> Result<
     };
     let context: Option<ConnectionContext> = serde_json::from_str(text).map_err(|_| BadContext)?;
     let Some(context) = context else { return Ok(None) };
-    if !context.time_stamp.is_none_or(|stamp| clock::parse(&stamp).is_some()) {
+    if context.time_stamp.is_some_and(|stamp| clock::parse(&stamp).is_none()) {
         return Err(BadContext);
     }
     // Without an id the getter of the binding dictionary would throw on a null key.
