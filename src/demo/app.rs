@@ -7,7 +7,8 @@
 //! It stands on axum, so that foreign code checks our framing, and shares no codec with the proxy.
 //!
 //! Not in it: server-sent events and long polling (lanes and the clients of the demo use WebSockets), MessagePack, `$headers`
-//! authentication.
+//! authentication. Stricter than ASP.NET in one point: a text message that ends inside a UTF-8 character ends the connection, as the
+//! WebSocket library demands it (reference 16.4); binary ones may.
 use axum::Router;
 use axum::extract::ws::{WebSocketUpgrade, rejection::WebSocketUpgradeRejection};
 use axum::extract::{Query, Request, State};

@@ -40,6 +40,8 @@ function notice(text) {
 function addressOf(other) {
   const address = new URL(location.href);
   address.searchParams.set("node", other);
+  // The other tab is somebody else.
+  address.searchParams.delete("name");
   return address.href;
 }
 
@@ -111,6 +113,7 @@ byId("chat-form").addEventListener("submit", (event) => {
   const id = `${Date.now().toString(36)}-${Math.random().toString(36).slice(2, 10)}`;
   const message = { MessageId: id, SenderId: byId("name").value, Time: new Date().toISOString(), Sequence: ++sequence, Text: text };
   sentAt.set(id, { at: performance.now() });
+  if (sentAt.size > MESSAGES_SHOWN) sentAt.delete(sentAt.keys().next().value);
   if (client.update(CHAT, { SendMessage: message })) input.value = "";
   else notice("Not connected: the message was not sent.");
   input.focus();
