@@ -250,5 +250,4 @@ describe("npm @microsoft/signalr 10", () => {
     await socket.end();
     await app.empty();
   });
-
 });

@@ -6,9 +6,7 @@
 
 import { spawn } from "node:child_process";
 import { once } from "node:events";
-import { mkdtempSync, rmSync, writeFileSync } from "node:fs";
 import net from "node:net";
-import os from "node:os";
 import path from "node:path";
 import { fileURLToPath } from "node:url";
 
@@ -163,23 +161,9 @@ export class App extends Running {
 
 /** A node. */
 export class Node extends Running {
-  /** `settings`: TOML text added to the node's configuration file. */
-  static async start(app, { port = 0, shards = 2, settings = "" } = {}) {
-    const args = [
-      ["run"],
-      ["--listen", `127.0.0.1:${port}`],
-      ["--admin", "127.0.0.1:0"],
-      ["--app-server", app.url],
-      ["--shards", String(shards)],
-    ].flat();
-    let folder;
-    if (settings) {
-      folder = mkdtempSync(path.join(os.tmpdir(), "signalring-"));
-      writeFileSync(path.join(folder, "node.toml"), settings);
-      args.push("--config", path.join(folder, "node.toml"));
-    }
-    const node = new Node("node", args);
-    node.ended.then(() => folder && rmSync(folder, { recursive: true, force: true }));
+  static async start(app, { port = 0, flags = [] } = {}) {
+    const addresses = ["--listen", `127.0.0.1:${port}`, "--admin", "127.0.0.1:0", "--app-server", app.url];
+    const node = new Node("node", ["run", ...addresses, "--shards", "2", ...flags]);
     const [, url, number] = await node.line(LISTENING);
     node.url = url;
     node.port = Number(number);
@@ -190,7 +174,7 @@ export class Node extends Running {
 }
 
 /** An app server and what clients connect to: `count` nodes, or the app server itself, several times. */
-export async function world({ count = 1, settings = "" } = {}) {
+export async function world({ count = 1, flags = [] } = {}) {
   const app = await App.start();
   const nodes = [];
   const stop = async () => {
@@ -198,7 +182,7 @@ export async function world({ count = 1, settings = "" } = {}) {
     await app.stop();
   };
   try {
-    while (nodes.length < count) nodes.push(direct ? aliasOf(app) : await Node.start(app, { settings }));
+    while (nodes.length < count) nodes.push(direct ? aliasOf(app) : await Node.start(app, { flags }));
   } catch (error) {
     await stop();
     throw error;
