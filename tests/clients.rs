@@ -15,7 +15,7 @@ fn npm_clients_through_nodes_to_the_app_server() {
     let folder = common::npm_clients();
     let mut suite = Command::new("node");
     suite.args(["--test", "--test-concurrency=2", "--test-reporter=spec"]).current_dir(folder);
-    suite.env("SIGNALRING_BIN", env!("CARGO_BIN_EXE_signalring")).env_remove("NODE_OPTIONS").env_remove("TARGET");
+    suite.env("BINARY", env!("CARGO_BIN_EXE_signalring")).env_remove("NODE_OPTIONS").env_remove("TARGET");
     let mut suite = Process::spawn("node --test", &mut suite).expect("node was there a moment ago");
     let status = suite.wait(SUITE);
     let output = suite.output();

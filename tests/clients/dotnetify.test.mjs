@@ -62,9 +62,25 @@ describe("npm dotnetify", () => {
     assert.deepEqual(nobody.exceptions[0], { name: "Exception", message: unknownVm("NobodyVM") });
   });
 
+  test("an exception while creating or updating reaches the view model's handler, and the connection lives on", async () => {
+    const tab = open(near);
+    const faulty = tab.connect("FaultyVM", { vmArg: { ExceptionType: "ArgumentException", Message: 'no "é"' } });
+    await faulty.has("an exception", (_, component) => component.exceptions.length > 0);
+    assert.deepEqual(faulty.exceptions, [{ name: "ArgumentException", message: 'no "é"' }]);
+
+    const hello = tab.connect("HelloWorldVM");
+    await hello.has("its state", (state) => "FullName" in state);
+    hello.dispatch({ Throw: "not you" });
+    await hello.has("an exception", (_, component) => component.exceptions.length > 0);
+    assert.deepEqual(hello.exceptions, [{ name: "UnauthorizedAccessException", message: "not you" }]);
+    hello.dispatch({ FirstName: "Still", LastName: "alive" });
+    await hello.has("its name", (state) => state.FullName === "Still alive");
+    assert.ok(!tab.states.includes("disconnected"), `states: ${tab.states}`);
+  });
+
   test("several view models of one tab, one of them broken, do not disturb each other", async () => {
     const tab = open(near);
-    const broken = tab.connect("BrokenVM");
+    const broken = tab.connect("FaultyVM");
     const hello = tab.connect("HelloWorldVM");
     const instance = tab.connect("HelloWorldVM$second");
     await hello.has("its state", (state) => "FullName" in state);
@@ -84,7 +100,7 @@ describe("npm dotnetify", () => {
   test("a chat room spans nodes, and a leaver is seen by the other", async () => {
     const [ada, bob] = [open(near), open(far)];
     const [atAda, atBob] = ["ada", "bob"].map((id, i) =>
-      [ada, bob][i].connect("ChatRoomVM", { vmArg: { ChatRoom: "Across", ClientId: id }, state: { Messages: [], Users: [] } }),
+      [ada, bob][i].connect("ChatRoomVM", { vmArg: { ChatRoom: "Across", ClientId: id } }),
     );
     for (const room of [atAda, atBob]) await room.has("its state", (_, component) => component.received.length > 0);
 
@@ -95,13 +111,13 @@ describe("npm dotnetify", () => {
     atBob.dispatch({ SendMessage: { MessageId: "m2", SenderId: "bob", Time: new Date().toISOString(), Sequence: 1 } });
     await atAda.has("bob's message", heard("m2"));
 
-    const users = (...ids) => (state) => {
-      const names = (state.Users ?? []).map((user) => user.Id ?? user.ClientId ?? user);
-      return ids.length === names.length && ids.every((id) => names.includes(id));
-    };
-    await atAda.has("both users", users("ada", "bob"));
+    const users = (...names) => (state) => names.join() === (state.Users ?? []).map((user) => user.Name).join();
+    atAda.dispatch({ Name: "Ada" });
+    await atBob.has("Ada in the room", users("Ada"));
+    atBob.dispatch({ Name: "Bob" });
+    for (const room of [atAda, atBob]) await room.has("both users", users("Ada", "Bob"));
     await bob.close();
-    await atAda.has("bob's leaving", users("ada"));
+    await atAda.has("Bob's leaving", users("Ada"));
   });
 
   test("a response for a view model that the tab does not have is answered by Dispose_VM", async () => {

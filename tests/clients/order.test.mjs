@@ -32,7 +32,7 @@ describe("order", () => {
     await Promise.all(
       Array.from({ length: 200 }, async (_, index) => {
         const client = await open(index);
-        const calls = [client.request("HelloWorldVM")];
+        const calls = [client.request("HelloWorldVM", { $vmArg: { TickInterval: "0" } })];
         for (let i = 1; i <= updates; i += 1) {
           calls.push(client.update("HelloWorldVM", { FirstName: `${index}-${i}`, LastName: "." }));
         }
@@ -99,7 +99,7 @@ describe("order", () => {
     const listeners = [];
     for (let i = 0; i < 10; i += 1) {
       const client = await open(i);
-      await client.request("BroadcastVM", { $vmArg: { Interval: "50", TickInterval: "50" } });
+      await client.request("BroadcastVM", { $vmArg: { TickInterval: "50" } });
       listeners.push(client);
     }
     const ticks = (client) =>

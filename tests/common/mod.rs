@@ -52,7 +52,13 @@ impl Process {
 
     /// The `signalring` command of this build.
     pub fn signalring(name: &str, arguments: &[&str]) -> Process {
-        Process::spawn(name, Command::new(env!("CARGO_BIN_EXE_signalring")).args(arguments)).expect("the binary of this build starts")
+        let mut command = Command::new(env!("CARGO_BIN_EXE_signalring"));
+        command.args(arguments);
+        // The settings of whoever runs the tests are not the tests'.
+        for (key, _) in std::env::vars_os().filter(|(key, _)| key.to_string_lossy().starts_with("SIGNALRING_")) {
+            command.env_remove(key);
+        }
+        Process::spawn(name, &mut command).expect("the binary of this build starts")
     }
 
     pub fn id(&self) -> u32 {

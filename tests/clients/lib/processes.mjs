@@ -1,8 +1,8 @@
 // Starts the product's own processes for a test, on ports the kernel chose, and never leaves one behind.
 //
-// SIGNALRING_BIN  the `signalring` binary (default: the debug build of this tree)
-// TARGET          `node` (default) puts proxy nodes in front of the app server; `direct` points the clients at the app
-//                 server itself, to tell a fault of the node from a fault of a test
+// BINARY  the `signalring` binary (default: the debug build of this tree)
+// TARGET  `node` (default) puts proxy nodes in front of the app server; `direct` points the clients at the app server
+//         itself, to tell a fault of the node from a fault of a test
 
 import { spawn } from "node:child_process";
 import { once } from "node:events";
@@ -12,7 +12,7 @@ import { fileURLToPath } from "node:url";
 
 const here = path.dirname(fileURLToPath(import.meta.url));
 
-export const binary = process.env.SIGNALRING_BIN ?? path.resolve(here, "../../../target/debug/signalring");
+export const binary = process.env.BINARY ?? path.resolve(here, "../../../target/debug/signalring");
 export const direct = process.env.TARGET === "direct";
 
 /** How long anything in these tests may take before it counts as lost. Generous: two busy cores. */
@@ -63,12 +63,12 @@ export async function freePort() {
 
 /** One running `signalring` command. */
 class Running {
-  constructor(name, args, env = {}) {
+  constructor(name, args) {
     this.name = name;
     this.output = "";
     this.child = spawn(binary, args, {
       stdio: ["ignore", "pipe", "pipe"],
-      env: { ...process.env, ...env },
+      env: Object.fromEntries(Object.entries(process.env).filter(([key]) => !key.startsWith("SIGNALRING_"))),
     });
     living.add(this.child);
     this.ended = new Promise((done) => {
@@ -129,11 +129,12 @@ export class App extends Running {
     return app;
   }
 
-  /** What the double says about itself. */
+  /** What the double says about itself, as figures: of a list or a map, how many entries it has. */
   async double() {
     const answer = await fetch(`${this.url}/__double`);
     if (!answer.ok) throw new Error(`/__double answered ${answer.status}`);
-    return await answer.json();
+    const count = (value) => (value !== null && typeof value === "object" ? Object.keys(value).length : value);
+    return Object.fromEntries(Object.entries(await answer.json()).map(([name, value]) => [name, count(value)]));
   }
 
   /** Waits until it remembers nobody, and checks that nothing went wrong on the way there. */
@@ -170,6 +171,18 @@ export class Node extends Running {
     node.admin = (await node.line(/admin on (http:\/\/127\.0\.0\.\d+:\d+)/))[1];
     await until("the node to be ready", async () => (await fetch(`${node.admin}/ready`)).ok);
     return node;
+  }
+}
+
+/** `signalring demo`: an app server, two nodes and the page. */
+export class Demo extends Running {
+  static async start() {
+    const demo = new Demo("demo", ["demo"]);
+    demo.page = (await demo.line(/page[^\n]*?(http:\/\/[^\s?]+)/i))[1];
+    const nodes = () => [...demo.output.matchAll(/node[^\n]*?(http:\/\/[\w.]+:\d+)/gi)].map(([, url]) => url);
+    await until("the demo to print its nodes", () => new Set(nodes()).size >= 2);
+    demo.nodes = [...new Set(nodes())].slice(0, 2);
+    return demo;
   }
 }
 
