@@ -48,6 +48,17 @@ describe("npm dotnetify", () => {
     await app.settled("the view model is gone", (double) => double.view_models === 0);
   });
 
+  test("vmArg and headers reach the view model", async () => {
+    const vmArg = { FirstName: 'é"<\\', LastName: "😀", TickInterval: 0 };
+    const hello = open(near).connect("HelloWorldVM", { vmArg, headers: { Authorization: "Bearer abc" } });
+    await hello.has("its state", (state) => state.FullName === `${vmArg.FirstName} ${vmArg.LastName}`);
+    // An update that carries nothing but headers changes nothing else.
+    hello.dispatch({ $headers: { Authorization: "Bearer new" } });
+    hello.dispatch({ LastName: "Z" });
+    await hello.has("its name", (state) => state.FullName === `${vmArg.FirstName} Z`);
+    assert.deepEqual(hello.exceptions, []);
+  });
+
   test("text of every kind comes back as it went", async () => {
     const hello = open(near).connect("HelloWorldVM");
     await hello.has("its state", (state) => "FullName" in state);
@@ -140,7 +151,7 @@ describe("npm dotnetify", () => {
 
   test("a dropped socket brings the tab back by itself", async () => {
     const tab = open(near);
-    const hello = tab.connect("HelloWorldVM", { vmArg: { Remember: "me" } });
+    const hello = tab.connect("HelloWorldVM", { vmArg: { FirstName: "Remembered" } });
     await hello.has("its state", (state) => "FullName" in state);
     const received = hello.received.length;
     // What a lost network looks like from here: the socket ends and nothing is said.
@@ -148,6 +159,7 @@ describe("npm dotnetify", () => {
       tab.hub._connection.connection.transport.webSocket.terminate();
     await until("the tab to notice", () => tab.states.includes("disconnected"));
     await hello.has("its state again", (_, component) => component.received.length > received);
+    assert.equal(hello.state.FullName, "Remembered World");
     await until("the tab to be connected", () => tab.states.at(-1) === "connected");
   });
 

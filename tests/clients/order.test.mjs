@@ -29,9 +29,9 @@ describe("order", () => {
   test("200 clients: a request and 20 updates in one breath each", async () => {
     const updates = 20;
     // A cold pool is the hard case (contract 8, check 2), and npm clients put their calls in one frame.
+    const senders = await Promise.all(Array.from({ length: 200 }, (_, index) => open(index)));
     await Promise.all(
-      Array.from({ length: 200 }, async (_, index) => {
-        const client = await open(index);
+      senders.map(async (client, index) => {
         const calls = [client.request("HelloWorldVM", { $vmArg: { TickInterval: "0" } })];
         for (let i = 1; i <= updates; i += 1) {
           calls.push(client.update("HelloWorldVM", { FirstName: `${index}-${i}`, LastName: "." }));
@@ -39,7 +39,7 @@ describe("order", () => {
         await Promise.all(calls);
       }),
     );
-    for (const [index, client] of clients.entries()) {
+    for (const [index, client] of senders.entries()) {
       const names = () =>
         client.responses
           .map(({ data }) => data.FullName)

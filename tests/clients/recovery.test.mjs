@@ -18,7 +18,7 @@ describe("recovery", { concurrency: true }, () => {
 
     const tabs = [new Tab(node.url), new Tab(node.url)];
     t.after(() => Promise.all(tabs.map((tab) => tab.close())));
-    const hellos = tabs.map((tab) => tab.connect("HelloWorldVM", { vmArg: { Kept: true } }));
+    const hellos = tabs.map((tab, i) => tab.connect("HelloWorldVM", { vmArg: { FirstName: `Kept${i}` } }));
     for (const hello of hellos) await hello.has("its state", (state) => "FullName" in state);
     const reconnecting = await Client.connect(node.url, { reconnect: true, name: "signalr 10" });
     t.after(() => reconnecting.stop());
@@ -35,6 +35,7 @@ describe("recovery", { concurrency: true }, () => {
 
     for (const [i, hello] of hellos.entries()) {
       await hello.has("its state again", (_, component) => component.received.length > received[i]);
+      assert.equal(hello.state.FullName, `Kept${i} World`);
       hello.dispatch({ FirstName: `Back${i}`, LastName: "Again" });
       await hello.has("its name", (state) => state.FullName === `Back${i} Again`);
     }
@@ -53,7 +54,7 @@ describe("recovery", { concurrency: true }, () => {
 
     const tabs = Array.from({ length: 5 }, () => new Tab(node.url));
     t.after(() => Promise.all(tabs.map((tab) => tab.close())));
-    const hellos = tabs.map((tab) => tab.connect("HelloWorldVM"));
+    const hellos = tabs.map((tab, i) => tab.connect("HelloWorldVM", { vmArg: { FirstName: `Kept${i}` } }));
     for (const hello of hellos) await hello.has("its state", (state) => "FullName" in state);
 
     for (const ending of ["kill", "stop"]) {
@@ -63,8 +64,9 @@ describe("recovery", { concurrency: true }, () => {
       for (const [i, hello] of hellos.entries()) {
         // Replayed by the node, or asked again by the client after a Close with allowReconnect: state must come.
         await hello.has(`its state after ${ending}`, (_, component) =>
-          component.received.slice(received[i]).some((change) => "Greetings" in change),
+          component.received.slice(received[i]).some((change) => "FullName" in change),
         );
+        assert.equal(hello.state.FullName, `Kept${i} World`);
         hello.dispatch({ FirstName: `${ending}${i}`, LastName: "X" });
         await hello.has("its name", (state) => state.FullName === `${ending}${i} X`);
       }

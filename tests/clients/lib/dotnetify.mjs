@@ -1,5 +1,5 @@
 // The npm `dotnetify` client, unmodified, in Node. It wants to be in a browser: it needs `window`, and its SignalR library
-// then looks for the browser's own `fetch` and `WebSocket`. Nothing else of a browser is there.
+// `self`, and then the browser's own `fetch` and `WebSocket`. Nothing else of a browser is there.
 
 import { createRequire } from "node:module";
 import { WebSocket } from "ws";
@@ -7,6 +7,7 @@ import { until } from "./processes.mjs";
 
 const require = createRequire(import.meta.url);
 globalThis.window = globalThis;
+globalThis.self = globalThis;
 globalThis.WebSocket ??= WebSocket;
 
 

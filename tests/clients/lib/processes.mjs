@@ -16,12 +16,15 @@ export const binary = process.env.BINARY ?? path.resolve(here, "../../../target/
 export const direct = process.env.TARGET === "direct";
 
 /** How long anything in these tests may take before it counts as lost. Generous: two busy cores. */
-export const PATIENCE_MS = 20_000;
+export const PATIENCE_MS = Number(process.env.PATIENCE_MS ?? 20_000);
 
 const living = new Set();
 process.on("exit", () => {
   for (const child of living) child.kill("SIGKILL");
 });
+
+/** Thrown by a probe of `until` that need not be asked again. */
+export class Hopeless extends Error {}
 
 /** Calls `probe` until it returns something truthy; fails with `what` when the deadline passes. */
 export async function until(what, probe, patience = PATIENCE_MS) {
@@ -33,6 +36,7 @@ export async function until(what, probe, patience = PATIENCE_MS) {
       if (value) return value;
       last = undefined;
     } catch (error) {
+      if (error instanceof Hopeless) throw error;
       last = error;
     }
     if (Date.now() > deadline) {
@@ -73,13 +77,13 @@ class Running {
     living.add(this.child);
     this.ended = new Promise((done) => {
       this.child.once("error", (error) => {
-        this.output += `${error}\n`;
+        this.over = `${this.name} did not start: ${error}`;
         done({ code: null, signal: null, error });
       });
       // `exit` and not `close`: a test must not wait for somebody else who holds the pipe.
       this.child.once("exit", (code, signal) => {
         living.delete(this.child);
-        this.over = true;
+        this.over = `${this.name} ended (${signal ?? code})`;
         done({ code, signal });
       });
     });
@@ -96,7 +100,7 @@ class Running {
   async line(pattern) {
     return await until(`${this.name} to print ${pattern}`, () => {
       const found = pattern.exec(this.output);
-      if (!found && this.over) throw new Error(`${this.name} ended:\n${this.output}`);
+      if (!found && this.over) throw new Hopeless(this.over);
       return found;
     }).catch((error) => {
       throw new Error(`${error.message}; it printed:\n${this.output}`, { cause: error });

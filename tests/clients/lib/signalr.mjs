@@ -3,7 +3,7 @@
 
 import signalR from "signalr10";
 import { WebSocket } from "ws";
-import { until, within } from "./processes.mjs";
+import { Hopeless, until, within } from "./processes.mjs";
 
 export const { HttpTransportType, HubConnectionState } = signalR;
 export const RECORD_END = "\u001e";
@@ -21,8 +21,9 @@ class Responses {
   /** The first response at or after index `from` that satisfies `test`. */
   async response(what, test, from = 0) {
     return await until(`${this.name}: ${what}`, () => {
-      if (this.closed && !this.responses.slice(from).some(test)) throw new Error(`closed: ${this.closed.error}`);
-      return this.responses.slice(from).find(test);
+      const found = this.responses.slice(from).find(test);
+      if (!found && this.closed) throw new Hopeless(`${this.name} was closed (${this.closed.error}) while waiting for ${what}`);
+      return found;
     }).catch((error) => {
       const last = JSON.stringify(this.responses.slice(-3)).slice(0, 2000);
       throw new Error(`${error.message}; the last responses were ${last}`, { cause: error });
