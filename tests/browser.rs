@@ -12,7 +12,10 @@ const CHROMIUM: &str = "/usr/bin/chromium";
 #[test]
 #[ignore = "needs Chromium (Debian package chromium); run: cargo test --test browser -- --ignored"]
 fn two_tabs_of_the_demo_page_on_two_nodes() {
-    assert!(Path::new(CHROMIUM).exists(), "the browser test needs Chromium at {CHROMIUM} (Debian: apt-get install chromium)");
+    assert!(
+        Path::new(CHROMIUM).exists(),
+        "the browser test needs Chromium at {CHROMIUM} (Debian: apt-get install chromium)"
+    );
     let folder = common::npm_clients();
     let screenshots = common::repository().join("target/screenshots");
     std::fs::create_dir_all(&screenshots).expect("target/ can be written");

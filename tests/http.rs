@@ -22,7 +22,12 @@ fn refused(node: &Node, name: &str, request: &[u8], statuses: &[u16]) -> Reply {
     let reply = exchange(node.address, request, PATIENCE);
     assert!(statuses.contains(&reply.status), "{name}: wanted {statuses:?}, got {:?}", reply.text);
     assert!(reply.closed, "{name}: the connection must be closed after a refusal");
-    assert_eq!(reply.header("connection").map(str::to_ascii_lowercase).as_deref(), Some("close"), "{name}: {}", reply.text);
+    assert_eq!(
+        reply.header("connection").map(str::to_ascii_lowercase).as_deref(),
+        Some("close"),
+        "{name}: {}",
+        reply.text
+    );
     assert!(!reply.body.contains("HTTP/1.1"), "{name}: one request, one reply: {:?}", reply.text);
     reply
 }
@@ -40,7 +45,11 @@ fn smuggling_shapes_and_malformed_heads_are_refused_and_closed() {
     let smuggled = "GET /dotnetify HTTP/1.1\r\nHost: x\r\n\r\n";
     let cases: &[(&str, String, &[u16])] = &[
         // RFC 9112 §6.3: length that two readers could see differently.
-        ("both lengths", format!("{negotiate}Content-Length: 4\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n{smuggled}"), &[400, 501]),
+        (
+            "both lengths",
+            format!("{negotiate}Content-Length: 4\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n{smuggled}"),
+            &[400, 501],
+        ),
         ("chunked", format!("{negotiate}Transfer-Encoding: chunked\r\n\r\n0\r\n\r\n{smuggled}"), &[400, 501]),
         ("disguised chunked", format!("{negotiate}Transfer-Encoding: xchunked\r\n\r\n"), &[400, 501]),
         ("two different lengths", format!("{negotiate}Content-Length: 0\r\nContent-Length: 5\r\n\r\nhello"), &[400]),
@@ -94,9 +103,11 @@ fn oversized_heads_and_bodies_are_refused_at_their_bound() {
     refused(&node, "a body of 1 MiB", format!("{post}Content-Length: 1048576\r\n\r\n").as_bytes(), &[413]);
 
     // Just inside the bounds.
-    let cookie = format!("{post}Cookie: {}\r\nContent-Length: 3\r\nConnection: close\r\n\r\nabc", "c".repeat(20 * 1024));
+    let cookie =
+        format!("{post}Cookie: {}\r\nContent-Length: 3\r\nConnection: close\r\n\r\nabc", "c".repeat(20 * 1024));
     assert_eq!(exchange(node.address, cookie.as_bytes(), PATIENCE).status, 200);
-    let query = format!("POST /dotnetify/negotiate?x={} HTTP/1.1\r\n{host}Connection: close\r\n\r\n", "y".repeat(7 * 1024));
+    let query =
+        format!("POST /dotnetify/negotiate?x={} HTTP/1.1\r\n{host}Connection: close\r\n\r\n", "y".repeat(7 * 1024));
     assert_eq!(exchange(node.address, query.as_bytes(), PATIENCE).status, 200);
 }
 
@@ -121,7 +132,11 @@ fn a_slow_head_is_cut_off_however_busily_it_drips() {
                     }
                 });
                 let reply = common::read_reply(&mut stream, PATIENCE);
-                assert!(reply.closed && begun.elapsed() < Duration::from_secs(4), "after {:?}: {reply:?}", begun.elapsed());
+                assert!(
+                    reply.closed && begun.elapsed() < Duration::from_secs(4),
+                    "after {:?}: {reply:?}",
+                    begun.elapsed()
+                );
                 assert!(begun.elapsed() >= Duration::from_millis(400), "too early: {:?}", begun.elapsed());
                 assert!(matches!(reply.status, 408) || reply.reset, "{reply:?}");
                 let _ = stream.shutdown(std::net::Shutdown::Both);
@@ -140,7 +155,10 @@ fn a_slow_head_is_cut_off_however_busily_it_drips() {
             let reply = common::read_reply(&mut stream, PATIENCE);
             assert!(reply.closed && reply.status == 408, "{reply:?}");
             let taken = begun.elapsed();
-            assert!(taken > Duration::from_secs(4) && taken < Duration::from_secs(9), "5 s is the default, it took {taken:?}");
+            assert!(
+                taken > Duration::from_secs(4) && taken < Duration::from_secs(9),
+                "5 s is the default, it took {taken:?}"
+            );
         });
     });
     wait_for("the refusal to be counted", PATIENCE, || (usual.refusals("head_timeout") >= 1.0).then_some(()));
@@ -156,20 +174,26 @@ fn methods_and_paths() {
     for method in ["GET", "PUT", "DELETE", "HEAD", "PATCH"] {
         let reply = ask(&format!("{method} /dotnetify/negotiate"));
         assert_eq!(reply.status, 405, "{method}: {}", reply.text);
-        let allow = reply.header("allow").unwrap_or_else(|| panic!("{method}: RFC 9110 §15.5.6 wants Allow: {}", reply.text));
+        let allow =
+            reply.header("allow").unwrap_or_else(|| panic!("{method}: RFC 9110 §15.5.6 wants Allow: {}", reply.text));
         assert!(allow.contains("POST"), "{allow}");
     }
     for method in ["PUT", "PATCH", "TRACE"] {
         assert_eq!(ask(&format!("{method} /dotnetify")).status, 405, "{method}");
     }
-    for path in ["/", "/other", "/dotnetify/other", "/dotnetify2", "/dotnetify/negotiate/more", "/__double", "/metrics"] {
+    for path in ["/", "/other", "/dotnetify/other", "/dotnetify2", "/dotnetify/negotiate/more", "/__double", "/metrics"]
+    {
         assert_eq!(ask(&format!("GET {path}")).status, 404, "{path}");
     }
     // Paths are compared without case, and one trailing slash is tolerated.
     for path in ["/dotnetify/negotiate", "/DotNetify/Negotiate", "/dotnetify/negotiate?negotiateVersion=1"] {
         let reply = ask(&format!("POST {path}"));
         assert_eq!(reply.status, 200, "{path}: {}", reply.text);
-        assert!(reply.header("content-type").is_some_and(|kind| kind.starts_with("application/json")), "{}", reply.text);
+        assert!(
+            reply.header("content-type").is_some_and(|kind| kind.starts_with("application/json")),
+            "{}",
+            reply.text
+        );
         assert!(reply.header("content-length").is_some());
     }
     assert!(Socket::upgrade(node.address, "/dotnetify/", "").is_ok());
@@ -182,7 +206,10 @@ fn methods_and_paths() {
 #[test]
 fn negotiate_keeps_its_connection_and_takes_any_split() {
     let (_app, node) = start(&[]);
-    let request = format!("POST /dotnetify/negotiate?negotiateVersion=1 HTTP/1.1\r\nHost: {}\r\nContent-Length: 2\r\n\r\n{{}}", node.address);
+    let request = format!(
+        "POST /dotnetify/negotiate?negotiateVersion=1 HTTP/1.1\r\nHost: {}\r\nContent-Length: 2\r\n\r\n{{}}",
+        node.address
+    );
     let last = request.replace("\r\nContent-Length", "\r\nConnection: close\r\nContent-Length");
 
     // Two in one segment, the second saying goodbye.
@@ -219,11 +246,23 @@ fn upgrades_that_are_none() {
         ("a plain GET", get.clone(), 400),
         ("no Connection", format!("{get}Upgrade: websocket\r\nSec-WebSocket-Version: 13\r\n{key}"), 400),
         ("no Upgrade", format!("{get}Connection: Upgrade\r\nSec-WebSocket-Version: 13\r\n{key}"), 400),
-        ("another Upgrade", format!("{get}Connection: Upgrade\r\nUpgrade: h2c\r\nSec-WebSocket-Version: 13\r\n{key}"), 400),
-        ("Connection: keep-alive", format!("{get}Connection: keep-alive\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\n{key}"), 400),
+        (
+            "another Upgrade",
+            format!("{get}Connection: Upgrade\r\nUpgrade: h2c\r\nSec-WebSocket-Version: 13\r\n{key}"),
+            400,
+        ),
+        (
+            "Connection: keep-alive",
+            format!("{get}Connection: keep-alive\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\n{key}"),
+            400,
+        ),
         ("no key", format!("{get}{UPGRADE_HEADERS}"), 400),
         ("a short key", format!("{get}{UPGRADE_HEADERS}Sec-WebSocket-Key: c2hvcnQ=\r\n"), 400),
-        ("a key that is not base64", format!("{get}{UPGRADE_HEADERS}Sec-WebSocket-Key: !!!!!!!!!!!!!!!!!!!!!!==\r\n"), 400),
+        (
+            "a key that is not base64",
+            format!("{get}{UPGRADE_HEADERS}Sec-WebSocket-Key: !!!!!!!!!!!!!!!!!!!!!!==\r\n"),
+            400,
+        ),
         ("two keys", format!("{get}{UPGRADE_HEADERS}{key}{key}"), 400),
     ];
     for (name, head, status) in cases {
@@ -231,11 +270,13 @@ fn upgrades_that_are_none() {
     }
     // RFC 6455 §4.4: the versions that are spoken here.
     for version in ["8", "14", ""] {
-        let head = format!("{get}Connection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: {version}\r\n{key}\r\n");
+        let head =
+            format!("{get}Connection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: {version}\r\n{key}\r\n");
         let reply = refused(&node, "another version", head.as_bytes(), &[426]);
         assert_eq!(reply.header("sec-websocket-version"), Some("13"), "{}", reply.text);
     }
-    let reply = Socket::upgrade(node.address, "/dotnetify?id=AAAAAAAAAAAAAAAAAAAAAA", "").err().expect("no such connection");
+    let reply =
+        Socket::upgrade(node.address, "/dotnetify?id=AAAAAAAAAAAAAAAAAAAAAA", "").err().expect("no such connection");
     assert_eq!((reply.status, reply.body.as_str()), (404, "No Connection with that ID"), "{}", reply.text);
 
     // What browsers and proxies really send.
@@ -267,7 +308,9 @@ fn an_id_is_good_for_one_connection_with_its_own_node_key() {
 }
 
 fn token(address: SocketAddr) -> String {
-    let request = format!("POST /dotnetify/negotiate?negotiateVersion=1 HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n");
+    let request = format!(
+        "POST /dotnetify/negotiate?negotiateVersion=1 HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n"
+    );
     let reply = exchange(address, request.as_bytes(), PATIENCE);
     let body: serde_json::Value = serde_json::from_str(&reply.body).expect("negotiate answers JSON");
     body["connectionToken"].as_str().expect("version 1 has a token").to_string()
@@ -278,7 +321,10 @@ fn origins_without_a_list() {
     let (_app, node) = start(&[]);
     let same = format!("Origin: http://{}\r\n", node.address);
     let negotiate = |origin: &str| {
-        let request = format!("POST /dotnetify/negotiate HTTP/1.1\r\nHost: {}\r\nConnection: close\r\n{origin}\r\n", node.address);
+        let request = format!(
+            "POST /dotnetify/negotiate HTTP/1.1\r\nHost: {}\r\nConnection: close\r\n{origin}\r\n",
+            node.address
+        );
         exchange(node.address, request.as_bytes(), PATIENCE)
     };
     for origin in ["", &same] {
@@ -286,7 +332,8 @@ fn origins_without_a_list() {
         assert_eq!(negotiate(origin).status, 200, "{origin:?}");
     }
     for origin in ["Origin: https://evil.example\r\n", "Origin: null\r\n", "Origin: http://127.0.0.1\r\n"] {
-        let reply = Socket::upgrade(node.address, "/dotnetify", origin).err().unwrap_or_else(|| panic!("{origin} was let in"));
+        let reply =
+            Socket::upgrade(node.address, "/dotnetify", origin).err().unwrap_or_else(|| panic!("{origin} was let in"));
         assert_eq!(reply.status, 403, "{origin:?}: {}", reply.text);
         let reply = negotiate(origin);
         assert_eq!(reply.status, 403, "{origin:?}: {}", reply.text);
@@ -303,7 +350,9 @@ fn origins_without_a_list() {
 fn origins_on_the_list_get_cors() {
     let (_app, node) = start(&["--allow-origin", "https://app.example.com", "--allow-origin", "http://localhost:3000"]);
     let host = format!("Host: {}\r\nConnection: close\r\n", node.address);
-    let ask = |line: &str, headers: &str| exchange(node.address, format!("{line} HTTP/1.1\r\n{host}{headers}\r\n").as_bytes(), PATIENCE);
+    let ask = |line: &str, headers: &str| {
+        exchange(node.address, format!("{line} HTTP/1.1\r\n{host}{headers}\r\n").as_bytes(), PATIENCE)
+    };
     let vary = |reply: &Reply| reply.header("vary").is_some_and(|vary| vary.to_ascii_lowercase().contains("origin"));
 
     for origin in ["https://app.example.com", "http://localhost:3000", "HTTPS://App.Example.Com"] {
@@ -321,7 +370,9 @@ fn origins_on_the_list_get_cors() {
 
     let wanted = "x-requested-with,x-signalr-user-agent,authorization";
     for path in ["/dotnetify/negotiate?negotiateVersion=1", "/dotnetify"] {
-        let asks = format!("Origin: https://app.example.com\r\nAccess-Control-Request-Method: POST\r\nAccess-Control-Request-Headers: {wanted}\r\n");
+        let asks = format!(
+            "Origin: https://app.example.com\r\nAccess-Control-Request-Method: POST\r\nAccess-Control-Request-Headers: {wanted}\r\n"
+        );
         let reply = ask(&format!("OPTIONS {path}"), &asks);
         assert_eq!(reply.status, 204, "{path}: {}", reply.text);
         assert_eq!(reply.header("access-control-allow-origin"), Some("https://app.example.com"));
@@ -333,7 +384,12 @@ fn origins_on_the_list_get_cors() {
         assert!(vary(&reply), "{}", reply.text);
     }
 
-    for origin in ["https://other.example.com", "http://app.example.com", "https://app.example.com:8443", "https://app.example.com.evil.example"] {
+    for origin in [
+        "https://other.example.com",
+        "http://app.example.com",
+        "https://app.example.com:8443",
+        "https://app.example.com.evil.example",
+    ] {
         let header = format!("Origin: {origin}\r\n");
         for reply in [
             ask("POST /dotnetify/negotiate", &header),
@@ -351,7 +407,11 @@ fn handshakes_that_fail_say_why() {
     let (_app, node) = start(&["--handshake-timeout", "700ms"]);
     let cases = [
         ("unknown protocol", r#"{"protocol":"cobol","version":1}"#, "The protocol 'cobol' is not supported."),
-        ("version", r#"{"protocol":"json","version":3}"#, "The server does not support version 3 of the 'json' protocol."),
+        (
+            "version",
+            r#"{"protocol":"json","version":3}"#,
+            "The server does not support version 3 of the 'json' protocol.",
+        ),
         ("not JSON", "hello", "An unexpected error occurred during connection handshake."),
         ("no object", "[1]", "An unexpected error occurred during connection handshake."),
         ("no version", r#"{"protocol":"json"}"#, "An unexpected error occurred during connection handshake."),
@@ -393,7 +453,8 @@ fn handshake_error(socket: &mut Socket, name: &str, error: &str) {
     let text = answer.text();
     let (json, rest) = text.split_once(ws::RECORD_END).unwrap_or_else(|| panic!("{name}: {text:?}"));
     assert_eq!(rest, "", "{name}: nothing may follow");
-    let answer: serde_json::Value = serde_json::from_str(json).unwrap_or_else(|error| panic!("{name}: {error}: {json:?}"));
+    let answer: serde_json::Value =
+        serde_json::from_str(json).unwrap_or_else(|error| panic!("{name}: {error}: {json:?}"));
     let said = answer["error"].as_str().unwrap_or_default();
     assert!(said.starts_with(error), "{name}: wanted {error:?}, got {said:?}");
     assert!(answer.get("type").is_none(), "{name}: a type makes clients misread it");
@@ -586,7 +647,9 @@ fn records_that_are_no_messages_end_the_connection_with_the_error_close() {
     ] {
         socket.send(&record(harmless));
     }
-    socket.send(&record(r#"{"headers":{"a":"b"},"arguments":["HelloWorldVM",{}],"x":"\"type\":7","target":"Request_VM","type":1}"#));
+    socket.send(&record(
+        r#"{"headers":{"a":"b"},"arguments":["HelloWorldVM",{}],"x":"\"type\":7","target":"Request_VM","type":1}"#,
+    ));
     socket.response("the state", |data| data.get("FullName").is_some());
 }
 
@@ -599,7 +662,10 @@ fn a_client_that_pinged_once_is_timed_out_and_one_that_never_did_is_not() {
     let begun = Instant::now();
     let close = once.record("the timeout's Close");
     assert_eq!(close["type"], 7, "{close}");
-    assert!(close["error"].as_str().is_some_and(|error| error.starts_with("Connection closed with an error.")), "{close}");
+    assert!(
+        close["error"].as_str().is_some_and(|error| error.starts_with("Connection closed with an error.")),
+        "{close}"
+    );
     assert_eq!(close["allowReconnect"], true, "{close}");
     assert!(begun.elapsed() >= Duration::from_millis(500), "too early: {:?}", begun.elapsed());
     once.closed("the end after a timeout");
@@ -617,7 +683,11 @@ fn the_admin_endpoint() {
     }
     let metrics = get(node.admin, "/metrics");
     assert_eq!(metrics.status, 200);
-    assert!(metrics.header("content-type").is_some_and(|kind| kind.starts_with("text/plain") || kind.contains("openmetrics")));
+    assert!(
+        metrics
+            .header("content-type")
+            .is_some_and(|kind| kind.starts_with("text/plain") || kind.contains("openmetrics"))
+    );
     assert!(metrics.body.contains("# TYPE") && metrics.body.contains("# HELP"), "{}", metrics.body);
     assert_eq!(get(node.admin, "/nothing").status, 404);
     assert_eq!(get(node.admin, "/dotnetify").status, 404);

@@ -41,7 +41,8 @@ pub struct Process {
 
 impl Process {
     pub fn spawn(name: &str, command: &mut Command) -> std::io::Result<Process> {
-        let mut child = command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).process_group(0).spawn()?;
+        let mut child =
+            command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).process_group(0).spawn()?;
         let output = Arc::new(Mutex::new(String::new()));
         let readers = [
             gather(child.stdout.take().expect("stdout is piped"), &output),
@@ -101,7 +102,8 @@ impl Process {
 
     fn signal_group(&self, signal: &str) {
         // The group may be gone already; that is fine.
-        let _ = Command::new("kill").args([signal, "--", &format!("-{}", self.child.id())]).stderr(Stdio::null()).status();
+        let _ =
+            Command::new("kill").args([signal, "--", &format!("-{}", self.child.id())]).stderr(Stdio::null()).status();
     }
 }
 
@@ -210,7 +212,8 @@ impl Node {
             .filter_map(|line| {
                 let (key, value) = line.rsplit_once(' ')?;
                 let key = key.split('{').next()?;
-                (key == name || key.strip_suffix("_total") == Some(name)).then(|| value.parse::<f64>().expect("a number"))
+                (key == name || key.strip_suffix("_total") == Some(name))
+                    .then(|| value.parse::<f64>().expect("a number"))
             })
             .sum()
     }
@@ -271,7 +274,9 @@ pub fn read_reply(stream: &mut TcpStream, linger: Duration) -> Reply {
                 break;
             }
             Ok(n) => bytes.extend_from_slice(&chunk[..n]),
-            Err(error) if matches!(error.kind(), std::io::ErrorKind::WouldBlock | std::io::ErrorKind::TimedOut) => break,
+            Err(error) if matches!(error.kind(), std::io::ErrorKind::WouldBlock | std::io::ErrorKind::TimedOut) => {
+                break;
+            }
             Err(_) => {
                 reply.closed = true;
                 reply.reset = true;
@@ -310,19 +315,22 @@ pub fn npm_clients() -> PathBuf {
         text.split('.').next()?.parse::<u32>().ok()
     };
     let found = (version("node"), version("npm"));
-    assert!(
-        matches!(found, (Some(20..), Some(_))),
-        "the client tests need Node 20 or later with npm on the PATH"
-    );
+    assert!(matches!(found, (Some(20..), Some(_))), "the client tests need Node 20 or later with npm on the PATH");
 
     // `npm ci` writes this file last; it is older than the lock exactly when the lock has changed since.
     let installed = folder.join("node_modules/.package-lock.json");
     let modified = |path: &Path| path.metadata().and_then(|data| data.modified()).ok();
     if modified(&installed).is_none_or(|time| Some(time) < modified(&lock)) {
-        let mut npm = Process::spawn("npm ci", Command::new("npm").args(["ci", "--no-audit", "--no-fund"]).current_dir(&folder))
-            .expect("npm was there a moment ago");
+        let mut npm =
+            Process::spawn("npm ci", Command::new("npm").args(["ci", "--no-audit", "--no-fund"]).current_dir(&folder))
+                .expect("npm was there a moment ago");
         let status = npm.wait(Duration::from_secs(300));
-        assert!(status.is_some_and(|status| status.success()), "npm ci in {} failed ({status:?}):\n{}", folder.display(), npm.output());
+        assert!(
+            status.is_some_and(|status| status.success()),
+            "npm ci in {} failed ({status:?}):\n{}",
+            folder.display(),
+            npm.output()
+        );
     }
     folder
 }

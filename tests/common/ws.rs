@@ -83,7 +83,8 @@ impl Frame {
     }
     /// Close code, if the frame is a Close that has one.
     pub fn code(&self) -> Option<u16> {
-        (self.opcode() == CLOSE && self.payload.len() >= 2).then(|| u16::from_be_bytes([self.payload[0], self.payload[1]]))
+        (self.opcode() == CLOSE && self.payload.len() >= 2)
+            .then(|| u16::from_be_bytes([self.payload[0], self.payload[1]]))
     }
 }
 
@@ -175,7 +176,8 @@ impl Socket {
                 front.extend_from_slice(rest.as_bytes());
                 self.buffer.splice(..0, front);
             }
-            let record: serde_json::Value = serde_json::from_str(first).unwrap_or_else(|error| panic!("{error}: {first:?}"));
+            let record: serde_json::Value =
+                serde_json::from_str(first).unwrap_or_else(|error| panic!("{error}: {first:?}"));
             if record["type"] != 6 {
                 return record;
             }

@@ -181,7 +181,7 @@ export class Node extends Running {
 /** `signalring demo`: an app server, two nodes and the page. */
 export class Demo extends Running {
   static async start() {
-    const demo = new Demo("demo", ["demo"]);
+    const demo = new Demo("demo", ["demo", "--listen", "127.0.0.1:0"]);
     demo.page = (await demo.line(/page[^\n]*?(http:\/\/[^\s?]+)/i))[1];
     const nodes = () => [...demo.output.matchAll(/node[^\n]*?(http:\/\/[\w.]+:\d+)/gi)].map(([, url]) => url);
     await until("the demo to print its nodes", () => new Set(nodes()).size >= 2);
