@@ -637,22 +637,21 @@ async fn a_lane_is_sequential_and_others_go_on() {
         let metadata = json!({ "$fwdConnContext": context(origin, "h") });
         format!("{}\u{1e}", json!({ "type": 1, "invocationId": id, "target": "Invoke", "arguments": [method, arguments, metadata] }))
     };
-    let delay = json!({ "$vmArg": { "Delay": 400 } }).to_string();
+    let delay = json!({ "$vmArg": { "Delay": 1500 } }).to_string();
     let begin = Instant::now();
     let both = invoke("1", "Request_VM", json!(["SlowVM", delay]), "a") + &invoke("2", "Request_VM", json!(["HelloWorldVM", QUIET_HELLO]), "b");
     slow.send_text(&both).await;
     eventually("the slow request is begun", || server.state().invokes == 1).await;
     assert_eq!(server.state().bindings, 1, "bound before its creation is done");
     quick.request("HelloWorldVM", quiet(), "c", "g").await;
-    assert!(begin.elapsed() < Duration::from_millis(300), "another lane is not held up");
-    assert_eq!(server.state().invokes, 2, "b waits behind a");
+    assert_eq!(server.state().invokes, 2, "another lane is not held up, and b waits behind a");
     let mut order = Vec::new();
     for _ in 0..4 {
         let record = slow.next().await.unwrap();
         order.push(if record["type"] == 3 { record["invocationId"].clone() } else { record["arguments"][0][2]["$fwdConnId"].clone() });
     }
     assert_eq!(order, ["a", "1", "b", "2"]);
-    assert!(begin.elapsed() >= Duration::from_millis(400));
+    assert!(begin.elapsed() >= Duration::from_millis(1500));
     let begin = Instant::now();
     let done = slow.update("SlowVM", json!({ "Work": 50 }), "a", "h").await;
     assert!(begin.elapsed() >= Duration::from_millis(50));
@@ -710,6 +709,31 @@ async fn without_a_context_the_lane_is_the_client() {
     assert_eq!(server.state().bindings, 0);
 }
 
+/// The bytes are those of contract 2.4.
+#[tokio::test]
+async fn a_messagepack_lane_where_the_server_has_it() {
+    let server = server_with(AppOptions { message_pack: true, ..AppOptions::default() }).await;
+    let mut lane = Peer::raw(&server, "").await;
+    lane.socket.send(Message::binary(b"{\"protocol\":\"messagepack\",\"version\":1}\x1e".to_vec())).await.unwrap();
+    let answer = timeout(PATIENCE, lane.socket.next()).await.unwrap().unwrap().unwrap();
+    assert_eq!(answer, Message::binary(b"{}\x1e".to_vec()));
+    let bytes = |hex: &str| -> Vec<u8> {
+        hex.as_bytes().chunks(2).map(|pair| u8::from_str_radix(std::str::from_utf8(pair).unwrap(), 16).unwrap()).collect()
+    };
+    let request = bytes("71960180c0a6496e766f6b6593aa526571756573745f564d92ac48656c6c6f576f726c64564db77b2224766d417267223a7b224e616d65223a2278227d7d81af24667764436f6e6e436f6e74657874d9207b224875624964223a2268222c22436f6e6e656374696f6e4964223a2263227d90");
+    // Split anywhere, as the byte stream it is.
+    lane.socket.send(Message::binary(request[..50].to_vec())).await.unwrap();
+    lane.socket.send(Message::binary(request[50..].to_vec())).await.unwrap();
+    let state = timeout(PATIENCE, lane.socket.next()).await.unwrap().unwrap().unwrap().into_data();
+    for part in [&b"\xabResponse_VM\x91\x93\xa9SendAsync\x92\xacHelloWorldVM"[..], b"\"FullName\":\"Hello World\"", b"\x81\xaa$fwdConnId\xa1c\x90"] {
+        assert!(state.windows(part.len()).any(|window| window == part), "{state:?}");
+    }
+    assert_eq!(server.state().hub_ids, [Some("h".to_owned())]);
+    let off = bytes("56960180c0a6496e766f6b6593b34f6e446973636f6e6e65637465644173796e6391c081af24667764436f6e6e436f6e74657874d9207b224875624964223a2268222c22436f6e6e656374696f6e4964223a2263227d90");
+    lane.socket.send(Message::binary(off)).await.unwrap();
+    eventually("the client is disconnected", || server.state().bindings == 0).await;
+}
+
 // ---- the load tester's view models -------------------------------------------------------------------------------------
 
 #[tokio::test]
@@ -724,8 +748,7 @@ async fn echo_waits_for_each_pong() {
         assert_eq!(ping["PrevLatency"].as_f64().unwrap() > 0.0, sequence > 1, "{ping}");
         lane.update("EchoVM", json!({ "Pong": ping }), "a", "h").await;
     }
-    let took = begin.elapsed();
-    assert!((900..2500).contains(&took.as_millis()), "the first comes after 1000 ms whatever the interval: {took:?}");
+    assert!(begin.elapsed() >= Duration::from_millis(900), "the first comes after 1000 ms whatever the interval");
 }
 
 #[tokio::test]

@@ -1,4 +1,4 @@
-//! The demo page as it is served. What it does in a browser is checked with one (`tests/` of the npm clients).
+//! The demo page as it is served; how it behaves in a browser is not checked here.
 use signalring::demo::page;
 use std::net::SocketAddr;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};

@@ -6,7 +6,7 @@
 //!
 //! It stands on axum, so that foreign code checks our framing, and shares no codec with the proxy.
 //!
-//! Not in it: server-sent events and long polling (lanes and the clients of the demo use WebSockets), MessagePack, `$headers`
+//! Not in it: server-sent events and long polling (lanes and the clients of the demo use WebSockets), `$headers`
 //! authentication. Stricter than ASP.NET in one point: a text message that ends inside a UTF-8 character ends the connection, as the
 //! WebSocket library demands it (reference 16.4); binary ones may.
 use axum::Router;
@@ -35,6 +35,7 @@ mod connection;
 mod context;
 mod hub;
 mod invoke;
+mod messagepack;
 mod outbox;
 mod protocol;
 mod vm;
@@ -71,6 +72,8 @@ pub struct AppOptions {
     /// `ClientTimeoutInterval`, armed by a connection's first ping.
     pub client_timeout: Duration,
     pub handshake_timeout: Duration,
+    /// `AddMessagePackProtocol()` was called. Without it a MessagePack handshake is refused, as by a stock server (contract 2.1).
+    pub message_pack: bool,
     /// Queued for one connection before it is given up.
     pub outbox_bytes_max: usize,
 }
@@ -83,6 +86,7 @@ impl Default for AppOptions {
             keep_alive: Duration::from_secs(15),
             client_timeout: Duration::from_secs(30),
             handshake_timeout: Duration::from_secs(15),
+            message_pack: false,
             outbox_bytes_max: 64 * 1024 * 1024,
         }
     }

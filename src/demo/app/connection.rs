@@ -81,7 +81,7 @@ impl Reader<'_> {
         let deadline = Instant::now() + self.shared.options.handshake_timeout;
         let result = loop {
             if let Some(end) = memchr::memchr(protocol::SEPARATOR, &self.buffer) {
-                let result = protocol::handshake(&self.buffer[..end]);
+                let result = protocol::handshake(&self.buffer[..end], self.shared.options.message_pack);
                 self.buffer.drain(..=end);
                 break result;
             }
@@ -94,6 +94,10 @@ impl Reader<'_> {
                 Err(_) => return Err(()),
             }
         };
+        // The answer to a binary protocol comes in a binary message, an error may come as text (reference 16.6).
+        if let Ok(protocol) = result {
+            self.outbox.speak(protocol);
+        }
         let _ = self.outbox.push(&protocol::handshake_response(&result));
         result.map_err(|HandshakeError(error)| tracing::debug!(error, "handshake failed"))
     }
@@ -119,8 +123,10 @@ impl Reader<'_> {
         let mut done = 0;
         let result = loop {
             let unread = &self.buffer[done..];
-            let Some((body, taken)) = protocol.frame(unread).filter(|(_, taken)| *taken <= limit) else {
-                break if unread.len() > limit { Err(End::Oversized) } else { Ok(()) };
+            let (body, taken) = match protocol.frame(unread) {
+                Ok(Some((body, taken))) if taken <= limit => (body, taken),
+                Ok(_) => break if unread.len() > limit { Err(End::Oversized) } else { Ok(()) },
+                Err(protocol::ProtocolError) => break Err(End::ProtocolError),
             };
             match protocol.decode(&unread[body]) {
                 Err(protocol::ProtocolError) => break Err(End::ProtocolError),
@@ -274,10 +280,14 @@ async fn write(outbox: Arc<Outbox>, mut sink: SplitSink<WebSocket, Message>, kee
     let mut greeted = false;
     loop {
         match outbox.next() {
-            Next::Write(batch) => {
+            Next::Write(batch, protocol) => {
                 greeted = true;
-                let text = String::from_utf8(batch).expect("records are made of strings");
-                if sink.send(Message::Text(text.into())).await.is_err() {
+                let message = if protocol.is_binary() {
+                    Message::Binary(batch.into())
+                } else {
+                    Message::Text(String::from_utf8(batch).expect("JSON records are made of strings").into())
+                };
+                if sink.send(message).await.is_err() {
                     outbox.give_up();
                     return;
                 }
@@ -287,7 +297,7 @@ async fn write(outbox: Arc<Outbox>, mut sink: SplitSink<WebSocket, Message>, kee
                 () = outbox.ready() => {}
                 // Not before the handshake's answer.
                 _ = pings.tick(), if greeted => {
-                    let _ = outbox.push(&Protocol::Json.encode(&Outbound::Ping));
+                    let _ = outbox.push(&outbox.protocol().encode(&Outbound::Ping));
                 }
             },
         }

@@ -2,11 +2,8 @@
 use serde_json::Value;
 
 use super::hub::{Command, Failed};
-use super::protocol::{Argument, depth};
+use super::protocol::{Argument, DEPTH_MAX, depth};
 use super::vm::Object;
-
-/// System.Text.Json's and Newtonsoft's default.
-const DEPTH_MAX: u32 = 64;
 
 /// A forwarded method call. `None`: no such method, so it only passes the middleware pipeline, without effect and without touching
 /// the handler: no binding is made.

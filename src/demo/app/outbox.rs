@@ -1,6 +1,9 @@
 //! What is to be sent to one connection: records gathered in one buffer and written together, as SignalR's transport pipe does.
+use std::collections::VecDeque;
 use std::sync::{Mutex, PoisonError};
 use tokio::sync::Notify;
+
+use super::protocol::Protocol;
 
 /// Records written in one WebSocket message, unless a single one is larger.
 const BATCH_BYTES: usize = 64 * 1024;
@@ -17,13 +20,17 @@ pub struct Outbox {
 #[derive(Default)]
 struct Queue {
     records: Vec<u8>,
+    /// How long each of them is.
+    lengths: VecDeque<usize>,
+    /// Of the records; before the handshake, JSON.
+    protocol: Option<Protocol>,
     closed: bool,
     overflowed: bool,
 }
 
 /// What the writer is to do next.
 pub enum Next {
-    Write(Vec<u8>),
+    Write(Vec<u8>, Protocol),
     Wait,
     /// Everything is written and nothing will follow.
     Finish,
@@ -38,10 +45,14 @@ impl Outbox {
         Outbox { queue: Mutex::default(), ready: Notify::new(), broken: Notify::new(), bytes_max }
     }
 
-    /// Queues one record with its separator. At the bound the connection is given up: a real app server would hold the send back
+    /// What follows is in this protocol.
+    pub fn speak(&self, protocol: Protocol) {
+        self.lock().protocol = Some(protocol);
+    }
+
+    /// Queues one record with its framing. At the bound the connection is given up: a real app server would hold the send back
     /// and end the connection after its `TransportSendTimeout`.
     pub fn push(&self, record: &[u8]) -> Result<(), Refused> {
-        debug_assert_eq!(record.last(), Some(&0x1E), "a record has its separator");
         let mut queue = self.lock();
         if queue.closed {
             return Err(Refused);
@@ -54,6 +65,7 @@ impl Outbox {
         }
         let was_empty = queue.records.is_empty();
         queue.records.extend_from_slice(record);
+        queue.lengths.push_back(record.len());
         drop(queue);
         if was_empty {
             self.ready.notify_one();
@@ -72,6 +84,7 @@ impl Outbox {
         let mut queue = self.lock();
         queue.closed = true;
         queue.records = Vec::new();
+        queue.lengths = VecDeque::new();
         drop(queue);
         self.ready.notify_one();
         self.broken.notify_one();
@@ -89,13 +102,25 @@ impl Outbox {
         if queue.records.is_empty() {
             return if queue.closed { Next::Finish } else { Next::Wait };
         }
+        let protocol = queue.protocol.unwrap_or(Protocol::Json);
         if queue.records.len() <= BATCH_BYTES {
-            return Next::Write(std::mem::take(&mut queue.records));
+            queue.lengths.clear();
+            return Next::Write(std::mem::take(&mut queue.records), protocol);
         }
-        let within = memchr::memrchr(0x1E, &queue.records[..BATCH_BYTES]);
-        let end = within.or_else(|| memchr::memchr(0x1E, &queue.records)).expect("records end in a separator") + 1;
+        let mut end = queue.lengths.pop_front().expect("records have lengths");
+        while let Some(length) = queue.lengths.front().copied()
+            && end + length <= BATCH_BYTES
+        {
+            queue.lengths.pop_front();
+            end += length;
+        }
         let rest = queue.records.split_off(end);
-        Next::Write(std::mem::replace(&mut queue.records, rest))
+        Next::Write(std::mem::replace(&mut queue.records, rest), protocol)
+    }
+
+    /// What the records are in.
+    pub fn protocol(&self) -> Protocol {
+        self.lock().protocol.unwrap_or(Protocol::Json)
     }
 
     /// The peer did not read and the bound was reached.
@@ -132,7 +157,7 @@ mod tests {
         }
         outbox.close();
         let mut sizes = Vec::new();
-        while let Next::Write(batch) = outbox.next() {
+        while let Next::Write(batch, _) = outbox.next() {
             assert_eq!(batch.last(), Some(&0x1E));
             sizes.push(batch.len());
         }

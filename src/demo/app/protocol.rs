@@ -6,26 +6,28 @@
 use serde::{Deserialize, Deserializer};
 use serde_json::value::RawValue;
 
+use super::messagepack;
 use super::vm::Object;
 
 /// Closes every handshake message and every JSON record.
 pub const SEPARATOR: u8 = 0x1E;
 /// System.Text.Json's default depth (reference 12.1).
-const DEPTH_MAX: u32 = 64;
+pub const DEPTH_MAX: u32 = 64;
 /// Both built-in protocols declare version 2 and take any older one (reference 11.3).
 const VERSION_MAX: i64 = 2;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Protocol {
     Json,
+    MessagePack,
 }
 
 /// Why a handshake failed: the text of its answer.
 #[derive(Debug, PartialEq, Eq)]
 pub struct HandshakeError(pub String);
 
-/// Reads a handshake request, without its separator (reference 11.1, 11.3).
-pub fn handshake(record: &[u8]) -> Result<Protocol, HandshakeError> {
+/// Reads a handshake request, without its separator (reference 11.1, 11.3). `message_pack`: the protocol was added to the server.
+pub fn handshake(record: &[u8], message_pack: bool) -> Result<Protocol, HandshakeError> {
     #[derive(Deserialize)]
     struct Request {
         protocol: String,
@@ -33,14 +35,16 @@ pub fn handshake(record: &[u8]) -> Result<Protocol, HandshakeError> {
     }
     let request: Request = serde_json::from_slice(record)
         .map_err(|_| HandshakeError("An unexpected error occurred during connection handshake.".into()))?;
-    if !request.protocol.eq_ignore_ascii_case("json") {
-        return Err(HandshakeError(format!("The protocol '{}' is not supported.", request.protocol)));
-    }
+    let protocol = match request.protocol.to_ascii_lowercase().as_str() {
+        "json" => Protocol::Json,
+        "messagepack" if message_pack => Protocol::MessagePack,
+        _ => return Err(HandshakeError(format!("The protocol '{}' is not supported.", request.protocol))),
+    };
     if request.version > VERSION_MAX {
         let text = format!("The server does not support version {} of the '{}' protocol.", request.version, request.protocol);
         return Err(HandshakeError(text));
     }
-    Ok(Protocol::Json)
+    Ok(protocol)
 }
 
 /// The answer to a handshake, with its separator.
@@ -107,15 +111,22 @@ pub enum Forwarded<'a> {
 
 impl Protocol {
     /// Where the first message of `buffer` ends: (its body, all it takes). `None`: not yet whole.
-    pub fn frame(self, buffer: &[u8]) -> Option<(std::ops::Range<usize>, usize)> {
+    pub fn frame(self, buffer: &[u8]) -> Result<Option<(std::ops::Range<usize>, usize)>, ProtocolError> {
         match self {
-            Protocol::Json => memchr::memchr(SEPARATOR, buffer).map(|end| (0..end, end + 1)),
+            Protocol::Json => Ok(memchr::memchr(SEPARATOR, buffer).map(|end| (0..end, end + 1))),
+            Protocol::MessagePack => messagepack::frame(buffer),
         }
+    }
+
+    /// What its WebSocket messages are: bytes, or text.
+    pub fn is_binary(self) -> bool {
+        self == Protocol::MessagePack
     }
 
     pub fn decode(self, body: &[u8]) -> Result<Inbound, ProtocolError> {
         match self {
             Protocol::Json => decode_json(body),
+            Protocol::MessagePack => messagepack::decode(body),
         }
     }
 
@@ -123,6 +134,7 @@ impl Protocol {
     pub fn encode(self, message: &Outbound<'_>) -> Vec<u8> {
         match self {
             Protocol::Json => encode_json(message),
+            Protocol::MessagePack => messagepack::encode(message),
         }
     }
 }
@@ -173,19 +185,31 @@ fn decode_json(body: &[u8]) -> Result<Inbound, ProtocolError> {
     Ok(Inbound::Invocation { id, target, call })
 }
 
-/// Finds the hub method, case-insensitively, and converts the arguments to its parameters (reference 13.2).
-fn bind(target: &str, arguments: &[&RawValue], streaming: bool) -> Call {
-    let method = ["Request_VM", "Update_VM", "Dispose_VM", "Invoke"].into_iter().find(|name| name.eq_ignore_ascii_case(target));
-    let Some(method) = method else {
-        return Call::Failed(format!(
+/// Finds the hub method, case-insensitively, or says why it cannot be called (reference 13.2).
+pub fn method(target: &str, streaming: bool) -> Result<&'static str, Call> {
+    let known = ["Request_VM", "Update_VM", "Dispose_VM", "Invoke"].into_iter().find(|name| name.eq_ignore_ascii_case(target));
+    match known {
+        None => Err(Call::Failed(format!(
             "Failed to invoke '{target}' due to an error on the server. HubException: Method does not exist."
-        ));
-    };
-    if streaming {
-        return Call::Failed(format!(
+        ))),
+        Some(_) if streaming => Err(Call::Failed(format!(
             "The client attempted to invoke the non-streaming '{target}' method with a streaming invocation."
-        ));
+        ))),
+        Some(method) => Ok(method),
     }
+}
+
+/// Wrong number or types of arguments.
+pub fn arguments_failed(target: &str) -> Call {
+    Call::Failed(format!("Failed to invoke '{target}' due to an error on the server."))
+}
+
+/// Converts the arguments to the method's parameters.
+fn bind(target: &str, arguments: &[&RawValue], streaming: bool) -> Call {
+    let method = match method(target, streaming) {
+        Ok(method) => method,
+        Err(failed) => return failed,
+    };
     let bound = match (method, arguments) {
         ("Request_VM", [vm_id, vm_arg]) => text(vm_id).map(|vm_id| Call::RequestVm { vm_id, vm_arg: argument(vm_arg) }),
         ("Update_VM", [vm_id, vm_data]) => {
@@ -195,7 +219,7 @@ fn bind(target: &str, arguments: &[&RawValue], streaming: bool) -> Call {
         ("Invoke", [method, list, metadata]) => invoke(method, list, metadata),
         _ => None,
     };
-    bound.unwrap_or_else(|| Call::Failed(format!("Failed to invoke '{target}' due to an error on the server.")))
+    bound.unwrap_or_else(|| arguments_failed(target))
 }
 
 fn invoke(method: &RawValue, list: &RawValue, metadata: &RawValue) -> Option<Call> {
@@ -328,14 +352,16 @@ mod tests {
     #[test]
     fn handshakes() {
         let error = |text: &str| Err(HandshakeError(text.to_owned()));
-        assert_eq!(handshake(br#"{"protocol":"json","version":1}"#), Ok(Protocol::Json));
-        assert_eq!(handshake(br#"{"version":2,"x":[],"protocol":"JSON"}"#), Ok(Protocol::Json));
-        assert_eq!(handshake(br#"{"protocol":"messagepack","version":1}"#), error("The protocol 'messagepack' is not supported."));
+        assert_eq!(handshake(br#"{"protocol":"json","version":1}"#, false), Ok(Protocol::Json));
+        assert_eq!(handshake(br#"{"version":2,"x":[],"protocol":"JSON"}"#, false), Ok(Protocol::Json));
+        let message_pack = br#"{"protocol":"messagepack","version":1}"#;
+        assert_eq!(handshake(message_pack, true), Ok(Protocol::MessagePack));
+        assert_eq!(handshake(message_pack, false), error("The protocol 'messagepack' is not supported."));
         assert_eq!(
-            handshake(br#"{"protocol":"json","version":3}"#),
+            handshake(br#"{"protocol":"json","version":3}"#, true),
             error("The server does not support version 3 of the 'json' protocol.")
         );
-        assert_eq!(handshake(b"hello"), error("An unexpected error occurred during connection handshake."));
+        assert_eq!(handshake(b"hello", true), error("An unexpected error occurred during connection handshake."));
     }
 
     #[test]
