@@ -108,6 +108,7 @@ fn main() -> ExitCode {
         Cmd::Demo { listen } => with_default_log(|| signalring::demo::run(listen)),
         Cmd::WsEcho { listen } => with_default_log(|| {
             let listener = TcpListener::bind(listen).map_err(|error| io::Error::new(error.kind(), format!("cannot listen on {listen}: {error}")))?;
+            println!("listening on ws://{}", listener.local_addr()?);
             signalring::ws_echo::serve(listener)
         }),
     };

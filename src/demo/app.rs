@@ -172,7 +172,8 @@ pub async fn bind(addr: SocketAddr, options: AppOptions) -> io::Result<AppServer
 pub fn run(addr: SocketAddr, options: AppOptions) -> io::Result<()> {
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
     runtime.block_on(async {
-        let server = bind(addr, options).await?;
+        let server = bind(addr, options).await.map_err(|error| io::Error::new(error.kind(), format!("cannot listen on {addr}: {error}")))?;
+        println!("listening on {}", server.url());
         let mut terminate = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate())?;
         tokio::select! {
             result = tokio::signal::ctrl_c() => result?,
