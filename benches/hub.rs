@@ -1,9 +1,10 @@
 //! The hub codecs on the way of a message, each beside a memcpy of the same bytes: `cargo bench --bench hub`.
-use criterion::{BenchmarkId, Criterion, Throughput, black_box, criterion_group, criterion_main};
+use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use signalring::proto::dotnetify::context::{self, Context, Embedding, Peer};
 use signalring::proto::dotnetify::forward::{self, Forward};
 use signalring::proto::dotnetify::{request, response};
 use signalring::proto::signalr::{json, msgpack};
+use std::hint::black_box;
 
 /// As the npm client writes it.
 fn update(data: &str) -> Vec<u8> {
