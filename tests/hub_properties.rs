@@ -191,6 +191,13 @@ proptest! {
     }
 
     #[test]
+    fn scanner_agrees_with_serde_json_on_what_looks_like_a_scalar(number in "[-+0-9.eE]{1,5}", word in "[truefalsn]{3,6}", text in "[\\x00-\\x7f]{0,9}") {
+        for scalar in [number, word, format!("\"{text}\"")] {
+            hub::signalr_json(format!("{{\"type\":6,\"x\":{scalar}}}").as_bytes());
+        }
+    }
+
+    #[test]
     fn members_and_elements_agree_with_serde_json(items in prop::collection::vec((string(), value()), 0..6)) {
         let array = format!("[{}]", items.iter().map(|(_, value)| value.as_str()).collect::<Vec<_>>().join(" ,\t"));
         let mut found = Vec::new();
