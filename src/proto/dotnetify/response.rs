@@ -1,7 +1,7 @@
 //! What an app server sends over a lane (contract 3): `Response_VM [method, args, metadata]` as a closed enum, and the frame a
 //! client gets for it.
 use crate::limits::ORIGIN_ID_BYTES_MAX;
-use crate::proto::signalr::json::{self, ValueKind};
+use crate::proto::signalr::json::{self, Scanner, ValueKind};
 use crate::proto::signalr::msgpack;
 use crate::proto::signalr::record::RECORD_SEPARATOR;
 use crate::proto::signalr::{Kind, Message, Span};
@@ -139,6 +139,8 @@ const CONNECTION_ID_KEY: &str = "$fwdConnId";
 
 /// How a lane's protocol shows arrays, maps and strings. All spans are into the record.
 trait Format {
+    /// Reads the one argument of a `Response_VM`; None if it is not an array.
+    fn envelope(record: &[u8], array: Span) -> Option<Envelope>;
     /// Calls `f` for each item of the array at `array`.
     fn elements(record: &[u8], array: Span, f: impl FnMut(Span)) -> Option<u32>;
     /// Calls `f` with the contents of each key, and each value, of the map at `map`.
@@ -155,6 +157,29 @@ trait Format {
 struct Json;
 
 impl Format for Json {
+    /// In one walk: the data in it is by far the most of the record, and has been scanned once already.
+    fn envelope(record: &[u8], array: Span) -> Option<Envelope> {
+        let mut envelope = Envelope::default();
+        let mut scanner = Scanner::new(array.of(record));
+        scanner
+            .array(|scanner| {
+                let is_arguments = envelope.outer.count == 1 && scanner.peek() == Some(b'[');
+                let item = if is_arguments {
+                    let arguments = envelope.arguments.insert(Items::default());
+                    scanner.array(|scanner| {
+                        arguments.push(inside(array, scanner.value(2)?));
+                        Ok(())
+                    })?;
+                    Span::default()
+                } else {
+                    inside(array, scanner.value(1)?)
+                };
+                envelope.outer.push(item);
+                Ok(())
+            })
+            .ok()?;
+        Some(envelope)
+    }
     fn elements(record: &[u8], array: Span, mut f: impl FnMut(Span)) -> Option<u32> {
         json::elements(array.of(record), |element| f(inside(array, element)))
     }
@@ -185,6 +210,15 @@ impl Format for Json {
 struct MessagePack;
 
 impl Format for MessagePack {
+    fn envelope(record: &[u8], array: Span) -> Option<Envelope> {
+        let mut envelope = Envelope::default();
+        Self::elements(record, array, |item| envelope.outer.push(item))?;
+        if let Some(&arguments) = envelope.outer.items().get(1) {
+            let mut items = Items::default();
+            envelope.arguments = Self::elements(record, arguments, |item| items.push(item)).map(|_| items);
+        }
+        Some(envelope)
+    }
     fn elements(record: &[u8], array: Span, mut f: impl FnMut(Span)) -> Option<u32> {
         msgpack::elements(array.of(record), |element| f(inside(array, element)))
     }
@@ -223,15 +257,16 @@ fn read<F: Format>(record: &[u8], message: &Message) -> Result<Delivery, Respons
     if message.kind != Kind::Invocation || target.is_none() || message.arguments.count != 1 {
         return Err(ResponseError::NotAResponse);
     }
-    let envelope = list::<F>(record, message.arguments.spans[0]).ok_or(ResponseError::NotAResponse)?;
-    let [method, arguments, metadata] = match *envelope.items() {
+    let envelope = F::envelope(record, message.arguments.spans[0]).ok_or(ResponseError::NotAResponse)?;
+    let (method, metadata) = match *envelope.outer.items() {
         [_, _] => return Ok(Delivery::ToLane),
-        [method, arguments, metadata] => [method, arguments, metadata],
+        [method, _, metadata] => (method, metadata),
         _ => return Err(ResponseError::Shape),
     };
+    let arguments = envelope.arguments.ok_or(ResponseError::Shape)?;
     let method = F::text(record, method).ok_or(ResponseError::Shape)?;
     let method = Method::named::<F>(method.of(record)).ok_or(ResponseError::UnknownMethod)?;
-    delivery::<F>(record, method, arguments, metadata).ok_or(ResponseError::Shape)
+    delivery::<F>(record, method, arguments.items(), metadata).ok_or(ResponseError::Shape)
 }
 
 /// The methods of contract 3.2. What a peer names is looked up here and nowhere else.
@@ -261,9 +296,7 @@ impl Method {
     }
 }
 
-fn delivery<F: Format>(record: &[u8], method: Method, arguments: Span, metadata: Span) -> Option<Delivery> {
-    let arguments = list::<F>(record, arguments)?;
-    let arguments = arguments.items();
+fn delivery<F: Format>(record: &[u8], method: Method, arguments: &[Span], metadata: Span) -> Option<Delivery> {
     let who = recipients::<F>(record, metadata)?;
     let text = |value| F::text(record, value);
     let copied = |value| F::copied(record, value);
@@ -317,7 +350,15 @@ fn recipients<F: Format>(record: &[u8], metadata: Span) -> Option<Option<Recipie
     Some(Some(Recipients::Many(value)))
 }
 
+/// The items of the envelope, and those of its second one if that is an array too.
+#[derive(Default)]
+struct Envelope {
+    outer: Items,
+    arguments: Option<Items>,
+}
+
 /// The items of a short array.
+#[derive(Default)]
 struct Items {
     count: usize,
     spans: [Span; ITEMS_MAX],
@@ -327,20 +368,16 @@ struct Items {
 const ITEMS_MAX: usize = 4;
 
 impl Items {
+    fn push(&mut self, item: Span) {
+        if let Some(kept) = self.spans.get_mut(self.count) {
+            *kept = item;
+            self.count += 1;
+        }
+    }
+
     fn items(&self) -> &[Span] {
         &self.spans[..self.count]
     }
-}
-
-fn list<F: Format>(record: &[u8], array: Span) -> Option<Items> {
-    let mut items = Items { count: 0, spans: [Span::default(); ITEMS_MAX] };
-    F::elements(record, array, |element| {
-        if let Some(kept) = items.spans.get_mut(items.count) {
-            *kept = element;
-            items.count += 1;
-        }
-    })?;
-    Some(items)
 }
 
 /// An id that had to be put together from pieces.
@@ -474,19 +511,14 @@ impl<'a> List<'a> {
             return Some(());
         }
         let mut id = Id::default();
-        loop {
-            match self.piece(&mut id)? {
-                Piece::More => {}
-                Piece::End => break,
-            }
-        }
+        while let Piece::More = self.piece(&mut id)? {}
         id.give(f);
         Some(())
     }
 
     /// One character of a string, which is itself escaped as JSON.
     fn piece(&mut self, id: &mut Id) -> Option<Piece> {
-        let raw = self.rest[0..].first().copied()?;
+        let raw = *self.rest.first()?;
         let character = self.next()?;
         match character {
             '"' => return Some(Piece::End),

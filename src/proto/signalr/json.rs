@@ -599,26 +599,51 @@ impl<'a> Scanner<'a> {
     }
 
     /// Steps over a string; the span is that of its contents.
+    ///
+    /// Texts inside texts are full of `\"`. So the marks of a word are all made at once and then followed one by one: where the
+    /// next word starts does not depend on what this one holds, and the processor need not wait for it.
     #[inline]
     pub(crate) fn string(&mut self) -> Scanned<Name> {
         self.expect(b'"')?;
         let start = self.at;
         let mut escaped = false;
+        'words: while let Some(chunk) = self.bytes[self.at..].first_chunk::<8>() {
+            let mut marks = special_bytes(u64::from_le_bytes(*chunk));
+            while marks != 0 {
+                let index = marks.trailing_zeros() as usize / 8;
+                match chunk[index] {
+                    b'"' => return Ok(self.close_string(start, self.at + index, escaped)),
+                    b'\\' => {
+                        escaped = true;
+                        let after = index + self.escape_len(self.at + index)?;
+                        if after >= 8 {
+                            self.at += after;
+                            continue 'words;
+                        }
+                        marks &= u64::MAX << (8 * after);
+                    }
+                    // RFC 8259 §7: control characters must be escaped.
+                    _ => return Err(MessageError::Syntax),
+                }
+            }
+            self.at += 8;
+        }
         loop {
-            self.at += plain_run(&self.bytes[self.at..]);
             match self.peek() {
-                Some(b'"') => break,
+                Some(b'"') => return Ok(self.close_string(start, self.at, escaped)),
                 Some(b'\\') => {
                     escaped = true;
-                    self.escape()?;
+                    self.at += self.escape_len(self.at)?;
                 }
-                // RFC 8259 §7: control characters must be escaped; or the text ends here.
+                Some(0x20..) => self.at += 1,
                 _ => return Err(MessageError::Syntax),
             }
         }
-        let span = Span::new(start, self.at);
-        self.at += 1;
-        Ok(Name { span, escaped })
+    }
+
+    fn close_string(&mut self, start: usize, quote: usize, escaped: bool) -> Name {
+        self.at = quote + 1;
+        Name { span: Span::new(start, quote), escaped }
     }
 
     /// Steps over a number, which is given back if it is written as a plain integer in range. That is what .NET's `GetInt32`
@@ -641,13 +666,13 @@ impl<'a> Scanner<'a> {
         Ok(name)
     }
 
-    fn escape(&mut self) -> Scanned<()> {
-        match self.bytes.get(self.at + 1) {
-            Some(b'"' | b'\\' | b'/' | b'b' | b'f' | b'n' | b'r' | b't') => self.at += 2,
-            Some(b'u') if hex4(self.bytes.get(self.at + 2..self.at + 6)).is_some() => self.at += 6,
-            _ => return Err(MessageError::Syntax),
+    /// Length of the escape at `at`.
+    fn escape_len(&self, at: usize) -> Scanned<usize> {
+        match self.bytes.get(at + 1) {
+            Some(b'"' | b'\\' | b'/' | b'b' | b'f' | b'n' | b'r' | b't') => Ok(2),
+            Some(b'u') if hex4(self.bytes.get(at + 2..at + 6)).is_some() => Ok(6),
+            _ => Err(MessageError::Syntax),
         }
-        Ok(())
     }
 
     /// RFC 8259 §6: no leading zero, no plus sign, digits on both sides of the point and after the exponent.
@@ -694,25 +719,37 @@ impl<'a> Scanner<'a> {
 
 /// Length of the prefix that holds no quote, no backslash and no control character: what a JSON string has as it is.
 ///
-/// Eight bytes at a time in one word. Each of the three tests sets the top bit of a byte that matches; a borrow may set wrong
-/// bits *above* a right one, so the lowest set bit is always right, and it is the only one that is used.
+/// Each of the three tests sets the top bit of a byte that matches. A borrow may set wrong bits *above* a right one, so only the
+/// lowest set bit is used.
 #[inline]
 pub(crate) fn plain_run(bytes: &[u8]) -> usize {
-    const ONES: u64 = u64::MAX / 0xff;
-    const TOPS: u64 = ONES << 7;
-    let zero_byte = |word: u64| word.wrapping_sub(ONES) & !word;
+    let zero_bytes = |word: u64| word.wrapping_sub(ONES) & !word;
     let mut at = 0;
     while let Some(chunk) = bytes[at..].first_chunk::<8>() {
         let word = u64::from_le_bytes(*chunk);
-        let quote = zero_byte(word ^ (ONES * b'"' as u64));
-        let backslash = zero_byte(word ^ (ONES * b'\\' as u64));
-        let control = word.wrapping_sub(ONES * 0x20) & !word;
-        let special = (quote | backslash | control) & TOPS;
-        if special != 0 {
-            return at + special.trailing_zeros() as usize / 8;
+        let quotes = zero_bytes(word ^ QUOTES);
+        let backslashes = zero_bytes(word ^ BACKSLASHES);
+        let controls = word.wrapping_sub(ONES * 0x20) & !word;
+        let marks = (quotes | backslashes | controls) & !LOW_BITS;
+        if marks != 0 {
+            return at + marks.trailing_zeros() as usize / 8;
         }
         at += 8;
     }
     let tail = &bytes[at..];
     at + tail.iter().position(|&byte| byte == b'"' || byte == b'\\' || byte < 0x20).unwrap_or(tail.len())
 }
+
+/// The same marks, every one of them right. A little dearer.
+#[inline]
+fn special_bytes(word: u64) -> u64 {
+    // Adding 0x7F to the low bits of a byte carries into its top bit unless they are all zero, and never further.
+    let zero_bytes = |word: u64| !(((word & LOW_BITS) + LOW_BITS) | word | LOW_BITS);
+    // Below 0x20 none of the three upper bits is set.
+    zero_bytes(word ^ QUOTES) | zero_bytes(word ^ BACKSLASHES) | zero_bytes(word & (ONES * 0xe0))
+}
+
+const ONES: u64 = u64::MAX / 0xff;
+const LOW_BITS: u64 = ONES * 0x7f;
+const QUOTES: u64 = ONES * b'"' as u64;
+const BACKSLASHES: u64 = ONES * b'\\' as u64;

@@ -170,7 +170,7 @@ pub mod write {
         with(out, |out| encode::write_bool(out, value));
     }
     pub fn nil(out: &mut Vec<u8>) {
-        with(out, |out| encode::write_nil(out));
+        with(out, encode::write_nil);
     }
     /// The head of a str of `length` bytes, which the caller appends.
     pub fn text_len(length: usize, out: &mut Vec<u8>) {

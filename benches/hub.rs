@@ -1,0 +1,180 @@
+//! The hub codecs on the way of a message, each beside a memcpy of the same bytes: `cargo bench --bench hub`.
+use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
+use signalring::proto::dotnetify::context::{self, Context, Embedding, Peer};
+use signalring::proto::dotnetify::forward::{self, Forward};
+use signalring::proto::dotnetify::{request, response};
+use signalring::proto::signalr::{json, msgpack};
+use std::hint::black_box;
+
+/// As the npm client writes it.
+fn update(data: &str) -> Vec<u8> {
+    format!(r#"{{"arguments":["HelloWorldVM",{data}],"invocationId":"3","target":"Update_VM","type":1}}"#).into_bytes()
+}
+
+/// A view model's state of about `bytes` bytes: a list of rows, as in a grid.
+fn rows(bytes: usize) -> String {
+    let mut data = String::from("{\"Rows\":[");
+    let mut row = 0;
+    while data.len() < bytes {
+        data += &format!(r#"{{"Id":{row},"FirstName":"John {row}","City":"Köln","Price":12.50,"IsActive":true}},"#);
+        row += 1;
+    }
+    data.pop();
+    data + "]}"
+}
+
+fn updates() -> [(&'static str, Vec<u8>); 4] {
+    [
+        ("typical", update(r#"{"FirstName":"John","Age":5,"Nested":{"a":[1,null,true]}}"#)),
+        ("1 KiB", update(&rows(1024))),
+        ("16 KiB", update(&rows(16 * 1024))),
+        ("16 KiB text", update(&format!("{{\"Text\":\"{}\"}}", "lorem ipsum ".repeat(1365)))),
+    ]
+}
+
+fn scan(criterion: &mut Criterion) {
+    let mut group = criterion.benchmark_group("json::parse + request::parse of an Update_VM");
+    for (name, record) in updates() {
+        group.throughput(Throughput::Bytes(record.len() as u64));
+        group.bench_function(BenchmarkId::new("ours", name), |bencher| {
+            bencher.iter(|| {
+                let record = black_box(&record[..]);
+                let message = json::parse(record).unwrap();
+                black_box(request::parse(record, &message).unwrap())
+            })
+        });
+        copy(&mut group, name, &record);
+    }
+}
+
+/// A browser's upgrade request, as far as it is forwarded.
+const BROWSER: [(&str, &[u8]); 9] = [
+    ("host", b"app.example.com"),
+    ("user-agent", b"Mozilla/5.0 (Windows NT 10.0; Win64; x64) AppleWebKit/537.36 (KHTML, like Gecko) Chrome/126.0.0.0 Safari/537.36"),
+    ("accept-encoding", b"gzip, deflate, br, zstd"),
+    ("accept-language", b"en-US,en;q=0.9,de;q=0.8"),
+    ("cache-control", b"no-cache"),
+    ("cookie", b"session=3f7e1c9a5b2d48e6a0c4f8b1d2e3f4a5; theme=dark; consent=yes; _ga=GA1.1.1234567890.1700000000"),
+    ("origin", b"https://app.example.com"),
+    ("pragma", b"no-cache"),
+    ("sec-fetch-site", b"same-origin"),
+];
+
+fn invoke(criterion: &mut Criterion) {
+    let peer = Peer {
+        connection_id: "0HM6KABCDEF01",
+        local: ("10.0.0.2".parse().unwrap(), 5000),
+        remote: ("10.0.0.7".parse().unwrap(), 51234),
+        headers: &BROWSER,
+    };
+    for (name, embedding) in [("write_json", Embedding::Json), ("write_msgpack", Embedding::MessagePack)] {
+        let tail = context::prepare(&peer, embedding);
+        let mut group = criterion.benchmark_group(format!("forward::{name}, browser's context of {} bytes", tail.len() + 130));
+        for (size, record) in updates() {
+            let message = json::parse(&record).unwrap();
+            let request = request::parse(&record, &message).unwrap();
+            let forward = Forward::Vm {
+                call: request.call,
+                vm_id: request.vm_id.of(&record),
+                argument: request.argument.map(|argument| argument.of(&record)),
+            };
+            let context = Context {
+                hub_id: b"fRr82pUPRESdT1NCLXmSPg",
+                ticks: 17_149_792_891_234_567,
+                connection_id: b"Kx1n2s3d4f5g6h7j8k9lAw",
+                tail: &tail,
+            };
+            let write = if embedding == Embedding::Json { forward::write_json } else { forward::write_msgpack };
+            let mut out = Vec::new();
+            write(&forward, &context, Some(12345), &mut out);
+            let written = out.clone();
+            group.throughput(Throughput::Bytes(out.len() as u64));
+            group.bench_function(BenchmarkId::new("ours", size), |bencher| {
+                bencher.iter(|| {
+                    out.clear();
+                    write(black_box(&forward), black_box(&context), Some(12345), &mut out);
+                    black_box(&out[..]);
+                })
+            });
+            copy(&mut group, size, &written);
+        }
+    }
+}
+
+fn back(criterion: &mut Criterion) {
+    let mut group = criterion.benchmark_group("Response_VM from lane to client frame");
+    for (name, data) in [("typical", rows(64)), ("1 KiB", rows(1024)), ("16 KiB", rows(16 * 1024))] {
+        let data = serde_json::to_string(&data).unwrap();
+        let record = format!(
+            r#"{{"type":1,"target":"Response_VM","arguments":[["SendAsync",["HelloWorldVM",{data}],{{"$fwdConnId":"Kx1n2s3d4f5g6h7j8k9lAw"}}]]}}"#
+        )
+        .into_bytes();
+        group.throughput(Throughput::Bytes(record.len() as u64));
+        group.bench_function(BenchmarkId::new("decode", name), |bencher| {
+            bencher.iter(|| {
+                let record = black_box(&record[..]);
+                let message = json::parse(record).unwrap();
+                black_box(response::parse_json(record, &message).unwrap())
+            })
+        });
+        let mut out = Vec::new();
+        response::write_client_json(b"\"HelloWorldVM\"", data.as_bytes(), &mut out);
+        group.bench_function(BenchmarkId::new("encode", name), |bencher| {
+            bencher.iter(|| {
+                out.clear();
+                response::write_client_json(black_box(b"\"HelloWorldVM\""), black_box(data.as_bytes()), &mut out);
+                black_box(&out[..]);
+            })
+        });
+        copy(&mut group, name, &record);
+    }
+    drop(group);
+
+    let ids: Vec<String> = (0..1000).map(|client| format!("Kx1n2s3d4f5g6h7j8k{client:04}")).collect();
+    let list = serde_json::to_string(&serde_json::to_string(&ids).unwrap()).unwrap();
+    let record = format!(
+        r#"{{"type":1,"target":"Response_VM","arguments":[["SendToManyAsync",["X","{{}}"],{{"$fwdConnId":{list}}}]]}}"#
+    )
+    .into_bytes();
+    let mut group = criterion.benchmark_group("SendToMany to 1000");
+    group.throughput(Throughput::Bytes(record.len() as u64));
+    group.bench_function("decode and list", |bencher| {
+        bencher.iter(|| {
+            let record = black_box(&record[..]);
+            let message = json::parse(record).unwrap();
+            let Ok(response::Delivery::SendToMany { to, .. }) = response::parse_json(record, &message) else { panic!() };
+            let mut bytes = 0;
+            response::each_recipient(record, to, |id| bytes += id.map_or(0, <[u8]>::len));
+            assert_eq!(black_box(bytes), 22 * 1000);
+        })
+    });
+    copy(&mut group, "", &record);
+}
+
+fn message_pack(criterion: &mut Criterion) {
+    let mut group = criterion.benchmark_group("msgpack::parse of an Update_VM from npm");
+    let log = include_str!("../tests/vectors/npm-client-msgpack.log");
+    let line = log.lines().find(|line| line.starts_with("WS-IN BIN 40")).unwrap();
+    let digits = &line.as_bytes()["WS-IN BIN 40".len()..];
+    let body: Vec<u8> = digits
+        .chunks(2)
+        .map(|pair| u8::from_str_radix(std::str::from_utf8(pair).unwrap(), 16).unwrap())
+        .collect();
+    group.throughput(Throughput::Bytes(body.len() as u64));
+    group.bench_function("ours", |bencher| bencher.iter(|| black_box(msgpack::parse(black_box(&body)).unwrap())));
+    copy(&mut group, "", &body);
+}
+
+fn copy(group: &mut criterion::BenchmarkGroup<'_, criterion::measurement::WallTime>, name: &str, bytes: &[u8]) {
+    let mut out = Vec::with_capacity(bytes.len());
+    group.bench_function(BenchmarkId::new("memcpy", name), |bencher| {
+        bencher.iter(|| {
+            out.clear();
+            out.extend_from_slice(black_box(bytes));
+            black_box(&out[..]);
+        })
+    });
+}
+
+criterion_group!(hub, scan, invoke, back, message_pack);
+criterion_main!(hub);
