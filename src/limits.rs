@@ -2,6 +2,54 @@
 //!
 //! Defaults that a configuration may change end in `_DEFAULT`; everything else is fixed.
 
+// ---- What the configuration takes -----------------------------------------------------------------------------------
+//
+// Ranges rather than free choice: a value outside is more often a wrong unit than a wish.
+
+/// Threads with a ring each. 256 is beyond the cores of any machine a node was meant for, and fits the shard field of an origin id.
+pub const SHARDS_MAX: u16 = 256;
+/// Lanes of a node. An app server serves a lane's messages one after another, so a pool wants tens of lanes; a thousand is the roof.
+pub const POOL_SIZE_DEFAULT: u16 = 5;
+pub const POOL_SIZE_MAX: u16 = 1024;
+/// Connections of a node when nobody says: what the file descriptors allow, but never a promise the memory cannot keep
+/// (100,000 idle clients are about 0.5 GB, kernel included).
+pub const CLIENTS_DEFAULT: u32 = 100_000;
+pub const CLIENTS_MAX: u32 = 4_000_000;
+/// Descriptors beside clients and lanes: log, admin connections, resolver, and whatever a library opens.
+pub const DESCRIPTORS_SLACK: u32 = 64;
+/// Descriptors of one shard: ring, listener, doorbell, timer, and room for a handed-over socket.
+pub const DESCRIPTORS_PER_SHARD: u32 = 8;
+/// Descriptors of one lane: its socket, and the one that is being dialled to replace it.
+pub const DESCRIPTORS_PER_LANE: u32 = 2;
+/// Bytes queued for one client before it counts as too slow.
+pub const CLIENT_SEND_QUEUE_BYTES_DEFAULT: u32 = 256 * 1024;
+/// Below this, one large group message would disconnect healthy clients.
+pub const CLIENT_SEND_QUEUE_BYTES_MIN: u32 = 16 * 1024;
+pub const CLIENT_SEND_QUEUE_BYTES_MAX: u32 = 64 * 1024 * 1024;
+/// SO_SNDBUF of a client socket. Linux clamps to about 4 KiB below and `net.core.wmem_max` above.
+pub const CLIENT_SEND_BUFFER_BYTES_DEFAULT: u32 = 32 * 1024;
+pub const CLIENT_SEND_BUFFER_BYTES_MIN: u32 = 4 * 1024;
+pub const CLIENT_SEND_BUFFER_BYTES_MAX: u32 = 4 * 1024 * 1024;
+/// Client messages that wait for a lane that is not up.
+pub const UPSTREAM_QUEUE_BYTES_DEFAULT: u32 = 4 * 1024 * 1024;
+pub const UPSTREAM_QUEUE_BYTES_MIN: u32 = 64 * 1024;
+pub const UPSTREAM_QUEUE_BYTES_MAX: u32 = 1024 * 1024 * 1024;
+/// A queue must hold at least one message, and embedding a client's JSON in a JSON lane's string can double it.
+pub const UPSTREAM_QUEUE_MESSAGES_MIN: u32 = 2;
+/// Shortest wait that can be configured: below it, timeouts would fire on a healthy network. (Milliseconds.)
+pub const TIMEOUT_MS_MIN: u64 = 100;
+/// Longest time a connection may take to become a client: what waits here holds a slot without giving anything.
+pub const SETUP_TIMEOUT_MS_MAX: u64 = 5 * 60 * 1000;
+/// Longest client timeout and keep-alive interval.
+pub const CLIENT_TIMEOUT_MS_MAX: u64 = 60 * 60 * 1000;
+/// ASP.NET's advice: a timeout of at least twice the interval, so that one lost ping disconnects nobody.
+pub const CLIENT_TIMEOUT_KEEP_ALIVES_MIN: u32 = 2;
+/// Largest configuration file.
+pub const CONFIG_FILE_BYTES_MAX: u64 = 1024 * 1024;
+
+const _: () = assert!(UPSTREAM_QUEUE_BYTES_DEFAULT >= UPSTREAM_QUEUE_MESSAGES_MIN * MESSAGE_BYTES_MAX);
+const _: () = assert!(CLIENTS_DEFAULT <= CLIENTS_MAX);
+
 // ---- SignalR messages -------------------------------------------------------------------------------------------
 
 /// Largest SignalR message a client may send, framing included. ASP.NET Core's `MaximumReceiveMessageSize` default.
@@ -38,3 +86,73 @@ pub const HTTP_HEADERS_MAX: usize = 100;
 pub const HTTP_TARGET_BYTES_MAX: usize = 8 * 1024;
 /// Largest request body that is read and thrown away (negotiate has none).
 pub const HTTP_BODY_BYTES_MAX: u64 = 4 * 1024;
+
+// ---- a shard's memory -------------------------------------------------------------------------------------------
+
+/// Provided buffers for client sockets: how many (a power of two; io-architecture section 6 asks for at least 1024) ...
+pub const RECV_BUFFERS: u16 = 1024;
+/// ... and how large. A browser's upgrade request or a typical message fits into one.
+pub const RECV_BUFFER_BYTES: u32 = 4 * 1024;
+/// Provided buffers for lanes: few sockets, much data each.
+pub const LANE_RECV_BUFFERS: u16 = 64;
+pub const LANE_RECV_BUFFER_BYTES: u32 = 64 * 1024;
+/// Kept byte buffers (half records, request heads).
+pub const POOLED_BUFFERS_MAX: usize = 256;
+/// A kept buffer holds the largest default message; larger ones go back to the allocator.
+pub const POOLED_BUFFER_BYTES_MAX: usize = 64 * 1024;
+/// A frame that one connection gathers in is closed at this size and another begun.
+pub const FRAME_GATHER_BYTES: usize = 16 * 1024;
+/// A frame's memory is kept for the next one up to this size.
+pub const FRAME_KEPT_BYTES_MAX: usize = 64 * 1024;
+/// Submission and completion queue entries of a shard's ring. Polls are multishot and sends resolve at submit, so the
+/// completion queue must take one readiness event for many connections at once.
+pub const RING_SUBMISSIONS: u32 = 1024;
+pub const RING_COMPLETIONS: u32 = 16 * 1024;
+/// Sends handed to the kernel at once: a fan-out is cut into pieces of this size so that the loop stays responsive.
+pub const SEND_BATCH: usize = 256;
+/// Frames of one connection in one send.
+pub const SEND_PARTS: usize = 16;
+
+// ---- lanes ------------------------------------------------------------------------------------------------------
+
+/// Largest record an app server may send: a SendToManyAsync for 10,000 clients carries 250 KB of ids (contract 4.6).
+pub const LANE_RECORD_BYTES_MAX: usize = 16 * 1024 * 1024;
+/// Bytes that may wait in a lane's send queue before further client messages wait in front of it instead.
+pub const LANE_SEND_BYTES_HIGH: u32 = 4 * 1024 * 1024;
+/// A WebSocket frame on a lane is closed at this size; it may hold many records.
+pub const LANE_FRAME_BYTES: usize = 48 * 1024;
+/// Disconnect notices kept for a lane that is down. One is an origin id; past the bound the oldest is dropped, counted as a leak.
+pub const LANE_NOTICES_MAX: usize = 65_536;
+/// A lane on which nothing at all arrived for this long is dead: SignalR's server timeout, two missed pings.
+pub const LANE_SILENCE_MS: u64 = 30_000;
+/// Our pings to the app server.
+pub const LANE_KEEP_ALIVE_MS: u64 = 15_000;
+
+// ---- connections ------------------------------------------------------------------------------------------------
+
+/// After our last byte the peer has this long to close its side (ASP.NET's WebSocket `CloseTimeout`).
+pub const LINGER_MS: u64 = 5_000;
+/// An HTTP connection between two requests.
+pub const HTTP_IDLE_MS: u64 = 60_000;
+/// Groups one client may be in.
+pub const GROUPS_PER_CLIENT_MAX: u32 = 1024;
+/// Shards of a node: an origin id has eight bits for them.
+pub const SHARDS_MAX: u16 = 256;
+/// Orders waiting between a shard and the control plane.
+pub const BUS_ORDERS: usize = 1024;
+/// How long a stopping node takes to tell everybody.
+pub const STOP_MS: u64 = 5_000;
+
+const _: () = assert!(RECV_BUFFERS.is_power_of_two() && LANE_RECV_BUFFERS.is_power_of_two());
+const _: () = assert!(SEND_BATCH <= RING_SUBMISSIONS as usize);
+const _: () = assert!(POOLED_BUFFER_BYTES_MAX >= MESSAGE_BYTES_DEFAULT as usize + 1);
+const _: () = assert!(POOLED_BUFFER_BYTES_MAX >= HTTP_HEAD_BYTES_MAX);
+const _: () = assert!(LANE_SILENCE_MS >= 2 * LANE_KEEP_ALIVE_MS);
+/// Lanes of one shard.
+pub const LANES_PER_SHARD_MAX: u16 = 1024;
+/// Places kept free beyond the connection limit, so that one too many is told so (503) and not just cut off.
+pub const CONNECTIONS_SPARE: u32 = 64;
+/// How long accepting rests when the process has no descriptor left.
+pub const ACCEPT_REST_MS: u64 = 100;
+/// The app server's `MaximumReceiveMessageSize`: it closes a lane that carries a larger message (contract 4.6).
+pub const UPSTREAM_MESSAGE_BYTES_DEFAULT: u32 = 32 * 1024;

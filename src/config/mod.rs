@@ -1,10 +1,36 @@
 //! The configuration: TOML file < environment < flags, into a `Config` that is valid by construction.
+//!
+//! ```text
+//! settings   the table: one row a setting (key, flag, variable, values, default)
+//! file, env, flags   what was written, with its place        value, url   what it means
+//! resolve    the last word of each setting, contradictions -> Config, or every Fault at once
+//! show       the resolved configuration as TOML               budget       what it may cost in memory
+//! ```
+//!
+//! Nothing here opens a port; nothing else reads a setting.
+pub mod budget;
+pub mod env;
+pub mod fault;
+mod file;
+pub mod flags;
+mod resolve;
+pub mod settings;
+mod show;
+mod url;
+mod value;
+
+pub use budget::{Budget, Sizes};
+pub use fault::{Fault, Faults, Origin};
+pub use flags::RunFlags;
+pub use resolve::{Machine, Resolved};
+pub use settings::Key;
+
 use crate::proto::dotnetify::context::HeaderPolicy;
 use core::time::Duration;
 use std::net::SocketAddr;
 
 /// A node's complete, valid configuration.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Config {
     pub listen: SocketAddr,
     /// Admin endpoint; loopback by default.
@@ -16,14 +42,22 @@ pub struct Config {
     pub allowed_origins: Vec<String>,
     /// Level or tracing filter directive.
     pub log: String,
+    pub log_format: LogFormat,
     pub hub: Hub,
     pub limits: Limits,
     /// Exactly one for now.
     pub upstream: Upstream,
 }
 
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum LogFormat {
+    #[default]
+    Text,
+    Json,
+}
+
 /// The names ASP.NET users know from HubOptions.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Hub {
     /// Bytes, framing included. Default 32768.
     pub maximum_receive_message_size: u32,
@@ -35,7 +69,7 @@ pub struct Hub {
     pub keep_alive_interval: Duration,
 }
 
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Limits {
     /// Connections a node holds at once (HTTP and clients), shared out over the shards.
     pub max_clients: u32,
@@ -51,7 +85,7 @@ pub struct Limits {
     pub upstream_queue_timeout: Duration,
 }
 
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Upstream {
     pub url: UpstreamUrl,
     /// Lanes of the whole node; at least one per shard is used.
@@ -62,10 +96,28 @@ pub struct Upstream {
 /// `http://host[:port][/base]` or `ws://...`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct UpstreamUrl {
+    /// Name or address; IPv6 without brackets.
     pub host: String,
     pub port: u16,
     /// Path in front of the hub path, without trailing slash; usually empty.
     pub base: String,
     /// As configured, for logs.
     pub text: String,
+}
+
+impl Config {
+    /// The configuration that file, environment and flags make together, or everything that is wrong with it.
+    pub fn resolve(
+        file: Option<(&str, &str)>,
+        env: impl Iterator<Item = (String, String)>,
+        flags: &RunFlags,
+        machine: &Machine,
+    ) -> Result<Config, Faults> {
+        Resolved::of(file, env, flags, machine).map(|resolved| resolved.config)
+    }
+
+    /// Lanes in use: the pool, with at least one a shard.
+    pub fn lanes(&self) -> u32 {
+        u32::from(self.upstream.connection_pool_size.max(self.shards))
+    }
 }

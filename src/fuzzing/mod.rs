@@ -1,4 +1,5 @@
-//! What the fuzz targets (and some property tests) hold the codecs against: each function takes any bytes and panics when
-//! an oracle disagrees. Not part of the product.
+//! Oracles of the fuzz targets (`fuzz/`), also run by the property tests. Each takes any bytes and panics where a rule is broken.
+//! Not part of the product.
 
+pub mod hub;
 pub mod net;

@@ -1,6 +1,11 @@
 //! What an app server sends over a lane (contract 3): `Response_VM [method, args, metadata]` as a closed enum, and the frame a
 //! client gets for it.
-use crate::proto::signalr::{Message, Span};
+use crate::limits::ORIGIN_ID_BYTES_MAX;
+use crate::proto::signalr::json::{self, ValueKind};
+use crate::proto::signalr::msgpack;
+use crate::proto::signalr::record::RECORD_SEPARATOR;
+use crate::proto::signalr::{Kind, Message, Span};
+use alloc::vec::Vec;
 
 /// Who is addressed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -38,29 +43,522 @@ pub enum ResponseError {
 }
 
 /// Reads an Invocation that came over a JSON lane.
-pub fn parse_json(_record: &[u8], _message: &Message) -> Result<Delivery, ResponseError> {
-    todo!()
+pub fn parse_json(record: &[u8], message: &Message) -> Result<Delivery, ResponseError> {
+    read::<Json>(record, message)
 }
 
 /// Reads an Invocation that came over a MessagePack lane (spans into `record`, the body without prefix): strings are str bytes;
-/// `vm`, `data` are str *contents* here.
-pub fn parse_msgpack(_record: &[u8], _message: &Message) -> Result<Delivery, ResponseError> {
-    todo!()
+/// `vm`, `data` are str *contents* here. A `users` array is the encoded one, which `each_recipient` reads as well.
+pub fn parse_msgpack(record: &[u8], message: &Message) -> Result<Delivery, ResponseError> {
+    read::<MessagePack>(record, message)
 }
 
 /// Calls `f` with each listed origin id (None for a JSON null). Ids longer than ORIGIN_ID_BYTES_MAX, or not strings, are passed over.
 /// No allocation. Tolerates every legal escaping (`\"`, `\u0022`, `\\u002B`...).
-pub fn each_recipient(_record: &[u8], _recipients: Recipients, _f: impl FnMut(Option<&[u8]>)) {
-    todo!()
+///
+/// Takes every form a `Recipients` may have, and `Many` of a `users` argument. A text that is not an array after all lists nobody;
+/// one that is cut lists those before the cut.
+pub fn each_recipient(record: &[u8], recipients: Recipients, mut f: impl FnMut(Option<&[u8]>)) {
+    match recipients {
+        Recipients::One(span) => {
+            let mut id = Id::default();
+            json::unescape_chunks(span.of(record), |chunk| id.push(chunk));
+            id.give(&mut f);
+        }
+        Recipients::Many(span) => {
+            let list = span.of(record);
+            // No JSON text, escaped or not, starts with a byte over 0x7F; every encoded MessagePack array does.
+            if list.first().is_some_and(|first| !first.is_ascii()) {
+                each_encoded(list, f);
+            } else {
+                List::new(list).each(f);
+            }
+        }
+    }
 }
 
 /// Appends the client's record: `{"type":1,"target":"Response_VM","arguments":[[<vm>,<data>]]}` + 0x1E, both copied verbatim.
-pub fn write_client_json(_vm: &[u8], _data: &[u8], _out: &mut impl bytes::BufMut) {
-    todo!()
+pub fn write_client_json(vm: &[u8], data: &[u8], out: &mut impl bytes::BufMut) {
+    out.put_slice(CLIENT_HEAD);
+    out.put_slice(vm);
+    out.put_u8(b',');
+    out.put_slice(data);
+    out.put_slice(CLIENT_TAIL);
+}
+
+/// The same from a MessagePack lane: `vm` and `data` are plain text.
+pub fn write_client_json_text(vm: &[u8], data: &[u8], out: &mut impl bytes::BufMut) {
+    out.put_slice(CLIENT_HEAD);
+    out.put_u8(b'"');
+    json::escape(vm, out);
+    out.put_slice(b"\",\"");
+    json::escape(data, out);
+    out.put_u8(b'"');
+    out.put_slice(CLIENT_TAIL);
+}
+
+/// The client's record for a MessagePack client: `[1, {}, nil, "Response_VM", [[vm, data]], []]` (contract 1.4). `vm` and `data`
+/// are plain text.
+pub fn write_client_msgpack(vm: &[u8], data: &[u8], out: &mut Vec<u8>) {
+    use msgpack::write;
+    msgpack::write_record(out, |out| {
+        write::array_len(6, out);
+        write::uint(1, out);
+        write::map_len(0, out);
+        write::nil(out);
+        write::text(TARGET.as_bytes(), out);
+        write::array_len(1, out);
+        write::array_len(2, out);
+        write::text(vm, out);
+        write::text(data, out);
+        write::array_len(0, out);
+    });
 }
 
 /// Appends an error `Response_VM`: data = `{"ExceptionType":"<type>","Message":"<message>"}` as JSON text in a string (contract 1.4).
 /// `vm` is the raw JSON string of the client's request.
-pub fn write_exception_json(_vm: &[u8], _exception_type: &str, _message: &str, _out: &mut impl bytes::BufMut) {
-    todo!()
+pub fn write_exception_json(vm: &[u8], exception_type: &str, message: &str, out: &mut impl bytes::BufMut) {
+    out.put_slice(CLIENT_HEAD);
+    out.put_slice(vm);
+    out.put_slice(b",\"{\\\"ExceptionType\\\":\\\"");
+    // Escaped for the inner text, and that text for the string it stands in.
+    json::escape_chunks(exception_type.as_bytes(), |chunk| json::escape(chunk, out));
+    out.put_slice(b"\\\",\\\"Message\\\":\\\"");
+    json::escape_chunks(message.as_bytes(), |chunk| json::escape(chunk, out));
+    out.put_slice(b"\\\"}\"");
+    out.put_slice(CLIENT_TAIL);
+}
+
+const TARGET: &str = "Response_VM";
+const CLIENT_HEAD: &[u8] = b"{\"type\":1,\"target\":\"Response_VM\",\"arguments\":[[";
+const CLIENT_TAIL: &[u8] = b"]]}\x1e";
+const _: () = assert!(CLIENT_TAIL[CLIENT_TAIL.len() - 1] == RECORD_SEPARATOR);
+
+/// The metadata key that says whom a response is for.
+const CONNECTION_ID_KEY: &str = "$fwdConnId";
+
+/// How a lane's protocol shows arrays, maps and strings. All spans are into the record.
+trait Format {
+    /// Calls `f` for each item of the array at `array`.
+    fn elements(record: &[u8], array: Span, f: impl FnMut(Span)) -> Option<u32>;
+    /// Calls `f` with the contents of each key, and each value, of the map at `map`.
+    fn members(record: &[u8], map: Span, f: impl FnMut(Span, Span)) -> Option<u32>;
+    /// The contents of a string.
+    fn text(record: &[u8], value: Span) -> Option<Span>;
+    /// A value that goes to the client as it is, in the form `Delivery` says.
+    fn copied(record: &[u8], value: Span) -> Option<Span>;
+    fn is_null(record: &[u8], value: Span) -> bool;
+    fn is_target(contents: &[u8], name: &str) -> bool;
+    fn first_character(contents: &[u8]) -> Option<char>;
+}
+
+struct Json;
+
+impl Format for Json {
+    fn elements(record: &[u8], array: Span, mut f: impl FnMut(Span)) -> Option<u32> {
+        json::elements(array.of(record), |element| f(inside(array, element)))
+    }
+    fn members(record: &[u8], map: Span, mut f: impl FnMut(Span, Span)) -> Option<u32> {
+        json::members(map.of(record), |name, value| f(inside(map, name), inside(map, value)))
+    }
+    fn text(record: &[u8], value: Span) -> Option<Span> {
+        let is_string = json::kind(value.of(record)) == Some(ValueKind::String);
+        is_string.then(|| Span { start: value.start + 1, end: value.end - 1 })
+    }
+    fn copied(_: &[u8], value: Span) -> Option<Span> {
+        Some(value)
+    }
+    fn is_null(record: &[u8], value: Span) -> bool {
+        json::kind(value.of(record)) == Some(ValueKind::Null)
+    }
+    fn is_target(contents: &[u8], name: &str) -> bool {
+        json::eq_ignore_case(contents, name)
+    }
+    fn first_character(contents: &[u8]) -> Option<char> {
+        match *contents.first()? {
+            b'\\' => json::unescape_one(contents).0,
+            first => Some(first as char),
+        }
+    }
+}
+
+struct MessagePack;
+
+impl Format for MessagePack {
+    fn elements(record: &[u8], array: Span, mut f: impl FnMut(Span)) -> Option<u32> {
+        msgpack::elements(array.of(record), |element| f(inside(array, element)))
+    }
+    fn members(record: &[u8], map: Span, mut f: impl FnMut(Span, Span)) -> Option<u32> {
+        msgpack::members(map.of(record), |key, value| {
+            // A key that is not a str is none of ours.
+            if let Some(key) = Self::text(record, inside(map, key)) {
+                f(key, inside(map, value));
+            }
+        })
+    }
+    fn text(record: &[u8], value: Span) -> Option<Span> {
+        msgpack::text(value.of(record)).map(|contents| inside(value, contents))
+    }
+    fn copied(record: &[u8], value: Span) -> Option<Span> {
+        Self::text(record, value)
+    }
+    fn is_null(record: &[u8], value: Span) -> bool {
+        msgpack::is_nil(value.of(record))
+    }
+    fn is_target(contents: &[u8], name: &str) -> bool {
+        contents.eq_ignore_ascii_case(name.as_bytes())
+    }
+    fn first_character(contents: &[u8]) -> Option<char> {
+        contents.first().map(|&first| first as char)
+    }
+}
+
+/// A span relative to `outer`, made relative to the record.
+fn inside(outer: Span, inner: Span) -> Span {
+    Span { start: outer.start + inner.start, end: outer.start + inner.end }
+}
+
+fn read<F: Format>(record: &[u8], message: &Message) -> Result<Delivery, ResponseError> {
+    let target = message.target.filter(|target| F::is_target(target.of(record), TARGET));
+    if message.kind != Kind::Invocation || target.is_none() || message.arguments.count != 1 {
+        return Err(ResponseError::NotAResponse);
+    }
+    let envelope = list::<F>(record, message.arguments.spans[0]).ok_or(ResponseError::NotAResponse)?;
+    let [method, arguments, metadata] = match *envelope.items() {
+        [_, _] => return Ok(Delivery::ToLane),
+        [method, arguments, metadata] => [method, arguments, metadata],
+        _ => return Err(ResponseError::Shape),
+    };
+    let method = F::text(record, method).ok_or(ResponseError::Shape)?;
+    let method = Method::named::<F>(method.of(record)).ok_or(ResponseError::UnknownMethod)?;
+    delivery::<F>(record, method, arguments, metadata).ok_or(ResponseError::Shape)
+}
+
+/// The methods of contract 3.2. What a peer names is looked up here and nowhere else.
+#[derive(Clone, Copy)]
+enum Method {
+    AddToGroup,
+    RemoveFromGroup,
+    Send,
+    SendToMany,
+    SendToGroup,
+    SendToGroupExcept,
+    SendToUsers,
+}
+
+impl Method {
+    fn named<F: Format>(name: &[u8]) -> Option<Method> {
+        const NAMES: [(&str, Method); 7] = [
+            ("SendAsync", Method::Send),
+            ("SendToManyAsync", Method::SendToMany),
+            ("SendToGroupAsync", Method::SendToGroup),
+            ("SendToGroupExceptAsync", Method::SendToGroupExcept),
+            ("SendToUsersAsync", Method::SendToUsers),
+            ("AddToGroupAsync", Method::AddToGroup),
+            ("RemoveFromGroupAsync", Method::RemoveFromGroup),
+        ];
+        NAMES.iter().find(|(known, _)| F::is_target(name, known)).map(|&(_, method)| method)
+    }
+}
+
+fn delivery<F: Format>(record: &[u8], method: Method, arguments: Span, metadata: Span) -> Option<Delivery> {
+    let arguments = list::<F>(record, arguments)?;
+    let arguments = arguments.items();
+    let who = recipients::<F>(record, metadata)?;
+    let text = |value| F::text(record, value);
+    let copied = |value| F::copied(record, value);
+    Some(match (method, arguments) {
+        (Method::AddToGroup, &[group]) => Delivery::AddToGroup { group: text(group)?, who: who? },
+        (Method::RemoveFromGroup, &[group]) => Delivery::RemoveFromGroup { group: text(group)?, who: who? },
+        (Method::Send, &[vm, data]) => Delivery::Send { to: who?, vm: copied(vm)?, data: copied(data)? },
+        (Method::SendToMany, &[vm, data]) => Delivery::SendToMany { to: who?, vm: copied(vm)?, data: copied(data)? },
+        (Method::SendToGroup, &[group, vm, data]) => {
+            Delivery::SendToGroup { group: text(group)?, vm: copied(vm)?, data: copied(data)? }
+        }
+        (Method::SendToGroupExcept, &[group, vm, data]) => {
+            Delivery::SendToGroupExcept { group: text(group)?, except: who, vm: copied(vm)?, data: copied(data)? }
+        }
+        (Method::SendToUsers, &[users, vm, data]) => {
+            // A first argument that is no array says nothing that metadata does not.
+            let users = F::elements(record, users, |_| {}).map(|_| users);
+            Delivery::SendToUsers { users, listed: who, vm: copied(vm)?, data: copied(data)? }
+        }
+        (Method::SendToUsers, &[vm, data]) => {
+            Delivery::SendToUsers { users: None, listed: Some(who?), vm: copied(vm)?, data: copied(data)? }
+        }
+        _ => return None,
+    })
+}
+
+/// Whom metadata names: `Some(None)` if nobody, None if it is not metadata. The original takes a string that starts with `[` for
+/// a list (contract 3.1).
+fn recipients<F: Format>(record: &[u8], metadata: Span) -> Option<Option<Recipients>> {
+    if F::is_null(record, metadata) {
+        return Some(None);
+    }
+    let mut named = None;
+    F::members(record, metadata, |key, value| {
+        let is_key = match F::first_character(key.of(record)) {
+            Some('$') => F::is_target(key.of(record), CONNECTION_ID_KEY),
+            _ => false,
+        };
+        if is_key {
+            named = Some(value);
+        }
+    })?;
+    let Some(value) = named.filter(|&value| !F::is_null(record, value)) else {
+        return Some(None);
+    };
+    if let Some(contents) = F::text(record, value) {
+        let is_list = F::first_character(contents.of(record)) == Some('[');
+        return Some(Some(if is_list { Recipients::Many(contents) } else { Recipients::One(contents) }));
+    }
+    F::elements(record, value, |_| {})?;
+    Some(Some(Recipients::Many(value)))
+}
+
+/// The items of a short array.
+struct Items {
+    count: usize,
+    spans: [Span; ITEMS_MAX],
+}
+
+/// No envelope and no method has more than three; the fourth tells that there are too many.
+const ITEMS_MAX: usize = 4;
+
+impl Items {
+    fn items(&self) -> &[Span] {
+        &self.spans[..self.count]
+    }
+}
+
+fn list<F: Format>(record: &[u8], array: Span) -> Option<Items> {
+    let mut items = Items { count: 0, spans: [Span::default(); ITEMS_MAX] };
+    F::elements(record, array, |element| {
+        if let Some(kept) = items.spans.get_mut(items.count) {
+            *kept = element;
+            items.count += 1;
+        }
+    })?;
+    Some(items)
+}
+
+/// An id that had to be put together from pieces.
+struct Id {
+    bytes: [u8; ORIGIN_ID_BYTES_MAX],
+    /// None if it does not fit.
+    length: Option<usize>,
+}
+
+impl Default for Id {
+    fn default() -> Self {
+        Id { bytes: [0; ORIGIN_ID_BYTES_MAX], length: Some(0) }
+    }
+}
+
+impl Id {
+    fn push(&mut self, chunk: &[u8]) {
+        self.length = self.length.and_then(|length| {
+            let end = length + chunk.len();
+            self.bytes.get_mut(length..end)?.copy_from_slice(chunk);
+            Some(end)
+        });
+    }
+
+    fn give(&self, f: &mut impl FnMut(Option<&[u8]>)) {
+        if let Some(length) = self.length {
+            f(Some(&self.bytes[..length]));
+        }
+    }
+}
+
+fn each_encoded(list: &[u8], mut f: impl FnMut(Option<&[u8]>)) {
+    msgpack::elements(list, |element| {
+        let element = element.of(list);
+        if msgpack::is_nil(element) {
+            f(None);
+        } else if let Some(id) = msgpack::text(element).filter(|id| id.of(element).len() <= ORIGIN_ID_BYTES_MAX) {
+            f(Some(id.of(element)));
+        }
+    });
+}
+
+/// A JSON array's text, which may itself be the contents of a JSON string: then every character of it may be an escape.
+struct List<'a> {
+    rest: &'a [u8],
+    /// The text is inside a string.
+    escaped: bool,
+}
+
+impl<'a> List<'a> {
+    fn new(text: &'a [u8]) -> Self {
+        // Inside a string a quote never stands alone, and in plain text no backslash comes before the first quote. So the
+        // first of the two tells which it is; with neither, both readings are the same.
+        let escaped = memchr::memchr2(b'"', b'\\', text).is_some_and(|at| text[at] == b'\\');
+        List { rest: text, escaped }
+    }
+
+    fn each(mut self, mut f: impl FnMut(Option<&[u8]>)) {
+        if self.token() != Some('[') {
+            return;
+        }
+        loop {
+            match self.token() {
+                Some(',') => {}
+                Some('"') => {
+                    if self.string(&mut f).is_none() {
+                        return;
+                    }
+                }
+                Some('n') => {
+                    f(None);
+                    if self.skip_word().is_none() {
+                        return;
+                    }
+                }
+                Some('[' | '{') => {
+                    if self.skip_nested().is_none() {
+                        return;
+                    }
+                }
+                Some(']') | None => return,
+                // A number or `true`: not an id.
+                Some(_) => {
+                    if self.skip_word().is_none() {
+                        return;
+                    }
+                }
+            }
+        }
+    }
+
+    /// The next character of the array's text.
+    fn next(&mut self) -> Option<char> {
+        let (character, used) = self.peek()?;
+        self.rest = &self.rest[used..];
+        Some(character)
+    }
+
+    /// The next character and the bytes it takes. A raw byte outside ASCII is given as one character of its own; it can only be
+    /// part of something that is passed over, or be copied byte by byte.
+    fn peek(&self) -> Option<(char, usize)> {
+        match *self.rest.first()? {
+            b'\\' if self.escaped => {
+                let (character, used) = json::unescape_one(self.rest);
+                Some((character.unwrap_or(char::REPLACEMENT_CHARACTER), used))
+            }
+            byte => Some((byte as char, 1)),
+        }
+    }
+
+    /// The next character that is not white space.
+    fn token(&mut self) -> Option<char> {
+        loop {
+            match self.next()? {
+                ' ' | '\n' | '\r' | '\t' => {}
+                character => return Some(character),
+            }
+        }
+    }
+
+    /// Reads a string whose quote has been read, and gives it out.
+    fn string(&mut self, f: &mut impl FnMut(Option<&[u8]>)) -> Option<()> {
+        // The usual case: nothing in it is escaped, and it can be given as it stands.
+        let run = json::plain_run(self.rest);
+        let quote: &[u8] = if self.escaped { b"\\\"" } else { b"\"" };
+        if self.rest[run..].starts_with(quote) {
+            if run <= ORIGIN_ID_BYTES_MAX {
+                f(Some(&self.rest[..run]));
+            }
+            self.rest = &self.rest[run + quote.len()..];
+            return Some(());
+        }
+        let mut id = Id::default();
+        loop {
+            match self.piece(&mut id)? {
+                Piece::More => {}
+                Piece::End => break,
+            }
+        }
+        id.give(f);
+        Some(())
+    }
+
+    /// One character of a string, which is itself escaped as JSON.
+    fn piece(&mut self, id: &mut Id) -> Option<Piece> {
+        let raw = self.rest[0..].first().copied()?;
+        let character = self.next()?;
+        match character {
+            '"' => return Some(Piece::End),
+            '\\' => {
+                let character = self.inner_escape()?;
+                id.push(character.encode_utf8(&mut [0; 4]).as_bytes());
+            }
+            _ if raw == b'\\' => id.push(character.encode_utf8(&mut [0; 4]).as_bytes()),
+            _ => id.push(&[raw]),
+        }
+        Some(Piece::More)
+    }
+
+    /// What follows an inner backslash: put together as ASCII, then read like any other escape.
+    fn inner_escape(&mut self) -> Option<char> {
+        // Twelve bytes hold the longest, a surrogate pair.
+        let mut text = [b'\\'; 12];
+        let mut length = self.escape_after_backslash(&mut text)?;
+        if json::unescape_one(&text[..length]).0.is_none() {
+            // Half a pair. Look ahead for the other half, and leave it there if it is none.
+            let mut ahead = List { ..*self };
+            if ahead.next() == Some('\\') {
+                text[6] = b'\\';
+                let second = ahead.escape_after_backslash(&mut text[6..])?;
+                if json::unescape_one(&text[..6 + second]).0.is_some() {
+                    length += second;
+                    *self = ahead;
+                }
+            }
+        }
+        Some(json::unescape_one(&text[..length]).0.unwrap_or(char::REPLACEMENT_CHARACTER))
+    }
+
+    /// Reads `uXXXX`, or the one character of another escape, behind the backslash that `text` starts with. Returns their length
+    /// together.
+    fn escape_after_backslash(&mut self, text: &mut [u8]) -> Option<usize> {
+        let mut length = 1;
+        while length < 2 || (text[1] == b'u' && length < 6) {
+            let character = self.next()?;
+            // Zero is no part of any escape.
+            text[length] = if character.is_ascii() { character as u8 } else { 0 };
+            length += 1;
+        }
+        Some(length)
+    }
+
+    /// Up to the comma or bracket that ends a bare word.
+    fn skip_word(&mut self) -> Option<()> {
+        loop {
+            match self.peek()? {
+                (',' | ']', _) => return Some(()),
+                (_, used) => self.rest = &self.rest[used..],
+            }
+        }
+    }
+
+    /// Past the bracket that closes one that has been read.
+    fn skip_nested(&mut self) -> Option<()> {
+        let mut depth = 1u32;
+        while depth > 0 {
+            match self.token()? {
+                '[' | '{' => depth += 1,
+                ']' | '}' => depth -= 1,
+                '"' => self.string(&mut |_| {})?,
+                _ => {}
+            }
+        }
+        Some(())
+    }
+}
+
+enum Piece {
+    More,
+    End,
 }

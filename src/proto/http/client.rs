@@ -115,8 +115,11 @@ fn chunk_size(line: &[u8]) -> Result<usize, HttpError> {
     usize::from_str_radix(digits, 16).map_err(|_| HttpError::BodyTooLarge)
 }
 
+/// A line without its end, and what follows.
+type Cut<'b> = (&'b [u8], &'b [u8]);
+
 /// Cuts one line ended by CRLF; a bare LF or CR is a fault.
-fn split_line(bytes: &[u8]) -> Result<Option<(&[u8], &[u8])>, HttpError> {
+fn split_line(bytes: &[u8]) -> Result<Option<Cut<'_>>, HttpError> {
     let Some(end) = memchr::memchr2(b'\r', b'\n', bytes) else { return Ok(None) };
     match &bytes[end..] {
         [b'\r', b'\n', rest @ ..] => Ok(Some((&bytes[..end], rest))),

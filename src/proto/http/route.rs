@@ -199,7 +199,7 @@ mod tests {
     #[test]
     fn origins_that_are_not_allowed_get_403_without_cors_headers() {
         for (request, headers) in [
-            ("POST /dotnetify/negotiate", format!("{EVIL}")),
+            ("POST /dotnetify/negotiate", EVIL.to_string()),
             ("POST /dotnetify/negotiate", "Origin: null\r\n".to_string()),
             ("GET /dotnetify", format!("{EVIL}{UPGRADE}")),
             ("OPTIONS /dotnetify/negotiate", format!("{EVIL}{PREFLIGHT}")),

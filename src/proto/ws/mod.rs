@@ -23,6 +23,8 @@ pub use mask::apply_mask;
 
 use core::ops::Range;
 
+pub mod frame;
+
 /// Which end of the connection this codec is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Role {

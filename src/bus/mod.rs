@@ -1,0 +1,93 @@
+//! Between threads: bounded crossbeam queues with a doorbell. They carry ownership (a dialled lane, an order to stop), never a
+//! message of a client.
+use crate::ids::{HubId, LaneIndex, LaneKey, ShardId};
+use crate::limits::BUS_ORDERS;
+use crate::sys::doorbell::Doorbell;
+use crossbeam::channel;
+use std::io;
+use std::os::fd::OwnedFd;
+
+/// What the control plane tells a shard.
+#[derive(Debug)]
+pub enum ShardOrder {
+    /// A lane is connected: the socket is the shard's from now on.
+    LaneUp {
+        index: LaneIndex,
+        socket: OwnedFd,
+        /// The name this incarnation of the lane gives itself.
+        hub_id: HubId,
+        /// Bytes that arrived behind the handshake's answer.
+        early: Vec<u8>,
+    },
+    /// Tell everybody and end.
+    Stop,
+}
+
+/// What a shard tells the control plane.
+#[derive(Debug)]
+pub enum ControlOrder {
+    /// The lane's socket is closed; dial it again.
+    LaneLost { lane: LaneKey, reason: String },
+    /// The shard has ended in order.
+    Stopped { shard: ShardId },
+}
+
+/// The sending end. Never waits.
+#[derive(Clone)]
+pub struct Sender<T> {
+    queue: channel::Sender<T>,
+    bell: Doorbell,
+}
+
+/// The receiving end: its owner sleeps until the bell rings.
+pub struct Receiver<T> {
+    queue: channel::Receiver<T>,
+    bell: Doorbell,
+}
+
+pub fn channel<T>() -> io::Result<(Sender<T>, Receiver<T>)> {
+    let (sender, receiver) = channel::bounded(BUS_ORDERS);
+    let bell = Doorbell::new()?;
+    Ok((Sender { queue: sender, bell: bell.clone() }, Receiver { queue: receiver, bell }))
+}
+
+impl<T> Sender<T> {
+    /// Gives the order back when the queue is full or its receiver has ended.
+    pub fn send(&self, order: T) -> Result<(), T> {
+        match self.queue.try_send(order) {
+            Ok(()) => {
+                self.bell.ring();
+                Ok(())
+            }
+            Err(error) => Err(error.into_inner()),
+        }
+    }
+}
+
+impl<T> Receiver<T> {
+    pub fn try_next(&self) -> Option<T> {
+        self.queue.try_recv().ok()
+    }
+
+    pub fn bell(&self) -> &Doorbell {
+        &self.bell
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_order_rings_and_a_full_queue_gives_it_back() {
+        let (sender, receiver) = channel::<usize>().unwrap();
+        for n in 0..BUS_ORDERS {
+            sender.send(n).unwrap();
+        }
+        assert_eq!(sender.send(7), Err(7));
+        receiver.bell().quiet();
+        assert_eq!((0..=BUS_ORDERS).map_while(|_| receiver.try_next()).count(), BUS_ORDERS);
+        drop(receiver);
+        assert_eq!(sender.send(1), Err(1));
+    }
+}

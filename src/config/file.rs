@@ -1,0 +1,169 @@
+//! The TOML file, read with positions so that every fault can name its line.
+use super::fault::{Faults, Origin, suggestion};
+use super::settings::{Key, SETTINGS, Table};
+use super::value::{Given, Raw, several_upstreams};
+use std::collections::BTreeSet;
+use toml::Spanned;
+use toml::de::{DeTable, DeValue};
+
+/// What the file says, setting by setting. Everything it says wrongly is added to `faults`; what can be read is read all the same,
+/// so that one run reports all of it.
+pub fn read(path: &str, text: &str, faults: &mut Faults) -> Vec<(Key, Given)> {
+    let mut reader = Reader { path, text, broken_lines: BTreeSet::new(), faults, given: Vec::new() };
+    let (document, errors) = DeTable::parse_recoverable(text);
+    for error in errors {
+        let line = error.span().map_or(0, |span| line_of(text, span.start));
+        // One slip of the pen makes several errors; the first on a line is the one to read.
+        if reader.broken_lines.insert(line) {
+            let message = error.message().trim().replace('\n', ", ");
+            reader.faults.add(&reader.at(line), "", format!("not TOML: {message}"), "correct the line");
+        }
+    }
+    reader.top(document.get_ref());
+    reader.given
+}
+
+/// Line number, from 1, of a byte.
+fn line_of(text: &str, offset: usize) -> usize {
+    1 + text.as_bytes()[..offset.min(text.len())].iter().filter(|&&byte| byte == b'\n').count()
+}
+
+struct Reader<'a> {
+    path: &'a str,
+    text: &'a str,
+    /// Lines that are not TOML: what was recovered from them is a guess and not worth a second fault.
+    broken_lines: BTreeSet<usize>,
+    faults: &'a mut Faults,
+    given: Vec<(Key, Given)>,
+}
+
+impl Reader<'_> {
+    fn at(&self, line: usize) -> Origin {
+        Origin::File { path: self.path.to_string(), line }
+    }
+
+    fn line<T>(&self, spanned: &Spanned<T>) -> usize {
+        line_of(self.text, spanned.span().start)
+    }
+
+    fn top(&mut self, document: &DeTable<'_>) {
+        for (key, value) in document {
+            let line = self.line(key);
+            match (key.get_ref().as_ref(), value.get_ref()) {
+                ("hub", DeValue::Table(table)) => self.table(Table::Hub, table),
+                ("limits", DeValue::Table(table)) => self.table(Table::Limits, table),
+                ("upstream", DeValue::Array(array)) => {
+                    for (index, entry) in array.iter().enumerate() {
+                        match entry.get_ref() {
+                            DeValue::Table(table) if index == 0 => self.table(Table::Upstream, table),
+                            DeValue::Table(_) => {
+                                let refused = several_upstreams();
+                                let at = self.at(self.line(entry));
+                                self.faults.add(&at, "upstream", refused.reason, refused.remedy);
+                            }
+                            _ => self.wrong_section(line, "upstream", "[[upstream]]"),
+                        }
+                    }
+                }
+                ("upstream", _) => self.wrong_section(line, "upstream", "[[upstream]], in two brackets,"),
+                ("hub", _) => self.wrong_section(line, "hub", "[hub]"),
+                ("limits", _) => self.wrong_section(line, "limits", "[limits]"),
+                (name, _) => self.setting(Table::Top, name, key, value),
+            }
+        }
+    }
+
+    fn wrong_section(&mut self, line: usize, name: &str, header: &str) {
+        if !self.broken_lines.contains(&line) {
+            let at = self.at(line);
+            self.faults.add(&at, name, "wrong type: it is a section", format!("write {header} on a line of its own and its settings below"));
+        }
+    }
+
+    fn table(&mut self, table: Table, entries: &DeTable<'_>) {
+        for (key, value) in entries {
+            self.setting(table, key.get_ref().as_ref(), key, value);
+        }
+    }
+
+    fn setting<T>(&mut self, table: Table, name: &str, key: &Spanned<T>, value: &Spanned<DeValue<'_>>) {
+        let line = self.line(key);
+        if self.broken_lines.contains(&line) {
+            return;
+        }
+        let origin = self.at(line);
+        if let Some(setting) = table.settings().find(|setting| setting.name == name) {
+            self.given.push((setting.key, Given { origin, raw: raw(value.get_ref()) }));
+            return;
+        }
+        let path = if table == Table::Top { name.to_string() } else { format!("{}.{name}", table.name()) };
+        let elsewhere = SETTINGS.iter().find(|setting| setting.name == name);
+        let remedy = match elsewhere.map(|setting| setting.table) {
+            Some(Table::Top) => "it belongs at the top of the file, above the first [section]".to_string(),
+            Some(Table::Upstream) => "it belongs under [[upstream]]".to_string(),
+            Some(other) => format!("it belongs under [{}]", other.name()),
+            None => {
+                let sections = ["hub", "limits", "upstream"].into_iter().filter(|_| table == Table::Top);
+                suggestion(name, table.settings().map(|setting| setting.name).chain(sections))
+            }
+        };
+        self.faults.add(&origin, path, "unknown key", remedy);
+    }
+}
+
+fn raw(value: &DeValue<'_>) -> Raw {
+    match value {
+        DeValue::String(text) => Raw::Text(text.to_string()),
+        DeValue::Integer(integer) => Raw::Integer(i64::from_str_radix(&integer.as_str().replace('_', ""), integer.radix()).ok()),
+        DeValue::Boolean(value) => Raw::Boolean(*value),
+        DeValue::Array(items) => Raw::List(items.iter().map(|item| raw(item.get_ref())).collect()),
+        DeValue::Float(_) => Raw::Other("a number with a fraction"),
+        DeValue::Datetime(_) => Raw::Other("a date"),
+        DeValue::Table(_) => Raw::Other("a section"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn faults(text: &str) -> Vec<String> {
+        let mut faults = Faults::default();
+        read("s.toml", text, &mut faults);
+        faults.sorted().0.iter().map(ToString::to_string).collect()
+    }
+
+    #[test]
+    fn every_unknown_key_has_its_line_and_a_suggestion() {
+        let found = faults("lisen = \"127.0.0.1:1\"\n\n[hub]\nkeep_alive = \"15s\"\nlisten = \"x\"\n[hubb]\na = 1\n[[upstream]]\nConnectionPoolSize = 5\n");
+        assert_eq!(
+            found,
+            [
+                "s.toml:1: lisen: unknown key; did you mean listen?",
+                "s.toml:4: hub.keep_alive: unknown key; did you mean keep_alive_interval?",
+                "s.toml:5: hub.listen: unknown key; it belongs at the top of the file, above the first [section]",
+                "s.toml:6: hubb: unknown key; did you mean hub?",
+                "s.toml:9: upstream.ConnectionPoolSize: unknown key; did you mean connection_pool_size?",
+            ]
+        );
+    }
+
+    #[test]
+    fn a_second_upstream_and_sections_of_the_wrong_kind_are_refused() {
+        let found = faults("[[upstream]]\nurl = \"http://a\"\n\n[[upstream]]\nurl = \"http://b\"\n");
+        assert_eq!(found.len(), 1, "{found:?}");
+        assert!(found[0].starts_with("s.toml:4: upstream: routing between several upstreams is not supported yet"), "{found:?}");
+        assert!(faults("[upstream]\nurl = \"http://a\"\n")[0].starts_with("s.toml:1: upstream: wrong type"));
+        assert!(faults("hub = 3\n")[0].contains("write [hub]"));
+    }
+
+    #[test]
+    fn what_is_not_toml_has_its_line_and_hides_nothing_else() {
+        let found = faults("shards = = 2\nlisten = \"127.0.0.1:1\"\nlisten = \"127.0.0.1:2\"\n[hub]\nkeepalive = 1\nhandshake_timeout = \"15s\n");
+        assert!(found[0].starts_with("s.toml:1: not TOML"), "{found:?}");
+        assert!(found.iter().any(|fault| fault.starts_with("s.toml:3: not TOML") && fault.contains("duplicate key")), "{found:?}");
+        assert!(found.iter().any(|fault| fault.starts_with("s.toml:5: hub.keepalive: unknown key")), "{found:?}");
+        assert!(found.iter().any(|fault| fault.starts_with("s.toml:6: not TOML")), "{found:?}");
+        assert_eq!(found.len(), 4, "{found:?}");
+    }
+}

@@ -1,0 +1,97 @@
+//! The command line's settings, generated from the table. They are kept as text: what they mean is found out together with file and
+//! environment, so that all faults come at once.
+use super::env::CONFIG_FILE;
+use super::settings::{Key, Kind, SETTINGS, Setting, Table};
+use super::fault::Origin;
+use super::value::{Given, Raw};
+use clap::{Arg, ArgAction, ArgMatches, Command};
+use std::path::PathBuf;
+
+/// Flags of `run` and `check`.
+#[derive(Clone, Debug, Default)]
+pub struct RunFlags {
+    /// `--config`, or `SIGNALRING_CONFIG`.
+    pub config: Option<PathBuf>,
+    values: Vec<(Key, Vec<String>)>,
+}
+
+impl RunFlags {
+    /// As if the flag had been given; for tests and the demo.
+    pub fn with(mut self, key: Key, value: impl Into<String>) -> Self {
+        match self.values.iter_mut().find(|(given, _)| *given == key) {
+            Some((_, values)) => values.push(value.into()),
+            None => self.values.push((key, vec![value.into()])),
+        }
+        self
+    }
+
+    pub(super) fn read(&self) -> Vec<(Key, Given)> {
+        let given = |(key, values): &(Key, Vec<String>)| {
+            let origin = Origin::Flag(format!("--{}", key.setting().flag));
+            (*key, Given { origin, raw: Raw::Words(values.clone()) })
+        };
+        self.values.iter().map(given).collect()
+    }
+}
+
+fn argument(setting: &'static Setting) -> Arg {
+    let value_name = match setting.kind {
+        Kind::Address => "IP:PORT",
+        Kind::Count { .. } => "N",
+        Kind::Size { .. } => "BYTES",
+        Kind::Duration { .. } => "TIME",
+        Kind::HubPath => "PATH",
+        Kind::Origins => "ORIGIN",
+        Kind::LogFilter => "LEVEL",
+        Kind::Choice(_) => "FORMAT",
+        Kind::Url => "URL",
+        Kind::NotYet { .. } => "VALUE",
+        Kind::Headers => "NAMES",
+    };
+    let repeated = if setting.key == Key::AllowedOrigins { ". May be repeated" } else { "" };
+    let help = format!("{}{repeated}. Takes {}. [default: {}] [env: {}]", setting.about, setting.takes(), setting.default, setting.env);
+    let heading = match setting.table {
+        Table::Top => "Node",
+        Table::Hub => "Hub",
+        Table::Limits => "Limits",
+        Table::Upstream => "App server",
+    };
+    // Only lists may be given twice; a second --listen is a mistake clap reports.
+    let action = if setting.is_list() { ArgAction::Append } else { ArgAction::Set };
+    Arg::new(setting.flag).long(setting.flag).value_name(value_name).help(help).help_heading(heading).action(action).allow_negative_numbers(true)
+}
+
+impl clap::Args for RunFlags {
+    fn augment_args(command: Command) -> Command {
+        let config = Arg::new("config")
+            .long("config")
+            .short('c')
+            .value_name("FILE")
+            .env(CONFIG_FILE)
+            .hide_env(true)
+            .value_parser(clap::value_parser!(PathBuf))
+            .help(format!("TOML file with the settings; environment and flags go before it. [env: {CONFIG_FILE}]"));
+        command.arg(config).args(SETTINGS.iter().map(argument))
+    }
+
+    fn augment_args_for_update(command: Command) -> Command {
+        Self::augment_args(command)
+    }
+}
+
+impl clap::FromArgMatches for RunFlags {
+    fn from_arg_matches(matches: &ArgMatches) -> Result<Self, clap::Error> {
+        let mut flags = RunFlags { config: matches.get_one::<PathBuf>("config").cloned(), values: Vec::new() };
+        for setting in SETTINGS {
+            if let Some(values) = matches.get_many::<String>(setting.flag) {
+                flags.values.push((setting.key, values.cloned().collect()));
+            }
+        }
+        Ok(flags)
+    }
+
+    fn update_from_arg_matches(&mut self, matches: &ArgMatches) -> Result<(), clap::Error> {
+        *self = Self::from_arg_matches(matches)?;
+        Ok(())
+    }
+}

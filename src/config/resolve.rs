@@ -1,0 +1,490 @@
+//! From three sources to one configuration: the last word of each setting, then what the settings mean together.
+use super::fault::{Faults, Origin};
+use super::flags::RunFlags;
+use super::settings::{Key, SETTINGS_COUNT};
+use super::value::{Given, Value, duration_text, parse, size_text};
+use super::{Config, Hub, Limits, LogFormat, Upstream, UpstreamUrl, env, file};
+use crate::limits::*;
+use crate::proto::dotnetify::context::HeaderPolicy;
+use core::time::Duration;
+use std::io::Read;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::path::Path;
+
+/// What defaults and checks need to know of the machine.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Machine {
+    pub cores: u32,
+    /// RLIMIT_NOFILE.
+    pub nofile: u64,
+}
+
+impl Machine {
+    /// Looks at this machine. Raises the soft limit of open files to the hard one on the way: the low soft limit exists for
+    /// programs that use `select`, and we do not.
+    pub fn probe() -> Machine {
+        let cores = std::thread::available_parallelism().map_or(1, |n| n.get() as u32);
+        let nofile = rlimit::increase_nofile_limit(u64::MAX).unwrap_or(1024);
+        Machine { cores, nofile }
+    }
+}
+
+/// A configuration and where each of its settings came from.
+#[derive(Clone, Debug)]
+pub struct Resolved {
+    pub config: Config,
+    origins: [Origin; SETTINGS_COUNT],
+}
+
+impl Resolved {
+    /// Reads the file the flags name, this process's environment and the machine.
+    pub fn load(flags: &RunFlags) -> Result<Resolved, Faults> {
+        let machine = Machine::probe();
+        let Some(path) = &flags.config else {
+            return Self::of(None, env::of_process(), flags, &machine);
+        };
+        let shown = path.display().to_string();
+        match read_file(path) {
+            Ok(text) => Self::of(Some((&shown, &text)), env::of_process(), flags, &machine),
+            Err(reason) => {
+                // What the file says is unknown, so contradictions and gaps cannot be judged; the other sources' own faults can.
+                let mut faults = Faults::default();
+                faults.add(&Origin::File { path: shown, line: 0 }, "", reason, "name a readable TOML file with --config");
+                let mut draft = Draft::new();
+                draft.take(env::read(env::of_process(), &mut faults), &mut faults);
+                draft.take(flags.read(), &mut faults);
+                Err(faults.sorted())
+            }
+        }
+    }
+
+    /// The same with every source given; `file` is its path and text.
+    pub fn of(
+        file: Option<(&str, &str)>,
+        env: impl Iterator<Item = (String, String)>,
+        flags: &RunFlags,
+        machine: &Machine,
+    ) -> Result<Resolved, Faults> {
+        let mut faults = Faults::default();
+        let mut draft = Draft::new();
+        if let Some((path, text)) = file {
+            let given = file::read(path, text, &mut faults);
+            draft.take(given, &mut faults);
+        }
+        let file_is_sound = faults.0.is_empty();
+        draft.take(env::read(env, &mut faults), &mut faults);
+        draft.take(flags.read(), &mut faults);
+
+        let url = draft.url(file_is_sound, &mut faults);
+        let config = draft.config(url, machine);
+        draft.check(&config, machine, &mut faults);
+        if faults.0.is_empty() { Ok(Resolved { config, origins: draft.origins }) } else { Err(faults.sorted()) }
+    }
+
+    pub fn origin(&self, key: Key) -> &Origin {
+        &self.origins[key as usize]
+    }
+
+    /// What is allowed but probably not meant; logged at start.
+    pub fn warnings(&self, machine: &Machine) -> Vec<String> {
+        let config = &self.config;
+        let mut warnings = Vec::new();
+        if !config.admin.ip().is_loopback() {
+            warnings.push(format!("admin = {} can be reached from other machines and asks for no password", config.admin));
+        }
+        if u32::from(config.shards) > machine.cores {
+            warnings.push(format!("shards = {} on {} cores: some share a core and get in each other's way", config.shards, machine.cores));
+        }
+        if config.upstream.connection_pool_size < config.shards {
+            warnings.push(format!(
+                "connection_pool_size = {} is less than shards = {}: {} lanes are used, one a shard",
+                config.upstream.connection_pool_size,
+                config.shards,
+                config.lanes()
+            ));
+        }
+        warnings
+    }
+}
+
+fn read_file(path: &Path) -> Result<String, String> {
+    let file = std::fs::File::open(path).map_err(|error| format!("cannot be read: {error}"))?;
+    let mut bytes = Vec::new();
+    file.take(CONFIG_FILE_BYTES_MAX + 1).read_to_end(&mut bytes).map_err(|error| format!("cannot be read: {error}"))?;
+    if bytes.len() as u64 > CONFIG_FILE_BYTES_MAX {
+        return Err(format!("is larger than {} KiB", CONFIG_FILE_BYTES_MAX / 1024));
+    }
+    String::from_utf8(bytes).map_err(|error| format!("is not UTF-8 at byte {}", error.utf8_error().valid_up_to()))
+}
+
+/// The settings while they are gathered.
+struct Draft {
+    values: [Option<Value>; SETTINGS_COUNT],
+    origins: [Origin; SETTINGS_COUNT],
+    /// Somebody said something wrong about it: it takes no part in contradictions.
+    faulty: [bool; SETTINGS_COUNT],
+}
+
+impl Draft {
+    fn new() -> Self {
+        Draft { values: [const { None }; SETTINGS_COUNT], origins: [const { Origin::Default }; SETTINGS_COUNT], faulty: [false; SETTINGS_COUNT] }
+    }
+
+    /// Lays a source over what was said before. A wrong value is a fault even where a later source overrides it.
+    fn take(&mut self, given: Vec<(Key, Given)>, faults: &mut Faults) {
+        for (key, Given { origin, raw }) in given {
+            let index = key as usize;
+            match parse(key.setting(), &raw) {
+                Ok(value) => self.values[index] = Some(value),
+                Err(all_refused) => {
+                    self.faulty[index] = true;
+                    for refused in all_refused {
+                        faults.about(&origin, key.setting(), refused.reason, refused.remedy);
+                    }
+                }
+            }
+            self.origins[index] = origin;
+        }
+    }
+
+    fn url(&self, file_is_sound: bool, faults: &mut Faults) -> UpstreamUrl {
+        if let Some(Value::Url(url)) = &self.values[Key::Url as usize] {
+            return url.clone();
+        }
+        // A file with faults may well name it, in a place that could not be read.
+        if !self.faulty[Key::Url as usize] && file_is_sound {
+            let setting = Key::Url.setting();
+            let remedy = format!("give --{} URL, {}, or [[upstream]] url in the file", setting.flag, setting.env);
+            faults.add(&Origin::Default, setting.path(), "no app server is configured", remedy);
+        }
+        UpstreamUrl { host: String::new(), port: 0, base: String::new(), text: String::new() }
+    }
+
+    fn config(&self, url: UpstreamUrl, machine: &Machine) -> Config {
+        let loopback = |port| SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), port);
+        let address = |key: Key, default| match &self.values[key as usize] {
+            Some(Value::Address(address)) => *address,
+            _ => default,
+        };
+        let count = |key: Key, default| match &self.values[key as usize] {
+            Some(Value::Count(count)) => *count,
+            _ => default,
+        };
+        let duration = |key: Key, default_seconds| match &self.values[key as usize] {
+            Some(Value::Duration(duration)) => *duration,
+            _ => Duration::from_secs(default_seconds),
+        };
+        let text = |key: Key, default: &str| match &self.values[key as usize] {
+            Some(Value::Text(text)) => text.clone(),
+            _ => default.to_string(),
+        };
+
+        // Both ranges end far below u16's.
+        let shards = count(Key::Shards, machine.cores.clamp(1, u32::from(SHARDS_MAX))) as u16;
+        let connection_pool_size = count(Key::ConnectionPoolSize, u32::from(POOL_SIZE_DEFAULT)) as u16;
+        let beside_clients = descriptors_beside_clients(shards, connection_pool_size);
+        let max_clients_default = machine.nofile.saturating_sub(beside_clients).clamp(1, u64::from(CLIENTS_DEFAULT)) as u32;
+        Config {
+            listen: address(Key::Listen, loopback(5000)),
+            admin: address(Key::Admin, loopback(9090)),
+            shards,
+            hub_path: text(Key::HubPath, "/dotnetify"),
+            allowed_origins: match &self.values[Key::AllowedOrigins as usize] {
+                Some(Value::Origins(origins)) => origins.clone(),
+                _ => Vec::new(),
+            },
+            log: text(Key::Log, "info"),
+            log_format: match text(Key::LogFormat, "text").as_str() {
+                "json" => LogFormat::Json,
+                _ => LogFormat::Text,
+            },
+            hub: Hub {
+                maximum_receive_message_size: count(Key::MaximumReceiveMessageSize, MESSAGE_BYTES_DEFAULT),
+                handshake_timeout: duration(Key::HandshakeTimeout, 15),
+                client_timeout_interval: duration(Key::ClientTimeoutInterval, 30),
+                keep_alive_interval: duration(Key::KeepAliveInterval, 15),
+            },
+            limits: Limits {
+                max_clients: count(Key::MaxClients, max_clients_default),
+                client_send_queue_bytes: count(Key::ClientSendQueueBytes, CLIENT_SEND_QUEUE_BYTES_DEFAULT),
+                client_send_buffer_bytes: count(Key::ClientSendBufferBytes, CLIENT_SEND_BUFFER_BYTES_DEFAULT),
+                request_head_timeout: duration(Key::RequestHeadTimeout, 5),
+                upstream_queue_bytes: count(Key::UpstreamQueueBytes, UPSTREAM_QUEUE_BYTES_DEFAULT),
+                upstream_queue_timeout: duration(Key::UpstreamQueueTimeout, 10),
+            },
+            upstream: Upstream {
+                url,
+                connection_pool_size,
+                forward_headers: match &self.values[Key::ForwardHeaders as usize] {
+                    Some(Value::Headers(policy)) => policy.clone(),
+                    _ => HeaderPolicy::All,
+                },
+            },
+        }
+    }
+
+    /// Settings that are right alone and wrong together. Reported where the one of them was said that is easiest to change:
+    /// the last source that spoke.
+    fn check(&self, config: &Config, machine: &Machine, faults: &mut Faults) {
+        let sound = |keys: &[Key]| keys.iter().all(|key| !self.faulty[*key as usize]);
+        let mut contradiction = |keys: &[Key], reason: String, remedy: String| {
+            let last = keys.iter().copied().max_by_key(|key| (self.origins[*key as usize].rank(), std::cmp::Reverse(*key)));
+            let key = last.expect("a contradiction has settings");
+            faults.about(&self.origins[key as usize], key.setting(), reason, remedy);
+        };
+
+        let keys = [Key::Listen, Key::Admin];
+        if sound(&keys) && overlaps(config.listen, config.admin) {
+            contradiction(
+                &keys,
+                format!("listen ({}) and admin ({}) are the same address", config.listen, config.admin),
+                "give them different ports".into(),
+            );
+        }
+
+        let keys = [Key::ClientTimeoutInterval, Key::KeepAliveInterval];
+        let least = config.hub.keep_alive_interval * CLIENT_TIMEOUT_KEEP_ALIVES_MIN;
+        if sound(&keys) && config.hub.client_timeout_interval < least {
+            contradiction(
+                &keys,
+                format!(
+                    "client_timeout_interval ({}) is less than twice keep_alive_interval ({}), so one lost ping would disconnect a client",
+                    duration_text(config.hub.client_timeout_interval),
+                    duration_text(config.hub.keep_alive_interval)
+                ),
+                format!("raise client_timeout_interval to {} or more, or lower keep_alive_interval", duration_text(least)),
+            );
+        }
+
+        let keys = [Key::UpstreamQueueBytes, Key::MaximumReceiveMessageSize];
+        let least = config.hub.maximum_receive_message_size.saturating_mul(UPSTREAM_QUEUE_MESSAGES_MIN);
+        if sound(&keys) && config.limits.upstream_queue_bytes < least {
+            contradiction(
+                &keys,
+                format!(
+                    "upstream_queue_bytes ({}) cannot hold one message of maximum_receive_message_size ({})",
+                    size_text(config.limits.upstream_queue_bytes),
+                    size_text(config.hub.maximum_receive_message_size)
+                ),
+                format!("raise upstream_queue_bytes to {} or more", size_text(least)),
+            );
+        }
+
+        let keys = [Key::MaxClients, Key::Shards, Key::ConnectionPoolSize];
+        if sound(&keys) {
+            let beside_clients = descriptors_beside_clients(config.shards, config.upstream.connection_pool_size);
+            let needed = u64::from(config.limits.max_clients) + beside_clients;
+            if needed > machine.nofile {
+                contradiction(
+                    &keys,
+                    format!(
+                        "max_clients = {} needs {needed} open files ({beside_clients} beside the clients), and the limit is {}",
+                        config.limits.max_clients, machine.nofile
+                    ),
+                    match machine.nofile.checked_sub(beside_clients) {
+                        Some(possible @ 1..) => format!("lower max_clients to {possible}, or raise the limit (ulimit -n, LimitNOFILE=)"),
+                        _ => "raise the limit (ulimit -n, LimitNOFILE=)".into(),
+                    },
+                );
+            }
+            if config.limits.max_clients < u32::from(config.shards) {
+                contradiction(
+                    &[Key::MaxClients, Key::Shards],
+                    format!("max_clients = {} leaves some of the {} shards without a client", config.limits.max_clients, config.shards),
+                    "raise max_clients or lower shards".into(),
+                );
+            }
+        }
+
+        let keys = [Key::Url, Key::Listen];
+        if sound(&keys) && is_itself(&config.upstream.url, config.listen) {
+            contradiction(
+                &keys,
+                format!("the app server {} is this node's own address", config.upstream.url.text),
+                "give the address of the dotNetify app server".into(),
+            );
+        }
+
+        let keys = [Key::Url, Key::HubPath];
+        if sound(&keys)
+            && let Some(suffix) = config.upstream.url.hub_suffix(&config.hub_path)
+        {
+            let text = &config.upstream.url.text;
+            faults.about(
+                &self.origins[Key::Url as usize],
+                Key::Url.setting(),
+                format!("{text} ends with the hub path {suffix}, which is added by itself"),
+                format!("write {}", &text[..text.len() - suffix.len()]),
+            );
+        }
+    }
+}
+
+impl Origin {
+    /// Precedence.
+    fn rank(&self) -> u8 {
+        match self {
+            Origin::Default => 0,
+            Origin::File { .. } => 1,
+            Origin::Env(_) => 2,
+            Origin::Flag(_) => 3,
+        }
+    }
+}
+
+/// Open files a node needs when it holds no client.
+fn descriptors_beside_clients(shards: u16, pool_size: u16) -> u64 {
+    let lanes = u32::from(pool_size.max(shards));
+    u64::from(DESCRIPTORS_SLACK + u32::from(shards) * DESCRIPTORS_PER_SHARD + lanes * DESCRIPTORS_PER_LANE)
+}
+
+/// Could the second bind fail because of the first? Port 0 picks a free one.
+fn overlaps(a: SocketAddr, b: SocketAddr) -> bool {
+    a.port() != 0 && a.port() == b.port() && (a.ip() == b.ip() || a.ip().is_unspecified() || b.ip().is_unspecified())
+}
+
+/// Only what can be said without asking a name server.
+fn is_itself(url: &UpstreamUrl, listen: SocketAddr) -> bool {
+    let host = match url.host.as_str() {
+        "localhost" => Some(IpAddr::V4(Ipv4Addr::LOCALHOST)),
+        host => host.parse().ok(),
+    };
+    host.is_some_and(|ip: IpAddr| {
+        url.port == listen.port() && (ip == listen.ip() || (listen.ip().is_unspecified() && (ip.is_loopback() || ip.is_unspecified())))
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MACHINE: Machine = Machine { cores: 4, nofile: 20_000 };
+
+    fn resolve(file: &str, env: &[(&str, &str)], flags: RunFlags) -> Result<Resolved, Vec<String>> {
+        let env = env.iter().map(|(name, value)| (name.to_string(), value.to_string()));
+        let file = (!file.is_empty()).then_some(("n.toml", file));
+        Resolved::of(file, env, &flags, &MACHINE).map_err(|faults| faults.0.iter().map(ToString::to_string).collect())
+    }
+
+    fn app() -> RunFlags {
+        RunFlags::default().with(Key::Url, "http://127.0.0.1:6100")
+    }
+
+    #[test]
+    fn defaults_are_the_ones_the_table_promises() {
+        let resolved = resolve("", &[], app()).unwrap();
+        for key in Key::all() {
+            let setting = key.setting();
+            let Ok(promised) = parse(setting, &super::super::value::Raw::Words(vec![setting.default.to_string()])) else { continue };
+            if matches!(setting.kind, super::super::settings::Kind::NotYet { .. } | super::super::settings::Kind::Origins | super::super::settings::Kind::Url) {
+                continue;
+            }
+            // Saying the default aloud changes nothing.
+            let said = resolve("", &[(setting.env, setting.default)], app()).unwrap();
+            assert_eq!(said.config, resolved.config, "{}: {promised:?}", setting.name);
+        }
+        assert_eq!(resolved.config.shards, 4);
+        // 20,000 files, less 64 of slack, 4 shards of 8 and 5 lanes of 2.
+        assert_eq!(resolved.config.limits.max_clients, 20_000 - 64 - 32 - 10);
+        assert_eq!(resolved.config.upstream.forward_headers, HeaderPolicy::All);
+    }
+
+    #[test]
+    fn the_environment_goes_before_the_file_and_a_flag_before_both() {
+        let file = "shards = 1\nhub_path = \"/file\"\nlog = \"error\"\n[[upstream]]\nurl = \"http://file\"\n";
+        let resolved = resolve(file, &[("SIGNALRING_SHARDS", "2"), ("SIGNALRING_HUB_PATH", "/env")], RunFlags::default().with(Key::Shards, "3")).unwrap();
+        assert_eq!((resolved.config.shards, resolved.config.hub_path.as_str(), resolved.config.log.as_str()), (3, "/env", "error"));
+        assert_eq!(resolved.origin(Key::Shards), &Origin::Flag("--shards".into()));
+        assert_eq!(resolved.origin(Key::HubPath), &Origin::Env("SIGNALRING_HUB_PATH".into()));
+        assert_eq!(resolved.origin(Key::Log), &Origin::File { path: "n.toml".into(), line: 3 });
+        assert_eq!(resolved.origin(Key::Admin), &Origin::Default);
+        assert_eq!(resolved.config.upstream.url.text, "http://file");
+    }
+
+    #[test]
+    fn an_overridden_fault_is_still_a_fault() {
+        let found = resolve("shards = 0\n", &[], app().with(Key::Shards, "2")).unwrap_err();
+        assert_eq!(found, ["n.toml:1: shards: 0 is out of range; it takes 1 to 256"]);
+    }
+
+    #[test]
+    fn contradictions_name_both_sides_and_the_last_source() {
+        let one = |file: &str, env: &[(&str, &str)], flags| {
+            let found = resolve(file, env, flags).unwrap_err();
+            assert_eq!(found.len(), 1, "{found:?}");
+            found[0].clone()
+        };
+        let fault = one("[hub]\nkeep_alive_interval = \"20s\"\n", &[], app());
+        assert!(fault.starts_with("n.toml:2: hub.keep_alive_interval: client_timeout_interval (30s)") && fault.contains("40s"), "{fault}");
+        let fault = one("listen = \"127.0.0.1:9090\"\n", &[], app());
+        assert!(fault.starts_with("n.toml:1: listen: listen (127.0.0.1:9090) and admin"), "{fault}");
+        let fault = one("admin = \"127.0.0.1:7000\"\n", &[("SIGNALRING_LISTEN", "0.0.0.0:7000")], app());
+        assert!(fault.starts_with("SIGNALRING_LISTEN: listen:"), "{fault}");
+        let fault = one("[limits]\nupstream_queue_bytes = \"64KiB\"\n", &[], app().with(Key::MaximumReceiveMessageSize, "1MiB"));
+        assert!(fault.starts_with("--maximum-receive-message-size: ") && fault.contains("2MiB"), "{fault}");
+        let fault = one("", &[], app().with(Key::MaxClients, "20000"));
+        assert!(fault.starts_with("--max-clients: limits.max_clients: max_clients = 20000 needs 20106 open files"), "{fault}");
+        assert!(fault.contains("lower max_clients to 19894"), "{fault}");
+        let fault = one("", &[], app().with(Key::MaxClients, "3"));
+        assert!(fault.contains("4 shards"), "{fault}");
+        let fault = one("", &[], RunFlags::default().with(Key::Url, "http://app:6100/Dotnetify/"));
+        assert!(fault.ends_with("write http://app:6100"), "{fault}");
+        let fault = one("hub_path = \"/chat\"", &[], RunFlags::default().with(Key::Url, "http://app:6100/base/chat"));
+        assert!(fault.ends_with("write http://app:6100/base"), "{fault}");
+        let fault = one("", &[], RunFlags::default().with(Key::Url, "http://localhost:5000"));
+        assert!(fault.contains("own address"), "{fault}");
+    }
+
+    #[test]
+    fn too_few_open_files_for_anything_is_a_fault_without_any_setting() {
+        let machine = Machine { cores: 4, nofile: 64 };
+        let faults = Resolved::of(None, std::iter::empty(), &app(), &machine).unwrap_err();
+        assert!(faults.to_string().contains("raise the limit"), "{faults}");
+    }
+
+    #[test]
+    fn a_faulty_side_makes_no_contradiction() {
+        let found = resolve("[hub]\nkeep_alive_interval = \"20 s?\"\nclient_timeout_interval = \"16s\"\n", &[], app()).unwrap_err();
+        assert_eq!(found.len(), 1, "{found:?}");
+        assert!(found[0].contains("not a duration"));
+    }
+
+    #[test]
+    fn nothing_at_all_asks_for_an_app_server() {
+        let found = resolve("", &[], RunFlags::default()).unwrap_err();
+        assert_eq!(found.len(), 1);
+        assert!(found[0].contains("--app-server URL, SIGNALRING_APP_SERVER, or [[upstream]] url"), "{found:?}");
+    }
+
+    #[test]
+    fn later_features_are_refused_wherever_they_are_asked_for() {
+        let file = "[[upstream]]\nurl = \"http://a\"\nuse_message_pack = true\nhalt_pipeline = false\nfilter = \"HelloWorldVM\"\n";
+        let found = resolve(file, &[("SIGNALRING_USE_MESSAGE_PACK", "true")], RunFlags::default().with(Key::Filter, "x")).unwrap_err();
+        assert_eq!(found.len(), 5, "{found:?}");
+        assert!(found.iter().all(|fault| fault.contains("not yet supported")), "{found:?}");
+        let file = "[[upstream]]\nurl = \"http://a\"\nuse_message_pack = false\nhalt_pipeline = true\n";
+        assert!(resolve(file, &[], RunFlags::default()).is_ok());
+    }
+
+    #[test]
+    fn a_second_app_server_is_refused_from_every_source() {
+        let second = app().with(Key::Url, "http://127.0.0.1:6200");
+        assert!(resolve("", &[], second).unwrap_err()[0].contains("--app-server: upstream.url: routing between several upstreams is not supported yet"));
+        let found = resolve("", &[("SIGNALRING_APP_SERVER", "http://a,http://b")], RunFlags::default()).unwrap_err();
+        assert!(found[0].starts_with("SIGNALRING_APP_SERVER: ") && found.len() == 1, "{found:?}");
+    }
+
+    #[test]
+    fn unknown_variables_are_faults() {
+        let found = resolve("", &[("SIGNALRING_SHARD", "2"), ("SIGNALRING_CONFIG", "x"), ("OTHER", "y")], app()).unwrap_err();
+        assert_eq!(found, ["SIGNALRING_SHARD: unknown variable; did you mean SIGNALRING_SHARDS?"]);
+    }
+
+    #[test]
+    fn warnings_are_no_faults() {
+        let flags = app().with(Key::Admin, "0.0.0.0:9090").with(Key::Shards, "8").with(Key::ConnectionPoolSize, "2");
+        let resolved = resolve("", &[], flags).unwrap();
+        assert_eq!(resolved.config.lanes(), 8);
+        assert_eq!(resolved.warnings(&MACHINE).len(), 3);
+    }
+}

@@ -1,0 +1,122 @@
+//! The resolved configuration as a TOML file that reads back to the same one, each value with its source.
+use super::settings::{Key, Kind, Table};
+use super::value::{duration_text, size_text};
+use super::{Config, Origin, Resolved};
+use crate::proto::dotnetify::context::HeaderPolicy;
+use core::fmt;
+
+impl fmt::Display for Resolved {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for table in Table::ALL {
+            match table {
+                Table::Top => {}
+                Table::Upstream => writeln!(f, "\n[[upstream]]")?,
+                table => writeln!(f, "\n[{}]", table.name())?,
+            }
+            for setting in table.settings() {
+                let origin = self.origin(setting.key);
+                // A file's path may hold anything, a comment no control characters.
+                let source = origin.to_string().replace(char::is_control, "?");
+                match self.config.text(setting.key) {
+                    Some(text) => writeln!(f, "{:<44} # {source}{}", format!("{} = {text}", setting.name), self.derivation(setting.key, origin))?,
+                    None => writeln!(f, "# {}: {}", setting.name, setting.takes())?,
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Resolved {
+    fn derivation(&self, key: Key, origin: &Origin) -> &'static str {
+        match (origin, key) {
+            (Origin::Default, Key::Shards) => ": one a core",
+            (Origin::Default, Key::MaxClients) => ": from the limit of open files",
+            _ => "",
+        }
+    }
+}
+
+impl Config {
+    /// A setting's value in TOML; None where it cannot be written yet.
+    fn text(&self, key: Key) -> Option<String> {
+        let list = |items: &[String]| format!("[{}]", items.iter().map(|item| quoted(item)).collect::<Vec<_>>().join(", "));
+        Some(match key {
+            Key::Listen => quoted(&self.listen.to_string()),
+            Key::Admin => quoted(&self.admin.to_string()),
+            Key::Shards => self.shards.to_string(),
+            Key::HubPath => quoted(&self.hub_path),
+            Key::AllowedOrigins => list(&self.allowed_origins),
+            Key::Log => quoted(&self.log),
+            Key::LogFormat => quoted(self.log_format.name()),
+            Key::MaximumReceiveMessageSize => size(self.hub.maximum_receive_message_size),
+            Key::HandshakeTimeout => quoted(&duration_text(self.hub.handshake_timeout)),
+            Key::ClientTimeoutInterval => quoted(&duration_text(self.hub.client_timeout_interval)),
+            Key::KeepAliveInterval => quoted(&duration_text(self.hub.keep_alive_interval)),
+            Key::MaxClients => self.limits.max_clients.to_string(),
+            Key::ClientSendQueueBytes => size(self.limits.client_send_queue_bytes),
+            Key::ClientSendBufferBytes => size(self.limits.client_send_buffer_bytes),
+            Key::RequestHeadTimeout => quoted(&duration_text(self.limits.request_head_timeout)),
+            Key::UpstreamQueueBytes => size(self.limits.upstream_queue_bytes),
+            Key::UpstreamQueueTimeout => quoted(&duration_text(self.limits.upstream_queue_timeout)),
+            Key::Url => quoted(&self.upstream.url.text),
+            Key::ConnectionPoolSize => self.upstream.connection_pool_size.to_string(),
+            Key::UseMessagePack | Key::HaltPipeline | Key::Filter => match key.setting().kind {
+                Kind::NotYet { accepted: Some(accepted) } => accepted.to_string(),
+                _ => return None,
+            },
+            Key::ForwardHeaders => match &self.upstream.forward_headers {
+                HeaderPolicy::All => quoted("all"),
+                HeaderPolicy::Only(names) => list(names),
+            },
+        })
+    }
+}
+
+fn size(bytes: u32) -> String {
+    match size_text(bytes) {
+        text if text.ends_with("iB") => quoted(&text),
+        text => text,
+    }
+}
+
+fn quoted(text: &str) -> String {
+    toml::Value::from(text).to_string()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::{Machine, RunFlags};
+    use super::*;
+    use proptest::prelude::*;
+
+    const MACHINE: Machine = Machine { cores: 2, nofile: 1 << 20 };
+
+    fn reads_back(flags: &RunFlags) {
+        let resolved = Resolved::of(None, std::iter::empty(), flags, &MACHINE).unwrap();
+        let text = resolved.to_string();
+        let again = Resolved::of(Some(("shown.toml", &text)), std::iter::empty(), &RunFlags::default(), &MACHINE);
+        assert_eq!(again.unwrap_or_else(|faults| panic!("{faults}\n{text}")).config, resolved.config, "{text}");
+    }
+
+    #[test]
+    fn what_is_shown_reads_back() {
+        let app = || RunFlags::default().with(Key::Url, "ws://[::1]:6100/base/");
+        reads_back(&app());
+        reads_back(&app().with(Key::ForwardHeaders, "").with(Key::LogFormat, "json").with(Key::Listen, "[::]:80"));
+        reads_back(&app().with(Key::ForwardHeaders, "Cookie,X-'quote").with(Key::AllowedOrigins, "https://a").with(Key::AllowedOrigins, "http://b:1"));
+        reads_back(&app().with(Key::Log, "info,signalring[span{field=\"x\"}]=debug"));
+    }
+
+    proptest! {
+        #[test]
+        fn numbers_read_back(bytes in 1024u32..=1 << 20, queue in (2u32 << 20)..=1 << 30, ms in 100u64..=60_000, pool in 1u32..=1024) {
+            reads_back(&RunFlags::default()
+                .with(Key::Url, "http://app")
+                .with(Key::MaximumReceiveMessageSize, bytes.to_string())
+                .with(Key::UpstreamQueueBytes, queue.to_string())
+                .with(Key::HandshakeTimeout, format!("{ms}ms"))
+                .with(Key::ConnectionPoolSize, pool.to_string()));
+        }
+    }
+}

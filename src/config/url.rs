@@ -1,0 +1,133 @@
+//! URLs of app servers, and origins.
+use super::UpstreamUrl;
+use super::value::{Refused, refused};
+use ::url::Url;
+
+/// Reads the URL of an app server. Whether it ends in the hub path is asked elsewhere, since that is a setting of its own.
+pub fn parse(text: &str) -> Result<UpstreamUrl, Refused> {
+    let example = "write it like http://127.0.0.1:6100";
+    let Ok(url) = Url::parse(text) else {
+        return Err(match text.split_once("://") {
+            None => refused(format!("{text:?} is not a URL"), format!("write http://{text}")),
+            Some(_) => refused(format!("{text:?} is not a URL"), example),
+        });
+    };
+    match url.scheme() {
+        "http" | "ws" => {}
+        "https" | "wss" => {
+            let plain = text.replacen("https", "http", 1).replacen("wss", "ws", 1);
+            return Err(refused("TLS towards app servers is not supported yet", format!("use {plain} on a network you trust")));
+        }
+        // `localhost:6100` parses as the scheme "localhost".
+        _ if !text.contains("://") => return Err(refused(format!("{text:?} has no scheme"), format!("write http://{text}"))),
+        scheme => return Err(refused(format!("{scheme}:// is not a scheme of app servers"), example)),
+    }
+    if !url.username().is_empty() || url.password().is_some() {
+        // The password is not repeated: faults end up in logs.
+        return Err(refused("the URL carries a user name or password, which would not be sent", "take them out of the URL"));
+    }
+    if url.query().is_some() || url.fragment().is_some() {
+        return Err(refused(format!("{text:?} has a query or fragment"), "take off everything from ? or # on"));
+    }
+    let (Some(host), Some(port)) = (url.host(), url.port_or_known_default()) else {
+        return Err(refused(format!("{text:?} names no host"), example));
+    };
+    if port == 0 {
+        return Err(refused("port 0 is not a port one can connect to", example));
+    }
+    let host = match host {
+        ::url::Host::Ipv6(address) => address.to_string(),
+        host => host.to_string(),
+    };
+    Ok(UpstreamUrl { host, port, base: url.path().trim_end_matches('/').to_string(), text: text.trim_end_matches('/').to_string() })
+}
+
+/// Reads an origin as browsers send it: scheme, host, and port unless it is the scheme's own.
+pub fn origin(text: &str) -> Result<String, Refused> {
+    let example = "write it as browsers send it, e.g. https://app.example.com or http://localhost:8080";
+    if text.contains('*') {
+        return Err(refused(format!("{text:?}: wildcards are not supported"), "list every origin exactly, e.g. https://app.example.com"));
+    }
+    if text.eq_ignore_ascii_case("null") {
+        return Err(refused("the origin null is sent by any sandboxed page and file", "serve the page from an origin of its own and list that"));
+    }
+    let Ok(url) = Url::parse(text) else {
+        return Err(refused(format!("{text:?} is not an origin"), example));
+    };
+    if !matches!(url.scheme(), "http" | "https") || !text.contains("://") {
+        return Err(refused(format!("{text:?} is not an http or https origin"), example));
+    }
+    let exact = url.origin().ascii_serialization();
+    if exact.eq_ignore_ascii_case(text) {
+        Ok(exact)
+    } else {
+        // A path, a trailing slash, user-info, or the scheme's own port: the browser sends none, so it would never match.
+        Err(refused(format!("{text:?} is not an exact origin and would never match"), format!("write {exact}")))
+    }
+}
+
+impl UpstreamUrl {
+    /// Value of the Host header; IPv6 in brackets, the default port left out.
+    pub fn authority(&self) -> String {
+        let host = if self.host.contains(':') { format!("[{}]", self.host) } else { self.host.clone() };
+        if self.port == 80 { host } else { format!("{host}:{}", self.port) }
+    }
+
+    /// The suffix that has to go, if the URL names the hub as well (contract 6.8: it comes without).
+    pub(super) fn hub_suffix<'a>(&self, hub_path: &'a str) -> Option<&'a str> {
+        let ends_with = |suffix: &str| {
+            let (base, suffix) = (self.base.as_bytes(), suffix.as_bytes());
+            base.len() >= suffix.len() && base[base.len() - suffix.len()..].eq_ignore_ascii_case(suffix)
+        };
+        [hub_path, "/dotnetify"].into_iter().find(|suffix| ends_with(suffix))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn good(text: &str) -> (String, u16, String, String) {
+        let url = parse(text).unwrap_or_else(|refused| panic!("{text}: {refused:?}"));
+        (url.host.clone(), url.port, url.base.clone(), url.authority())
+    }
+
+    #[test]
+    fn urls_are_taken_apart() {
+        assert_eq!(good("http://127.0.0.1:6100"), ("127.0.0.1".into(), 6100, "".into(), "127.0.0.1:6100".into()));
+        assert_eq!(good("http://app.internal/"), ("app.internal".into(), 80, "".into(), "app.internal".into()));
+        assert_eq!(good("ws://[::1]:6100/tenant/a/"), ("::1".into(), 6100, "/tenant/a".into(), "[::1]:6100".into()));
+        assert_eq!(parse("http://a/").unwrap().text, "http://a");
+    }
+
+    #[test]
+    fn what_cannot_be_dialled_says_why() {
+        for (text, part) in [
+            ("localhost:6100", "write http://localhost:6100"),
+            ("app", "write http://app"),
+            ("https://app:6100", "TLS towards app servers is not supported yet"),
+            ("wss://app", "TLS towards app servers is not supported yet"),
+            ("ftp://app", "not a scheme"),
+            ("http://user:secret@app", "user name or password"),
+            ("http://app?x=1", "query or fragment"),
+            ("http://app:0", "port 0"),
+            ("http://", "not a URL"),
+            ("http://a b", "not a URL"),
+        ] {
+            let refused = parse(text).expect_err(text);
+            let said = format!("{}; {}", refused.reason, refused.remedy);
+            assert!(said.contains(part), "{text}: {said}");
+            assert!(!said.contains("secret"));
+        }
+    }
+
+    #[test]
+    fn origins_are_exact() {
+        assert_eq!(origin("https://app.example.com").unwrap(), "https://app.example.com");
+        assert_eq!(origin("HTTP://Localhost:8080").unwrap(), "http://localhost:8080");
+        for text in ["*", "https://*.example.com", "https://app.example.com/", "https://a/path", "https://a:443", "null", "app.example.com", "ftp://a", "localhost:80", ""] {
+            assert!(origin(text).is_err(), "{text}");
+        }
+        assert!(origin("https://a/").unwrap_err().remedy.contains("write https://a"));
+    }
+}

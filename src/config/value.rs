@@ -1,0 +1,441 @@
+//! From what was written to what is meant: one parser a kind of setting, the same for file, environment and flags.
+use super::fault::Origin;
+use super::settings::{Kind, Setting};
+use super::url;
+use super::{LogFormat, UpstreamUrl};
+use crate::proto::dotnetify::context::HeaderPolicy;
+use core::time::Duration;
+use std::net::SocketAddr;
+
+/// A value as written.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Raw {
+    /// From the environment or the command line: untyped. Lists are several words, or one with commas.
+    Words(Vec<String>),
+    Text(String),
+    /// None: too large for any setting.
+    Integer(Option<i64>),
+    Boolean(bool),
+    List(Vec<Raw>),
+    /// Anything no setting takes, by its name for the fault.
+    Other(&'static str),
+}
+
+#[derive(Clone, Debug, PartialEq)]
+pub struct Given {
+    pub origin: Origin,
+    pub raw: Raw,
+}
+
+/// A value as meant, in range.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Value {
+    Address(SocketAddr),
+    Count(u32),
+    Duration(Duration),
+    Text(String),
+    Origins(Vec<String>),
+    Url(UpstreamUrl),
+    Headers(HeaderPolicy),
+    Boolean(bool),
+}
+
+/// Why a value is refused, and what to do.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Refused {
+    pub reason: String,
+    pub remedy: String,
+}
+
+pub fn refused(reason: impl Into<String>, remedy: impl Into<String>) -> Refused {
+    Refused { reason: reason.into(), remedy: remedy.into() }
+}
+
+pub fn parse(setting: &Setting, raw: &Raw) -> Result<Value, Vec<Refused>> {
+    let one = |result: Result<Value, Refused>| result.map_err(|refused| vec![refused]);
+    match setting.kind {
+        Kind::Origins => origins(raw).map(Value::Origins),
+        Kind::Headers => headers(raw).map(Value::Headers),
+        Kind::Url => {
+            if let Raw::Words(words) = raw
+                && words.len() > 1
+            {
+                return Err(vec![several_upstreams()]);
+            }
+            one(text(setting, raw).and_then(|text| url::parse(&text)).map(Value::Url))
+        }
+        Kind::Address => one(text(setting, raw).and_then(|text| address(&text)).map(Value::Address)),
+        Kind::Count { min, max } => one(count(setting, raw, min, max).map(Value::Count)),
+        Kind::Size { min, max } => one(size(setting, raw, min, max).map(Value::Count)),
+        Kind::Duration { min_ms, max_ms } => one(duration(setting, raw, min_ms, max_ms).map(Value::Duration)),
+        Kind::HubPath => one(text(setting, raw).and_then(|text| hub_path(&text)).map(Value::Text)),
+        Kind::LogFilter => one(text(setting, raw).and_then(|text| log_filter(&text)).map(Value::Text)),
+        Kind::Choice(choices) => one(text(setting, raw).and_then(|text| {
+            let found = choices.iter().find(|choice| text.eq_ignore_ascii_case(choice));
+            found.map(|choice| Value::Text(choice.to_string())).ok_or_else(|| {
+                refused(format!("{text:?} is none of {}", choices.join(", ")), super::fault::suggestion(&text, choices.iter().copied()))
+            })
+        })),
+        Kind::NotYet { accepted } => one(not_yet(setting, raw, accepted)),
+    }
+}
+
+pub fn several_upstreams() -> Refused {
+    refused("routing between several upstreams is not supported yet", "give one app server only")
+}
+
+impl LogFormat {
+    pub fn name(self) -> &'static str {
+        match self {
+            LogFormat::Text => "text",
+            LogFormat::Json => "json",
+        }
+    }
+}
+
+// ---- one parser a kind ----------------------------------------------------------------------------------------------
+
+fn text(setting: &Setting, raw: &Raw) -> Result<String, Refused> {
+    let text = match raw {
+        Raw::Words(words) => words.last().cloned().unwrap_or_default(),
+        Raw::Text(text) => text.clone(),
+        other => return Err(wrong_type(setting, other, "text in quotes")),
+    };
+    match text.trim() {
+        "" => Err(refused("is empty", format!("give {}, or leave it out for the default ({})", setting.takes(), setting.default))),
+        trimmed => Ok(trimmed.to_string()),
+    }
+}
+
+fn wrong_type(setting: &Setting, raw: &Raw, expected: &str) -> Refused {
+    let got = match raw {
+        Raw::Words(_) | Raw::Text(_) => "text",
+        Raw::Integer(_) => "an integer",
+        Raw::Boolean(_) => "true or false",
+        Raw::List(_) => "a list",
+        Raw::Other(name) => name,
+    };
+    refused(format!("wrong type: expected {expected}, found {got}"), format!("it takes {}", setting.takes()))
+}
+
+fn out_of_range(setting: &Setting, shown: impl std::fmt::Display) -> Refused {
+    refused(format!("{shown} is out of range"), format!("it takes {}", setting.takes()))
+}
+
+fn address(text: &str) -> Result<SocketAddr, Refused> {
+    text.parse().map_err(|_| {
+        let remedy = match text.rsplit_once(':') {
+            Some(("", port)) => format!("write 0.0.0.0:{port} for every interface or 127.0.0.1:{port} for this machine only"),
+            Some(("localhost", port)) => format!("write 127.0.0.1:{port}"),
+            Some(_) => "write IP:PORT, e.g. 127.0.0.1:5000 or [::1]:5000; names are not looked up here".to_string(),
+            None if text.parse::<u16>().is_ok() => format!("write 127.0.0.1:{text} or 0.0.0.0:{text}"),
+            None => format!("write IP:PORT, e.g. {text}:5000"),
+        };
+        refused(format!("{text:?} is not an address"), remedy)
+    })
+}
+
+fn count(setting: &Setting, raw: &Raw, min: u32, max: u32) -> Result<u32, Refused> {
+    let value = match raw {
+        Raw::Integer(value) => *value,
+        Raw::Words(_) => {
+            let text = text(setting, raw)?;
+            let digits = text.replace('_', "");
+            match digits.parse::<i64>() {
+                Ok(value) => Some(value),
+                Err(_) if !digits.is_empty() && digits.bytes().all(|b| b.is_ascii_digit()) => None,
+                Err(_) => return Err(refused(format!("{text:?} is not a whole number"), format!("it takes {}", setting.takes()))),
+            }
+        }
+        other => return Err(wrong_type(setting, other, "an integer")),
+    };
+    in_range(setting, value, min, max)
+}
+
+fn in_range(setting: &Setting, value: Option<i64>, min: u32, max: u32) -> Result<u32, Refused> {
+    let value = value.ok_or_else(|| out_of_range(setting, "the number"))?;
+    match u32::try_from(value) {
+        Ok(value) if (min..=max).contains(&value) => Ok(value),
+        _ => Err(out_of_range(setting, value)),
+    }
+}
+
+fn size(setting: &Setting, raw: &Raw, min: u32, max: u32) -> Result<u32, Refused> {
+    let text = match raw {
+        Raw::Integer(value) => return in_range(setting, *value, min, max),
+        Raw::Words(_) | Raw::Text(_) => text(setting, raw)?,
+        other => return Err(wrong_type(setting, other, "bytes as an integer, or text such as \"32KiB\"")),
+    };
+    let malformed = || refused(format!("{text:?} is not a size"), "write bytes as a whole number, or with a unit: \"32KiB\", \"1MiB\"".to_string());
+    let (number, unit) = split_unit(&text).ok_or_else(malformed)?;
+    let factor: u64 = match unit {
+        "" | "B" => 1,
+        "KiB" | "K" | "k" | "kib" => 1 << 10,
+        "MiB" | "M" | "m" | "mib" => 1 << 20,
+        "GiB" | "G" | "g" | "gib" => 1 << 30,
+        // A kB of 1000 bytes and one of 1024 are both common; nobody's guess is as good as saying which.
+        "kB" | "KB" | "MB" | "GB" | "kb" | "mb" | "gb" => {
+            let unit = unit[..1].to_ascii_uppercase();
+            return Err(refused(format!("{text:?} is ambiguous (1000 or 1024?)"), format!("write {number}{unit}iB")));
+        }
+        _ => return Err(malformed()),
+    };
+    match number.checked_mul(factor).and_then(|bytes| u32::try_from(bytes).ok()) {
+        Some(bytes) if (min..=max).contains(&bytes) => Ok(bytes),
+        _ => Err(out_of_range(setting, &text)),
+    }
+}
+
+fn duration(setting: &Setting, raw: &Raw, min_ms: u64, max_ms: u64) -> Result<Duration, Refused> {
+    let text = match raw {
+        Raw::Integer(Some(value)) => format!("{value}s"),
+        Raw::Integer(None) => return Err(out_of_range(setting, "the number")),
+        Raw::Words(_) | Raw::Text(_) => text(setting, raw)?,
+        other => return Err(wrong_type(setting, other, "text such as \"15s\", or whole seconds")),
+    };
+    if text.starts_with('-') {
+        return Err(out_of_range(setting, &text));
+    }
+    let malformed = || refused(format!("{text:?} is not a duration"), "write a whole number with a unit: \"500ms\", \"15s\", \"2m\"");
+    let (number, unit) = split_unit(&text).ok_or_else(malformed)?;
+    let factor: u64 = match unit {
+        "ms" => 1,
+        "" | "s" => 1000,
+        "m" | "min" => 60 * 1000,
+        "h" => 60 * 60 * 1000,
+        _ => return Err(malformed()),
+    };
+    match number.checked_mul(factor) {
+        Some(ms) if (min_ms..=max_ms).contains(&ms) => Ok(Duration::from_millis(ms)),
+        _ => Err(out_of_range(setting, &text)),
+    }
+}
+
+/// `32KiB` -> (32, "KiB"). None: no number, or one beyond u64.
+fn split_unit(text: &str) -> Option<(u64, &str)> {
+    let digits = text.bytes().take_while(|b| b.is_ascii_digit() || *b == b'_').count();
+    let number = text[..digits].replace('_', "").parse().ok()?;
+    Some((number, text[digits..].trim()))
+}
+
+fn hub_path(text: &str) -> Result<String, Refused> {
+    let remedy = "write a path such as /dotnetify: letters, digits and - . _ ~ / only";
+    if !text.starts_with('/') {
+        return Err(refused(format!("{text:?} does not begin with /"), format!("write /{}", text.trim_end_matches('/'))));
+    }
+    if text == "/" {
+        return Err(refused("the root cannot be the hub", remedy));
+    }
+    if text.ends_with('/') {
+        return Err(refused(format!("{text:?} ends with /"), format!("write {}", text.trim_end_matches('/'))));
+    }
+    let plain = |b: u8| b.is_ascii_alphanumeric() || b"-._~/".contains(&b);
+    if !text.bytes().all(plain) || text.contains("//") || text.split('/').any(|part| part == "." || part == "..") {
+        return Err(refused(format!("{text:?} is not a plain path"), remedy));
+    }
+    Ok(text.to_string())
+}
+
+const LEVELS: [&str; 6] = ["off", "error", "warn", "info", "debug", "trace"];
+
+fn log_filter(text: &str) -> Result<String, Refused> {
+    for directive in text.split(',').map(str::trim) {
+        // tracing takes a bare word as the name of a module whose everything is shown, so that `--log debgu` would show nothing at all.
+        let bare = !directive.contains(['=', '[', ':']);
+        if bare && !LEVELS.iter().any(|level| directive.eq_ignore_ascii_case(level)) {
+            return Err(refused(format!("{directive:?} is not a log level"), super::fault::suggestion(directive, LEVELS.iter().copied())));
+        }
+    }
+    match tracing_subscriber::EnvFilter::try_new(text) {
+        Ok(_) => Ok(text.to_string()),
+        Err(error) => Err(refused(format!("{text:?} is not a log filter: {error}"), "write a level, or directives such as info,signalring::control=debug")),
+    }
+}
+
+fn not_yet(setting: &Setting, raw: &Raw, accepted: Option<bool>) -> Result<Value, Refused> {
+    let value = match (raw, accepted) {
+        (Raw::Boolean(value), _) => Some(*value),
+        (Raw::Words(_), Some(_)) => match text(setting, raw)?.to_ascii_lowercase().as_str() {
+            "true" => Some(true),
+            "false" => Some(false),
+            _ => return Err(wrong_type(setting, raw, "true or false")),
+        },
+        (_, Some(_)) => return Err(wrong_type(setting, raw, "true or false")),
+        (_, None) => None,
+    };
+    match (value, accepted) {
+        (Some(value), Some(accepted)) if value == accepted => Ok(Value::Boolean(value)),
+        (Some(value), Some(accepted)) => Err(refused(format!("{value} is not yet supported"), format!("leave it out or write {accepted}"))),
+        _ => Err(refused("not yet supported", "leave it out")),
+    }
+}
+
+/// The entries of a list, each still to be checked.
+fn entries(raw: &Raw) -> Option<Result<Vec<String>, Refused>> {
+    match raw {
+        Raw::Words(words) => {
+            let entries = words.iter().flat_map(|word| word.split(',')).map(str::trim).filter(|entry| !entry.is_empty());
+            Some(Ok(entries.map(str::to_string).collect()))
+        }
+        Raw::List(items) => Some(
+            items
+                .iter()
+                .map(|item| match item {
+                    Raw::Text(text) => Ok(text.trim().to_string()),
+                    _ => Err(refused("wrong type: a list entry is not text", "put every entry in quotes")),
+                })
+                .collect(),
+        ),
+        _ => None,
+    }
+}
+
+fn origins(raw: &Raw) -> Result<Vec<String>, Vec<Refused>> {
+    let entries = match entries(raw) {
+        Some(entries) => entries.map_err(|refused| vec![refused])?,
+        None => return Err(vec![refused("wrong type: expected a list", "write [\"https://app.example.com\"]")]),
+    };
+    all_or_faults(entries.iter().map(|entry| url::origin(entry)))
+}
+
+fn headers(raw: &Raw) -> Result<HeaderPolicy, Vec<Refused>> {
+    let wrong = || vec![refused("wrong type: expected \"all\" or a list of header names", "write \"all\" or [\"User-Agent\", \"Cookie\"]")];
+    let names = match raw {
+        Raw::Text(text) if text.eq_ignore_ascii_case("all") => return Ok(HeaderPolicy::All),
+        Raw::Text(_) => return Err(wrong()),
+        raw => entries(raw).ok_or_else(wrong)?.map_err(|refused| vec![refused])?,
+    };
+    if let (Raw::Words(_), [only]) = (raw, names.as_slice())
+        && only.eq_ignore_ascii_case("all")
+    {
+        return Ok(HeaderPolicy::All);
+    }
+    all_or_faults(names.iter().map(|name| header_name(name))).map(HeaderPolicy::Only)
+}
+
+/// RFC 9110 §7.6.1, and the older names still seen.
+const HOP_BY_HOP: [&str; 9] =
+    ["connection", "keep-alive", "proxy-authenticate", "proxy-authorization", "proxy-connection", "te", "trailer", "transfer-encoding", "upgrade"];
+
+fn header_name(name: &str) -> Result<String, Refused> {
+    // RFC 9110 §5.6.2: a field name is a token.
+    let token = |b: u8| b.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&b);
+    if name.is_empty() || !name.bytes().all(token) {
+        return Err(refused(format!("{name:?} is not a header name"), "write names such as User-Agent, without colon"));
+    }
+    if name == "*" || name.eq_ignore_ascii_case("all") {
+        return Err(refused(format!("{name:?} in a list of names"), "write \"all\" alone to forward every header"));
+    }
+    let lower = name.to_ascii_lowercase();
+    if HOP_BY_HOP.contains(&lower.as_str()) || lower.starts_with("sec-websocket-") {
+        return Err(refused(format!("{name} belongs to one connection and is never forwarded"), "take it off the list"));
+    }
+    Ok(name.to_string())
+}
+
+fn all_or_faults<T>(results: impl Iterator<Item = Result<T, Refused>>) -> Result<Vec<T>, Vec<Refused>> {
+    let (mut good, mut bad) = (Vec::new(), Vec::new());
+    for result in results {
+        match result {
+            Ok(value) => good.push(value),
+            Err(refused) => bad.push(refused),
+        }
+    }
+    if bad.is_empty() { Ok(good) } else { Err(bad) }
+}
+
+// ---- and back to text -----------------------------------------------------------------------------------------------
+
+/// `32KiB`; bytes where no unit divides it.
+pub fn size_text(bytes: u32) -> String {
+    match bytes {
+        b if b >= 1 << 30 && b % (1 << 30) == 0 => format!("{}GiB", b >> 30),
+        b if b >= 1 << 20 && b % (1 << 20) == 0 => format!("{}MiB", b >> 20),
+        b if b >= 1 << 10 && b % (1 << 10) == 0 => format!("{}KiB", b >> 10),
+        b => b.to_string(),
+    }
+}
+
+pub fn duration_text(duration: Duration) -> String {
+    match duration.as_millis() {
+        ms if ms >= 60_000 && ms % 60_000 == 0 => format!("{}m", ms / 60_000),
+        ms if ms >= 1000 && ms % 1000 == 0 => format!("{}s", ms / 1000),
+        ms => format!("{ms}ms"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::settings::Key;
+    use super::*;
+    use proptest::prelude::*;
+
+    fn text_value(key: Key, text: &str) -> Result<Value, Vec<Refused>> {
+        parse(key.setting(), &Raw::Text(text.into()))
+    }
+
+    #[test]
+    fn durations_take_their_units_and_keep_their_range() {
+        let parse = |text: &str| match text_value(Key::HandshakeTimeout, text) {
+            Ok(Value::Duration(duration)) => Ok(duration.as_millis() as u64),
+            Ok(other) => panic!("{other:?}"),
+            Err(refused) => Err(refused[0].reason.clone()),
+        };
+        assert_eq!(parse("15s"), Ok(15_000));
+        assert_eq!(parse("500 ms"), Ok(500));
+        assert_eq!(parse("2m"), Ok(120_000));
+        assert_eq!(parse("7"), Ok(7_000));
+        assert!(parse("1h").unwrap_err().contains("out of range"));
+        assert!(parse("-1s").unwrap_err().contains("out of range"));
+        assert!(parse("0").unwrap_err().contains("out of range"));
+        assert!(parse("99999999999999999999s").unwrap_err().contains("not a duration"));
+        assert!(parse("18446744073709551615m").unwrap_err().contains("out of range"));
+        assert!(parse("1.5s").unwrap_err().contains("not a duration"));
+        assert!(parse("fast").unwrap_err().contains("not a duration"));
+    }
+
+    #[test]
+    fn sizes_take_binary_units_only() {
+        let parse = |text: &str| match text_value(Key::MaximumReceiveMessageSize, text) {
+            Ok(Value::Count(bytes)) => Ok(bytes),
+            Ok(other) => panic!("{other:?}"),
+            Err(refused) => Err(format!("{}; {}", refused[0].reason, refused[0].remedy)),
+        };
+        assert_eq!(parse("32KiB"), Ok(32768));
+        assert_eq!(parse("1MiB"), Ok(1 << 20));
+        assert_eq!(parse("4096"), Ok(4096));
+        assert!(parse("32kB").unwrap_err().contains("write 32KiB"));
+        assert!(parse("2MiB").unwrap_err().contains("1KiB to 1MiB"));
+        assert!(parse("17179869184GiB").unwrap_err().contains("out of range"));
+    }
+
+    #[test]
+    fn a_mistyped_level_is_not_taken_for_a_module() {
+        assert!(text_value(Key::Log, "debug").is_ok());
+        assert!(text_value(Key::Log, "info,signalring::control=trace").is_ok());
+        assert_eq!(text_value(Key::Log, "debgu").unwrap_err()[0].remedy, "did you mean debug?");
+        assert!(text_value(Key::Log, "signalring=louder").is_err());
+    }
+
+    #[test]
+    fn headers_that_never_pass_cannot_be_listed() {
+        let list = |names: &[&str]| parse(Key::ForwardHeaders.setting(), &Raw::List(names.iter().map(|n| Raw::Text(n.to_string())).collect()));
+        assert_eq!(list(&["Cookie", "User-Agent"]), Ok(Value::Headers(HeaderPolicy::Only(vec!["Cookie".into(), "User-Agent".into()]))));
+        assert_eq!(list(&[]), Ok(Value::Headers(HeaderPolicy::Only(vec![]))));
+        assert_eq!(list(&["Upgrade", "sec-websocket-key", "a b", "ok"]).unwrap_err().len(), 3);
+        assert_eq!(text_value(Key::ForwardHeaders, "all"), Ok(Value::Headers(HeaderPolicy::All)));
+    }
+
+    proptest! {
+        #[test]
+        fn no_text_panics_and_what_is_printed_reads_back(text in ".{0,24}", bytes in 1024u32..=1 << 20, ms in 100u64..=300_000) {
+            for key in Key::all() {
+                let _ = parse(key.setting(), &Raw::Text(text.clone()));
+                let _ = parse(key.setting(), &Raw::Words(vec![text.clone()]));
+            }
+            prop_assert_eq!(text_value(Key::MaximumReceiveMessageSize, &size_text(bytes)), Ok(Value::Count(bytes)));
+            let duration = Duration::from_millis(ms);
+            prop_assert_eq!(text_value(Key::HandshakeTimeout, &duration_text(duration)), Ok(Value::Duration(duration)));
+        }
+    }
+}

@@ -1,0 +1,293 @@
+//! Outgoing bytes: reference-counted frames, and the queue of frames that each connection waits to have sent.
+//!
+//! A frame that goes to many clients is encoded once and counted; what goes to one client alone is gathered in a frame of its
+//! own at the end of its queue, so that everything queued in a turn leaves in one send. An idle connection's queue is 16 bytes.
+
+use crate::limits::{FRAME_GATHER_BYTES, FRAME_KEPT_BYTES_MAX};
+
+const NONE: u32 = u32::MAX;
+
+/// A frame in the pool. Not `Clone`: whoever holds one owns one reference.
+#[derive(Debug, PartialEq, Eq)]
+pub struct FrameRef(u32);
+
+struct Frame {
+    bytes: Vec<u8>,
+    references: u32,
+}
+
+#[derive(Clone, Copy)]
+struct Node {
+    frame: u32,
+    next: u32,
+}
+
+/// The frames waiting on one connection, oldest first.
+#[derive(Debug)]
+pub struct SendQueue {
+    head: u32,
+    tail: u32,
+    /// Bytes of the head frame that have already been sent.
+    sent: u32,
+    /// Bytes still to send.
+    bytes: u32,
+}
+
+impl Default for SendQueue {
+    fn default() -> Self {
+        SendQueue { head: NONE, tail: NONE, sent: 0, bytes: 0 }
+    }
+}
+
+impl SendQueue {
+    pub fn is_empty(&self) -> bool {
+        self.head == NONE
+    }
+    pub fn bytes(&self) -> u32 {
+        self.bytes
+    }
+}
+
+/// A shard's frames.
+#[derive(Default)]
+pub struct FramePool {
+    frames: Vec<Frame>,
+    free_frames: Vec<u32>,
+    nodes: Vec<Node>,
+    free_nodes: Vec<u32>,
+}
+
+impl FramePool {
+    pub fn new() -> FramePool {
+        FramePool::default()
+    }
+
+    /// Frames in use.
+    pub fn live(&self) -> usize {
+        self.frames.len() - self.free_frames.len()
+    }
+
+    /// An empty frame with one reference.
+    pub fn create(&mut self) -> FrameRef {
+        if let Some(index) = self.free_frames.pop() {
+            let frame = &mut self.frames[index as usize];
+            debug_assert!(frame.references == 0 && frame.bytes.is_empty());
+            frame.references = 1;
+            return FrameRef(index);
+        }
+        self.frames.push(Frame { bytes: Vec::new(), references: 1 });
+        FrameRef(self.frames.len() as u32 - 1)
+    }
+
+    /// The frame's bytes, to write them. Only before it is shared.
+    pub fn bytes_mut(&mut self, frame: &FrameRef) -> &mut Vec<u8> {
+        let frame = &mut self.frames[frame.0 as usize];
+        assert!(frame.references == 1, "a shared frame is not written to");
+        &mut frame.bytes
+    }
+
+    pub fn len_of(&self, frame: &FrameRef) -> usize {
+        self.frames[frame.0 as usize].bytes.len()
+    }
+
+    /// Queues a frame on a connection, taking one more reference.
+    pub fn share(&mut self, frame: &FrameRef, queue: &mut SendQueue) {
+        self.frames[frame.0 as usize].references += 1;
+        self.link(frame.0, queue);
+    }
+
+    /// Gives a reference back.
+    pub fn release(&mut self, frame: FrameRef) {
+        self.unreference(frame.0);
+    }
+
+    /// The frame at the end of the queue that belongs to this connection alone, to append to; a new one where there is none, or
+    /// where it already has enough for one send. `queue` counts what `write` appended.
+    pub fn append<R>(&mut self, queue: &mut SendQueue, write: impl FnOnce(&mut Vec<u8>) -> R) -> R {
+        let tail = if queue.tail == NONE { NONE } else { self.nodes[queue.tail as usize].frame };
+        let index = if tail != NONE
+            && self.frames[tail as usize].references == 1
+            && self.frames[tail as usize].bytes.len() < FRAME_GATHER_BYTES
+        {
+            tail
+        } else {
+            let frame = self.create();
+            self.link(frame.0, queue);
+            frame.0
+        };
+        let bytes = &mut self.frames[index as usize].bytes;
+        let before = bytes.len();
+        let result = write(bytes);
+        debug_assert!(bytes.len() >= before);
+        queue.bytes += (bytes.len() - before) as u32;
+        result
+    }
+
+    /// Calls `f` with the unsent bytes of the first frames, oldest first, until it returns false.
+    pub fn unsent<'a>(&'a self, queue: &SendQueue, mut f: impl FnMut(&'a [u8]) -> bool) {
+        let mut node = queue.head;
+        let mut skip = queue.sent as usize;
+        while node != NONE {
+            let Node { frame, next } = self.nodes[node as usize];
+            let part = &self.frames[frame as usize].bytes[skip..];
+            if !part.is_empty() && !f(part) {
+                return;
+            }
+            skip = 0;
+            node = next;
+        }
+    }
+
+    /// Forgets the first `count` unsent bytes: they have left.
+    pub fn advance(&mut self, queue: &mut SendQueue, count: u32) {
+        assert!(count <= queue.bytes, "more was sent than was queued");
+        queue.bytes -= count;
+        let mut left = count;
+        while queue.head != NONE {
+            let Node { frame, .. } = self.nodes[queue.head as usize];
+            let rest = self.frames[frame as usize].bytes.len() as u32 - queue.sent;
+            if left < rest {
+                queue.sent += left;
+                return;
+            }
+            left -= rest;
+            self.unlink_head(queue);
+        }
+        debug_assert!(left == 0 && queue.bytes == 0);
+    }
+
+    /// Drops everything queued: the connection is going away. Returns the bytes that will not be sent.
+    pub fn clear(&mut self, queue: &mut SendQueue) -> u32 {
+        while queue.head != NONE {
+            self.unlink_head(queue);
+        }
+        core::mem::take(&mut queue.bytes)
+    }
+
+    fn link(&mut self, frame: u32, queue: &mut SendQueue) {
+        let node = Node { frame, next: NONE };
+        let index = match self.free_nodes.pop() {
+            Some(index) => {
+                self.nodes[index as usize] = node;
+                index
+            }
+            None => {
+                self.nodes.push(node);
+                self.nodes.len() as u32 - 1
+            }
+        };
+        if queue.tail == NONE {
+            queue.head = index;
+        } else {
+            self.nodes[queue.tail as usize].next = index;
+        }
+        queue.tail = index;
+        queue.bytes += self.frames[frame as usize].bytes.len() as u32;
+    }
+
+    fn unlink_head(&mut self, queue: &mut SendQueue) {
+        let index = queue.head;
+        let Node { frame, next } = self.nodes[index as usize];
+        self.free_nodes.push(index);
+        queue.head = next;
+        queue.sent = 0;
+        if next == NONE {
+            queue.tail = NONE;
+        }
+        self.unreference(frame);
+    }
+
+    fn unreference(&mut self, index: u32) {
+        let frame = &mut self.frames[index as usize];
+        assert!(frame.references > 0, "a frame was released twice");
+        frame.references -= 1;
+        if frame.references == 0 {
+            // One giant message must not keep its memory for ever.
+            if frame.bytes.capacity() > FRAME_KEPT_BYTES_MAX {
+                frame.bytes = Vec::new();
+            } else {
+                frame.bytes.clear();
+            }
+            self.free_frames.push(index);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn gathered(pool: &FramePool, queue: &SendQueue) -> Vec<u8> {
+        let mut all = Vec::new();
+        pool.unsent(queue, |part| {
+            all.extend_from_slice(part);
+            true
+        });
+        all
+    }
+
+    #[test]
+    fn a_shared_frame_lives_until_its_last_reader_has_sent_it() {
+        let mut pool = FramePool::new();
+        let (mut a, mut b) = (SendQueue::default(), SendQueue::default());
+        let frame = pool.create();
+        pool.bytes_mut(&frame).extend_from_slice(b"tick");
+        pool.share(&frame, &mut a);
+        pool.share(&frame, &mut b);
+        pool.release(frame);
+        pool.append(&mut a, |out| out.extend_from_slice(b"own"));
+        assert_eq!(gathered(&pool, &a), b"tickown");
+        assert_eq!(gathered(&pool, &b), b"tick");
+        pool.advance(&mut a, 2);
+        pool.advance(&mut a, 5);
+        assert_eq!(pool.live(), 1);
+        assert_eq!(pool.clear(&mut b), 4);
+        assert_eq!(pool.live(), 0);
+        assert!(a.is_empty() && b.is_empty() && a.bytes() == 0);
+    }
+
+    proptest! {
+        #[test]
+        fn queues_deliver_every_byte_once_in_order(ops in proptest::collection::vec((0usize..3, 0usize..4, 1usize..50), 1..200)) {
+            let mut pool = FramePool::new();
+            let mut queues: Vec<SendQueue> = (0..3).map(|_| SendQueue::default()).collect();
+            let mut model: Vec<Vec<u8>> = vec![Vec::new(); 3];
+            for (n, (queue, kind, size)) in ops.into_iter().enumerate() {
+                let bytes = vec![n as u8; size];
+                match kind {
+                    0 => {
+                        pool.append(&mut queues[queue], |out| out.extend_from_slice(&bytes));
+                        model[queue].extend_from_slice(&bytes);
+                    }
+                    1 => {
+                        let frame = pool.create();
+                        pool.bytes_mut(&frame).extend_from_slice(&bytes);
+                        for (q, m) in queues.iter_mut().zip(&mut model) {
+                            pool.share(&frame, q);
+                            m.extend_from_slice(&bytes);
+                        }
+                        pool.release(frame);
+                    }
+                    2 => {
+                        let count = size.min(model[queue].len());
+                        pool.advance(&mut queues[queue], count as u32);
+                        model[queue].drain(..count);
+                    }
+                    _ => {
+                        pool.clear(&mut queues[queue]);
+                        model[queue].clear();
+                    }
+                }
+                for (q, m) in queues.iter().zip(&model) {
+                    prop_assert_eq!(&gathered(&pool, q), m);
+                    prop_assert_eq!(q.bytes() as usize, m.len());
+                }
+            }
+            for q in &mut queues {
+                pool.clear(q);
+            }
+            prop_assert_eq!(pool.live(), 0);
+        }
+    }
+}

@@ -1,0 +1,236 @@
+//! The text of /metrics, written by `prometheus-client` from a snapshot of every shard's numbers.
+use super::table::{BUCKETS, COUNTERS, GAUGES, HISTOGRAMS, Series};
+use super::{GAUGES_AT, HISTOGRAM_CELLS, HISTOGRAMS_AT, Published};
+use core::fmt;
+use prometheus_client::collector::Collector;
+use prometheus_client::encoding::text::encode as encode_text;
+use prometheus_client::encoding::{DescriptorEncoder, MetricEncoder, NoLabelSet};
+use prometheus_client::metrics::MetricType;
+use prometheus_client::registry::Registry;
+
+/// OpenMetrics, which every Prometheus since 2.5 asks for.
+pub const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+
+/// State of a lane, as metrics and the admin endpoint call it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LaneState {
+    /// Carries messages.
+    Up,
+    /// Being dialled or shaking hands.
+    Connecting,
+    /// Waits for its next attempt.
+    Waiting,
+}
+
+impl LaneState {
+    pub const ALL: [LaneState; 3] = [LaneState::Up, LaneState::Connecting, LaneState::Waiting];
+
+    pub fn label(self) -> &'static str {
+        match self {
+            LaneState::Up => "up",
+            LaneState::Connecting => "connecting",
+            LaneState::Waiting => "waiting",
+        }
+    }
+}
+
+/// What the control plane knows of one lane.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LaneInfo {
+    pub shard: u16,
+    /// Number within its shard.
+    pub lane: u16,
+    pub state: LaneState,
+    /// Clients pinned to it.
+    pub clients: u32,
+}
+
+/// The whole page: `published[n]` are the numbers of shard n.
+pub fn encode(published: &[&Published], lanes: &[LaneInfo]) -> String {
+    let shards = published.iter().enumerate().map(|(shard, published)| (shard.to_string(), published.snapshot())).collect();
+    let mut registry = Registry::with_prefix("signalring");
+    registry.register_collector(Box::new(Snapshot { shards, lanes: lanes.to_vec() }));
+    let mut text = String::with_capacity(16 * 1024);
+    encode_text(&mut text, &registry).expect("a String takes any text");
+    text
+}
+
+/// Values read once, so that the families of one page belong together.
+#[derive(Debug)]
+struct Snapshot {
+    /// Label of a shard, and its cells.
+    shards: Vec<(String, Vec<u64>)>,
+    lanes: Vec<LaneInfo>,
+}
+
+impl Collector for Snapshot {
+    fn encode(&self, mut encoder: DescriptorEncoder) -> fmt::Result {
+        encoder
+            .encode_descriptor("build", "The running version", None, MetricType::Info)?
+            .encode_info(&[("version", env!("CARGO_PKG_VERSION"))])?;
+        self.families(&mut encoder, COUNTERS, 0, MetricType::Counter, |mut metric, value| {
+            metric.encode_counter::<NoLabelSet, _, u64>(&value, None)
+        })?;
+        self.families(&mut encoder, GAUGES, GAUGES_AT, MetricType::Gauge, |mut metric, value| metric.encode_gauge(&value))?;
+        for (index, series) in HISTOGRAMS.iter().enumerate() {
+            let at = HISTOGRAMS_AT + index * HISTOGRAM_CELLS;
+            let mut family = encoder.encode_descriptor(series.family, series.help, None, MetricType::Histogram)?;
+            for (shard, cells) in &self.shards {
+                let counts = &cells[at..at + BUCKETS + 1];
+                let sum = seconds(cells[at + BUCKETS + 1]);
+                let bounds = series.bounds_us.iter().map(|&us| seconds(us)).chain([f64::INFINITY]);
+                let buckets: Vec<(f64, u64)> = bounds.zip(counts.iter().copied()).collect();
+                let labels = [("shard", shard.as_str())];
+                family.encode_family(&labels)?.encode_histogram::<NoLabelSet>(sum, counts.iter().sum(), &buckets, None)?;
+            }
+        }
+        let mut family = encoder.encode_descriptor("lane_up", "Whether a lane carries messages", None, MetricType::Gauge)?;
+        for lane in &self.lanes {
+            let up = i64::from(lane.state == LaneState::Up);
+            family.encode_family(&lane.labels().each_ref().map(|(name, value)| (*name, value.as_str())))?.encode_gauge(&up)?;
+        }
+        let mut family = encoder.encode_descriptor("lane_clients", "Clients pinned to a lane", None, MetricType::Gauge)?;
+        for lane in &self.lanes {
+            family.encode_family(&lane.labels().each_ref().map(|(name, value)| (*name, value.as_str())))?.encode_gauge(&lane.clients)?;
+        }
+        Ok(())
+    }
+}
+
+impl Snapshot {
+    /// Every family of a table, whose first cell is `at`: one line a series and shard.
+    fn families(
+        &self,
+        encoder: &mut DescriptorEncoder,
+        table: &[Series],
+        at: usize,
+        kind: MetricType,
+        write: impl Fn(MetricEncoder<'_>, u64) -> fmt::Result,
+    ) -> fmt::Result {
+        let mut at = at;
+        for series in table.chunk_by(|a, b| a.family == b.family) {
+            let mut family = encoder.encode_descriptor(series[0].family, series[0].help, None, kind)?;
+            for (offset, one) in series.iter().enumerate() {
+                for (shard, cells) in &self.shards {
+                    let labels = [one.label, ("shard", shard.as_str())];
+                    let labels = if one.label.0.is_empty() { &labels[1..] } else { &labels[..] };
+                    write(family.encode_family(&labels)?, cells[at + offset])?;
+                }
+            }
+            at += series.len();
+        }
+        Ok(())
+    }
+}
+
+impl LaneInfo {
+    fn labels(&self) -> [(&'static str, String); 2] {
+        [("shard", self.shard.to_string()), ("lane", self.lane.to_string())]
+    }
+}
+
+fn seconds(us: u64) -> f64 {
+    us as f64 / 1e6
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::{Counter, Gauge, Histogram, ShardMetrics};
+    use super::*;
+    use std::collections::BTreeMap;
+
+    fn page() -> String {
+        let published: Vec<Published> = (0..2)
+            .map(|shard| {
+                let mut metrics = ShardMetrics::new();
+                metrics.add(Counter::RefusedNotFound, 7 + shard);
+                metrics.add(Counter::Turns, u64::MAX);
+                metrics.set(Gauge::Clients, 3);
+                metrics.observe_us(Histogram::QueueWait, 1_500);
+                metrics.observe_us(Histogram::QueueWait, 60_000_000);
+                let published = Published::new();
+                metrics.publish(&published);
+                published
+            })
+            .collect();
+        let lanes = [
+            LaneInfo { shard: 0, lane: 0, state: LaneState::Up, clients: 5 },
+            LaneInfo { shard: 1, lane: 0, state: LaneState::Waiting, clients: 0 },
+        ];
+        encode(&published.iter().collect::<Vec<_>>(), &lanes)
+    }
+
+    #[test]
+    fn the_page_has_every_series_of_every_shard() {
+        let page = page();
+        for shard in ["0", "1"] {
+            let selector = |series: &Series| match series.label {
+                ("", _) => format!("{{shard=\"{shard}\"}} "),
+                (label, value) => format!("{{{label}=\"{value}\",shard=\"{shard}\"}} "),
+            };
+            for series in COUNTERS {
+                let line = format!("\nsignalring_{}_total{}", series.family, selector(series));
+                assert_eq!(page.matches(&line).count(), 1, "{line}");
+            }
+            for series in GAUGES {
+                let line = format!("\nsignalring_{}{}", series.family, selector(series));
+                assert_eq!(page.matches(&line).count(), 1, "{line}");
+            }
+            for histogram in HISTOGRAMS {
+                assert!(page.contains(&format!("\nsignalring_{}_count{{shard=\"{shard}\"}} ", histogram.family)), "{}", histogram.family);
+            }
+        }
+        for line in [
+            "signalring_refusals_total{reason=\"not_found\",shard=\"1\"} 8",
+            "signalring_clients{shard=\"0\"} 3",
+            "signalring_lane_up{shard=\"0\",lane=\"0\"} 1",
+            "signalring_lane_up{shard=\"1\",lane=\"0\"} 0",
+            "signalring_lane_clients{shard=\"0\",lane=\"0\"} 5",
+            "signalring_queue_wait_seconds_count{shard=\"0\"} 2",
+            "signalring_queue_wait_seconds_sum{shard=\"0\"} 60.0015",
+            "signalring_queue_wait_seconds_bucket{le=\"0.001\",shard=\"0\"} 0",
+            "signalring_queue_wait_seconds_bucket{le=\"0.002\",shard=\"0\"} 1",
+            "signalring_queue_wait_seconds_bucket{le=\"+Inf\",shard=\"0\"} 2",
+            &format!("signalring_turns_total{{shard=\"0\"}} {}", u64::MAX),
+            &format!("signalring_build_info{{version=\"{}\"}} 1", env!("CARGO_PKG_VERSION")),
+        ] {
+            assert!(page.contains(&format!("\n{line}\n")), "{line}\n{page}");
+        }
+    }
+
+    #[test]
+    fn the_page_parses() {
+        let page = page();
+        assert!(page.ends_with("# EOF\n"));
+        let mut types = BTreeMap::new();
+        let mut samples = std::collections::BTreeSet::new();
+        for line in page.lines().filter(|line| *line != "# EOF") {
+            if let Some(descriptor) = line.strip_prefix("# ") {
+                let mut words = descriptor.splitn(3, ' ');
+                let (what, name, rest) = (words.next().unwrap(), words.next().unwrap(), words.next().unwrap());
+                match what {
+                    "TYPE" => assert_eq!(types.insert(name.to_string(), rest.to_string()), None, "{name} has two types"),
+                    "HELP" => assert!(!rest.is_empty()),
+                    _ => panic!("{line}"),
+                }
+                continue;
+            }
+            let (series, value) = line.rsplit_once(' ').expect(line);
+            value.parse::<f64>().expect(line);
+            assert!(samples.insert(series.to_string()), "{series} is there twice");
+            let name = series.split('{').next().unwrap();
+            let known = ["", "_total", "_info", "_bucket", "_sum", "_count"]
+                .iter()
+                .any(|suffix| name.strip_suffix(suffix).is_some_and(|family| types.contains_key(family)));
+            assert!(known && name.starts_with("signalring_"), "{line}");
+        }
+        assert!(samples.len() > 200);
+    }
+
+    #[test]
+    fn lane_states_are_the_labels_of_the_gauge() {
+        for state in LaneState::ALL {
+            assert!(Gauge::labelled("lanes", state.label()).is_some(), "{state:?}");
+        }
+    }
+}

@@ -1,0 +1,284 @@
+//! The table of names. A series is added here and nowhere else; a family's series stand together and share its help.
+
+/// One exported series: a family's name, and one label if the family has several series.
+pub struct Series {
+    pub family: &'static str,
+    pub help: &'static str,
+    /// Label name and value; both empty for a family of one.
+    pub label: (&'static str, &'static str),
+}
+
+macro_rules! table {
+    ($(#[$doc:meta])* $kind:ident, $all:ident: $($family:literal, $help:literal, $label:literal { $($name:ident = $value:literal),* $(,)? })*) => {
+        $(#[$doc])*
+        #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+        #[repr(usize)]
+        pub enum $kind { $($($name),*),* }
+
+        pub const $all: &[Series] = &[$($(Series { family: $family, help: $help, label: ($label, $value) }),*),*];
+
+        impl $kind {
+            pub const ALL: &'static [$kind] = &[$($($kind::$name),*),*];
+
+            pub fn series(self) -> &'static Series {
+                &$all[self as usize]
+            }
+
+            /// The series of a family with this label value; for cold paths that have a label at hand.
+            pub fn labelled(family: &str, value: &str) -> Option<$kind> {
+                let at = $all.iter().position(|series| series.family == family && series.label.1 == value)?;
+                Some($kind::ALL[at])
+            }
+        }
+    };
+}
+
+table! {
+    /// Only rises. Exported with `_total` behind its name.
+    Counter, COUNTERS:
+
+    "connections_accepted", "Connections accepted on the listening socket", "" { ConnectionsAccepted = "" }
+    "connections_closed", "Connections closed, whichever side began", "" { ConnectionsClosed = "" }
+    "http_requests", "HTTP requests answered, by what they were", "kind" {
+        HttpNegotiate = "negotiate",
+        HttpUpgrade = "upgrade",
+        HttpPreflight = "preflight",
+        HttpOther = "other",
+    }
+    "clients_opened", "Clients that finished the SignalR handshake", "" { ClientsOpened = "" }
+    "clients_closed", "Clients that are gone after their handshake", "" { ClientsClosed = "" }
+    "client_messages", "Hub messages received from clients, by kind", "kind" {
+        ClientRequestVm = "request_vm",
+        ClientUpdateVm = "update_vm",
+        ClientDisposeVm = "dispose_vm",
+        ClientPing = "ping",
+        ClientOther = "other",
+    }
+    "forwarded", "Invocations sent to app servers, by kind", "kind" {
+        ForwardedRequestVm = "request_vm",
+        ForwardedUpdateVm = "update_vm",
+        ForwardedDisposeVm = "dispose_vm",
+        ForwardedDisconnect = "disconnect",
+    }
+    "deliveries", "Messages queued for clients, by how they were addressed", "address" {
+        DeliveredOne = "one",
+        DeliveredMany = "many",
+        DeliveredGroup = "group",
+    }
+    "app_messages", "Messages received from app servers, by kind", "kind" {
+        AppSend = "send",
+        AppSendMany = "send_many",
+        AppGroupSend = "group_send",
+        AppGroupAdd = "group_add",
+        AppGroupRemove = "group_remove",
+        AppCompletion = "completion",
+        AppPing = "ping",
+        AppOther = "other",
+    }
+    "bytes", "Bytes received and sent on sockets, by peer and direction", "flow" {
+        BytesFromClients = "client_in",
+        BytesToClients = "client_out",
+        BytesFromApps = "app_in",
+        BytesToApps = "app_out",
+    }
+    "pings_sent", "Keep-alive pings sent, by peer", "peer" { PingsToClients = "client", PingsToApps = "app" }
+    "lane_events", "What happened to lanes", "event" {
+        LaneConnected = "connected",
+        LaneLost = "lost",
+        LaneDialFailed = "dial_failed",
+        LaneClientMoved = "client_moved",
+    }
+    "messages_queued", "Client messages that had to wait for a lane", "" { MessagesQueued = "" }
+    "refusals", "Requests and messages refused, by reason", "reason" {
+        // proto::http::HttpError, by label.
+        RefusedMalformed = "malformed",
+        RefusedHeadTooLarge = "head_too_large",
+        RefusedTargetTooLong = "target_too_long",
+        RefusedTooManyHeaders = "too_many_headers",
+        RefusedVersion = "version",
+        RefusedMissingHost = "missing_host",
+        RefusedAmbiguousLength = "ambiguous_length",
+        RefusedTransferEncoding = "transfer_encoding",
+        RefusedBodyTooLarge = "body_too_large",
+        RefusedNotFound = "not_found",
+        RefusedMethodNotAllowed = "method_not_allowed",
+        RefusedUpgradeRequired = "upgrade_required",
+        RefusedUpgradeMalformed = "upgrade_malformed",
+        RefusedWebSocketVersion = "websocket_version",
+        RefusedOriginForbidden = "origin_forbidden",
+        RefusedUnknownConnection = "unknown_connection",
+        RefusedHeadTimeout = "head_timeout",
+        RefusedOverloaded = "overloaded",
+        // Of a session.
+        RefusedNegotiateVersion = "negotiate_version",
+        RefusedUnknownMethod = "unknown_method",
+        RefusedArguments = "arguments",
+        RefusedQueueFull = "queue_full",
+        RefusedQueueTimeout = "queue_timeout",
+        RefusedUpstreamTooLarge = "upstream_too_large",
+        RefusedOther = "other",
+    }
+    "disconnects", "Clients and connections the node ended, by reason", "reason" {
+        EndedHandshake = "handshake",
+        EndedWebSocket = "websocket_protocol",
+        EndedMessage = "message",
+        EndedMessageTooLarge = "message_too_large",
+        EndedHeadTimeout = "head_timeout",
+        EndedHandshakeTimeout = "handshake_timeout",
+        EndedClientTimeout = "client_timeout",
+        EndedSlow = "slow",
+        EndedLaneLost = "lane_lost",
+        EndedDrain = "drain",
+        EndedOther = "other",
+    }
+    "drops", "Messages thrown away, by reason", "reason" {
+        DroppedUnknownClient = "unknown_client",
+        DroppedClientClosing = "client_closing",
+        DroppedSlowClient = "slow_client",
+        DroppedForgedId = "forged_id",
+        DroppedUnknownApp = "unknown_app_message",
+        DroppedMalformedApp = "malformed_app_message",
+        DroppedUsers = "users_unsupported",
+        DroppedLaneLost = "lane_lost",
+        DroppedBusFull = "bus_full",
+        DroppedOther = "other",
+    }
+    "completion_errors", "Invocations an app server answered with an error", "" { CompletionErrors = "" }
+    "ring_events", "What the shard's ring reported beside ordinary completions", "event" {
+        RingStaleCompletion = "stale_completion",
+        RingBuffersExhausted = "buffers_exhausted",
+        RingOverflow = "overflow",
+        RingAcceptError = "accept_error",
+    }
+    "turns", "Turns of the shard's loop", "" { Turns = "" }
+}
+
+table! {
+    /// Rises and falls; set from what it measures.
+    Gauge, GAUGES:
+
+    "clients", "Clients connected and past their handshake", "" { Clients = "" }
+    "http_connections", "Connections that are not, or not yet, clients", "" { HttpConnections = "" }
+    "lanes", "Lanes by state", "state" { LanesUp = "up", LanesConnecting = "connecting", LanesWaiting = "waiting" }
+    "queued_messages", "Client messages waiting for a lane", "" { QueuedMessages = "" }
+    "queued_bytes", "Bytes waiting, by towards whom", "peer" { QueuedClientBytes = "client", QueuedAppBytes = "app" }
+    "groups", "Groups with at least one client", "" { Groups = "" }
+    "group_memberships", "Memberships of clients in groups", "" { GroupMemberships = "" }
+    "invocations_in_flight", "Invocations an app server has not completed", "" { InvocationsInFlight = "" }
+    "receive_buffers_free", "Provided receive buffers the kernel can use", "" { ReceiveBuffersFree = "" }
+}
+
+impl Counter {
+    /// The refusal with this label; `RefusedOther` for one the table does not know, which a test looks for.
+    pub fn refusal(label: &str) -> Counter {
+        Counter::labelled("refusals", label).unwrap_or(Counter::RefusedOther)
+    }
+
+    pub fn disconnect(label: &str) -> Counter {
+        Counter::labelled("disconnects", label).unwrap_or(Counter::EndedOther)
+    }
+
+    pub fn dropped(label: &str) -> Counter {
+        Counter::labelled("drops", label).unwrap_or(Counter::DroppedOther)
+    }
+}
+
+/// Bounds of every histogram, so that they all have the same shape.
+pub const BUCKETS: usize = 12;
+
+/// Distributions of times. Observed in microseconds, exported in seconds as Prometheus wants them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(usize)]
+pub enum Histogram {
+    QueueWait,
+    Completion,
+    Turn,
+}
+
+pub struct HistogramSeries {
+    pub family: &'static str,
+    pub help: &'static str,
+    /// Upper bounds, inclusive, rising.
+    pub bounds_us: [u64; BUCKETS],
+}
+
+impl Histogram {
+    pub const ALL: &'static [Histogram] = &[Histogram::QueueWait, Histogram::Completion, Histogram::Turn];
+}
+
+const MS: u64 = 1000;
+
+pub const HISTOGRAMS: &[HistogramSeries] = &[
+    HistogramSeries {
+        family: "queue_wait_seconds",
+        help: "How long client messages waited for a lane",
+        bounds_us: [MS, 2 * MS, 5 * MS, 10 * MS, 25 * MS, 50 * MS, 100 * MS, 250 * MS, 500 * MS, 1000 * MS, 2500 * MS, 10_000 * MS],
+    },
+    HistogramSeries {
+        family: "completion_seconds",
+        help: "How long app servers took to complete an invocation",
+        bounds_us: [100, 250, 500, MS, 2 * MS, 5 * MS, 10 * MS, 50 * MS, 100 * MS, 500 * MS, 2000 * MS, 10_000 * MS],
+    },
+    HistogramSeries {
+        family: "turn_seconds",
+        help: "How long a turn of the shard's loop worked, waiting excluded",
+        bounds_us: [10, 25, 50, 100, 250, 500, MS, 2 * MS, 5 * MS, 10 * MS, 50 * MS, 100 * MS],
+    },
+];
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::collections::{BTreeMap, BTreeSet};
+
+    /// Prometheus data model: what a metric or label name may be (we use no colons).
+    fn is_name(name: &str) -> bool {
+        let word = |b: u8| b.is_ascii_lowercase() || b == b'_';
+        !name.is_empty() && word(name.as_bytes()[0]) && name.bytes().all(|b| word(b) || b.is_ascii_digit()) && !name.starts_with("__")
+    }
+
+    #[test]
+    fn names_are_unique_and_valid() {
+        let mut seen = BTreeSet::new();
+        for series in COUNTERS.iter().chain(GAUGES) {
+            let (label, value) = series.label;
+            assert!(seen.insert((series.family, value)), "{} {value} is there twice", series.family);
+            assert!(is_name(series.family), "{}", series.family);
+            assert_eq!(label.is_empty(), value.is_empty(), "{}", series.family);
+            assert!(label.is_empty() || (is_name(label) && label != "shard" && is_name(value)), "{} {label} {value}", series.family);
+            assert!(!series.family.ends_with("_total"), "{}: the exposition appends _total", series.family);
+            assert!(!series.help.is_empty() && !series.help.ends_with('.'), "{}", series.family);
+        }
+        for histogram in HISTOGRAMS {
+            assert!(is_name(histogram.family) && histogram.family.ends_with("_seconds"), "{}", histogram.family);
+            assert!(seen.insert((histogram.family, "")), "{} is there twice", histogram.family);
+            assert!(histogram.bounds_us.is_sorted() && histogram.bounds_us[0] > 0, "{}", histogram.family);
+        }
+    }
+
+    #[test]
+    fn a_family_stands_together_and_is_of_one_kind() {
+        let mut kinds = BTreeMap::new();
+        for (kind, table) in [("counter", COUNTERS), ("gauge", GAUGES)] {
+            for family in table.chunk_by(|a, b| a.family == b.family) {
+                assert_eq!(kinds.insert(family[0].family, kind), None, "{} stands in two places", family[0].family);
+                assert!(family.iter().all(|series| series.label.0 == family[0].label.0), "{}", family[0].family);
+                assert!(family.len() == 1 || !family[0].label.0.is_empty(), "{}", family[0].family);
+            }
+        }
+    }
+
+    #[test]
+    fn the_enums_index_their_tables() {
+        assert_eq!(Counter::ALL.len(), COUNTERS.len());
+        assert_eq!(Gauge::ALL.len(), GAUGES.len());
+        assert_eq!(Histogram::ALL.len(), HISTOGRAMS.len());
+        assert!(Counter::ALL.iter().enumerate().all(|(index, counter)| *counter as usize == index));
+        assert!(Gauge::ALL.iter().enumerate().all(|(index, gauge)| *gauge as usize == index));
+        assert!(Histogram::ALL.iter().enumerate().all(|(index, histogram)| *histogram as usize == index));
+        assert_eq!(Counter::refusal("not_found"), Counter::RefusedNotFound);
+        assert_eq!(Counter::refusal("no such reason"), Counter::RefusedOther);
+        assert_eq!(Counter::disconnect("slow"), Counter::EndedSlow);
+        assert_eq!(Counter::dropped("forged_id"), Counter::DroppedForgedId);
+    }
+}

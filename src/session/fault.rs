@@ -1,0 +1,236 @@
+//! The one map from what went wrong to what the peer is told, what is counted and how loud it is logged.
+use crate::proto::http::HttpError;
+use crate::proto::signalr::MessageError;
+use crate::proto::signalr::handshake::HandshakeError;
+use crate::proto::ws::WsError;
+
+/// Why a client's connection ends.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum End {
+    /// The peer closed: a hub Close message, a WebSocket Close frame, or the end of its stream.
+    PeerClose,
+    PeerCloseFrame(Option<u16>),
+    PeerGone,
+    /// The socket failed (reset, timed out in the kernel).
+    SocketError(i32),
+    WebSocket(WsError),
+    /// Bytes of a JSON record that are not UTF-8 (in a binary frame; in a text frame it is a WebSocket error).
+    NotUtf8,
+    Handshake(HandshakeError),
+    Message(MessageError),
+    MessageTooLarge,
+    /// Nothing heard for the client timeout (armed by its first ping).
+    ClientTimeout,
+    /// Its send queue was over its bound: it does not read as fast as it is written to.
+    SlowClient,
+    /// The lane it was pinned to is gone: it must request its view models again.
+    LaneLost,
+    /// The node stops.
+    Stopping,
+}
+
+/// What the peer of a client connection is told.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Told {
+    /// A hub Close message first: (error, allowReconnect).
+    pub hub_close: Option<(Option<&'static str>, bool)>,
+    /// Then a WebSocket Close frame with this code; None: nothing can be said any more.
+    pub close_code: Option<u16>,
+}
+
+/// The text ASP.NET Core sends when a connection fails without detailed errors (reference 13.3).
+pub const CLOSED_WITH_ERROR: &str = "Connection closed with an error.";
+
+impl End {
+    /// Reference 7.3 and 13.3: a failed connection hears a hub Close with an error that allows reconnecting, then a normal
+    /// WebSocket close, because some clients report any other code as an error of their own. Broken framing is told by its code.
+    pub fn told(&self) -> Told {
+        let failed = Told { hub_close: Some((Some(CLOSED_WITH_ERROR), true)), close_code: Some(1000) };
+        let nothing = Told { hub_close: None, close_code: None };
+        match self {
+            End::PeerClose => Told { hub_close: None, close_code: Some(1000) },
+            End::PeerCloseFrame(code) => Told { hub_close: None, close_code: Some(code.unwrap_or(1000)) },
+            End::PeerGone | End::SocketError(_) => nothing,
+            End::WebSocket(error) => Told { hub_close: None, close_code: Some(error.close_code()) },
+            End::NotUtf8 => Told { close_code: Some(1007), ..failed },
+            // Its refusal has been written; no Close message follows (reference 11.3).
+            End::Handshake(_) => Told { hub_close: None, close_code: Some(1000) },
+            End::Message(_) | End::MessageTooLarge | End::ClientTimeout => failed,
+            // Its queue is full: one more message would wait behind what it does not read.
+            End::SlowClient => nothing,
+            End::LaneLost | End::Stopping => Told { hub_close: Some((None, true)), close_code: Some(1000) },
+        }
+    }
+
+    /// For the metric `signalring_client_ends_total{reason}` and the log.
+    pub fn label(&self) -> &'static str {
+        match self {
+            End::PeerClose => "peer_close",
+            End::PeerCloseFrame(_) => "peer_close_frame",
+            End::PeerGone => "peer_gone",
+            End::SocketError(_) => "socket_error",
+            End::WebSocket(_) => "websocket_error",
+            End::NotUtf8 => "not_utf8",
+            End::Handshake(HandshakeError::Canceled) => "handshake_timeout",
+            End::Handshake(_) => "handshake_refused",
+            End::Message(_) => "message_error",
+            End::MessageTooLarge => "message_too_large",
+            End::ClientTimeout => "client_timeout",
+            End::SlowClient => "slow_client",
+            End::LaneLost => "lane_lost",
+            End::Stopping => "stopping",
+        }
+    }
+
+    pub const LABELS: [&'static str; 14] = [
+        "peer_close",
+        "peer_close_frame",
+        "peer_gone",
+        "socket_error",
+        "websocket_error",
+        "not_utf8",
+        "handshake_timeout",
+        "handshake_refused",
+        "message_error",
+        "message_too_large",
+        "client_timeout",
+        "slow_client",
+        "lane_lost",
+        "stopping",
+    ];
+
+    /// Is it the peer's doing or ours, and out of the ordinary? Then it is worth a (rate-limited) line at `warn`.
+    pub fn is_ordinary(&self) -> bool {
+        matches!(
+            self,
+            End::PeerClose | End::PeerCloseFrame(_) | End::PeerGone | End::SocketError(_) | End::Stopping | End::LaneLost
+        )
+    }
+}
+
+/// Why one message of a client is not forwarded. The client lives on; its view model gets an error response.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Refusal {
+    /// No lane was up within the deadline.
+    QueueTimeout,
+    /// Too much waits for the lane already.
+    QueueFull,
+    /// Wrapped in its context it is larger than the app server takes (contract 4.6).
+    TooLargeUpstream,
+}
+
+impl Refusal {
+    pub const EXCEPTION_TYPE: &'static str = "ForwardingException";
+
+    pub fn message(self) -> &'static str {
+        match self {
+            Refusal::QueueTimeout => "The app server could not be reached in time. Please try again.",
+            Refusal::QueueFull => "The app server cannot be reached and too many requests are waiting. Please try again.",
+            Refusal::TooLargeUpstream => "The message is too large for the app server.",
+        }
+    }
+
+    /// For the metric `signalring_messages_refused_total{reason}`.
+    pub fn label(self) -> &'static str {
+        match self {
+            Refusal::QueueTimeout => "queue_timeout",
+            Refusal::QueueFull => "queue_full",
+            Refusal::TooLargeUpstream => "too_large_upstream",
+        }
+    }
+
+    pub const ALL: [Refusal; 3] = [Refusal::QueueTimeout, Refusal::QueueFull, Refusal::TooLargeUpstream];
+}
+
+/// Why a lane ends.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum LaneEnd {
+    /// The app server sent a hub Close.
+    ServerClose {
+        error: Option<String>,
+        allow_reconnect: bool,
+    },
+    CloseFrame(Option<u16>),
+    Gone,
+    SocketError(i32),
+    WebSocket(WsError),
+    Message(MessageError),
+    NotUtf8,
+    RecordTooLarge,
+    /// Nothing arrived for `LANE_SILENCE_MS`.
+    Silence,
+    Stopping,
+}
+
+impl core::fmt::Display for LaneEnd {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        match self {
+            LaneEnd::ServerClose { error: Some(error), .. } => write!(f, "the app server closed it: {error}"),
+            LaneEnd::ServerClose { error: None, .. } => f.write_str("the app server closed it"),
+            LaneEnd::CloseFrame(Some(code)) => write!(f, "the app server closed its WebSocket with code {code}"),
+            LaneEnd::CloseFrame(None) => f.write_str("the app server closed its WebSocket"),
+            LaneEnd::Gone => f.write_str("the app server ended the connection"),
+            LaneEnd::SocketError(errno) => {
+                write!(f, "{}", std::io::Error::from_raw_os_error(*errno))
+            }
+            LaneEnd::WebSocket(error) => write!(f, "the app server broke the WebSocket protocol ({error:?})"),
+            LaneEnd::Message(error) => write!(f, "the app server sent a malformed message ({error:?})"),
+            LaneEnd::NotUtf8 => f.write_str("the app server sent text that is not UTF-8"),
+            LaneEnd::RecordTooLarge => {
+                write!(f, "the app server sent a message over {} bytes", crate::limits::LANE_RECORD_BYTES_MAX)
+            }
+            LaneEnd::Silence => {
+                write!(f, "nothing heard from the app server for {} s", crate::limits::LANE_SILENCE_MS / 1000)
+            }
+            LaneEnd::Stopping => f.write_str("this node stops"),
+        }
+    }
+}
+
+/// What a refused HTTP request is counted as; the reply is `proto::http`'s.
+pub fn http_label(error: HttpError) -> &'static str {
+    error.label()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn every_end() -> Vec<End> {
+        vec![
+            End::PeerClose,
+            End::PeerCloseFrame(None),
+            End::PeerGone,
+            End::SocketError(104),
+            End::WebSocket(WsError::Unmasked),
+            End::NotUtf8,
+            End::Handshake(HandshakeError::Canceled),
+            End::Handshake(HandshakeError::Malformed),
+            End::Message(MessageError::Syntax),
+            End::MessageTooLarge,
+            End::ClientTimeout,
+            End::SlowClient,
+            End::LaneLost,
+            End::Stopping,
+        ]
+    }
+
+    #[test]
+    fn every_end_has_its_label_in_the_table_once() {
+        let labels: Vec<_> = every_end().iter().map(End::label).collect();
+        assert_eq!(labels, End::LABELS);
+    }
+
+    #[test]
+    fn who_may_come_back_is_told_so() {
+        for end in every_end() {
+            let told = end.told();
+            match end {
+                End::PeerGone | End::SocketError(_) | End::SlowClient => assert_eq!(told.close_code, None),
+                End::LaneLost | End::Stopping => assert_eq!(told.hub_close, Some((None, true))),
+                End::WebSocket(_) => assert_eq!(told.close_code, Some(1002)),
+                _ => assert!(told.close_code.is_some()),
+            }
+        }
+    }
+}

@@ -1,0 +1,209 @@
+//! Clients of this shard: from the upgrade to the end.
+use super::Shard;
+use super::lane::{Gate, Lane};
+use super::socket::{Client, Conn, Life, Socket, Stage, linger_until};
+use crate::ids::{Address, SlotKey, Time};
+use crate::metrics::Counter;
+use crate::proto::dotnetify::context::{self, Embedding, Peer};
+use crate::proto::dotnetify::request::Request;
+use crate::proto::http::{self, Head};
+use crate::session::client::{ClientEnv, ClientSession, Note};
+use crate::session::fault::{End, Refusal};
+use crate::session::groups::Memberships;
+use crate::sys::{Io, Received};
+use tracing::{debug, info};
+
+/// What a client's session acts on: its own socket and its lane.
+struct ClientSide<'a> {
+    now: Time,
+    socket: &'a mut Socket,
+    lane: &'a mut Lane,
+    forwarded: &'a mut bool,
+    origin: crate::ids::OriginId,
+    context: &'a [u8],
+    gate: Gate<'a>,
+}
+
+impl ClientEnv for ClientSide<'_> {
+    fn out<R>(&mut self, write: impl FnOnce(&mut Vec<u8>) -> R) -> R {
+        self.socket.out(self.gate.frames, self.gate.dirty, write)
+    }
+
+    fn forward(&mut self, request: &Request, record: &[u8]) -> Result<(), Refusal> {
+        let key = self.socket.key;
+        let on_lane =
+            self.lane.request(self.now, key, &self.origin, self.context, request, record, &mut self.gate)?;
+        *self.forwarded |= on_lane;
+        Ok(())
+    }
+
+    fn note(&mut self, note: Note) {
+        let metrics = &mut *self.gate.metrics;
+        match note {
+            Note::HandshakeDone => metrics.add(Counter::Handshakes, 1),
+            Note::Message => metrics.add(Counter::ClientMessages, 1),
+            Note::RequestError(_) => metrics.add(Counter::RequestErrors, 1),
+            Note::Refused(refusal) => metrics.refused_message(refusal),
+            Note::Ignored => metrics.add(Counter::ClientMessagesIgnored, 1),
+        }
+    }
+}
+
+/// Calls into a client's session with everything it may act on.
+macro_rules! with_client {
+    ($shard:expr, $now:expr, $key:expr, |$session:ident, $side:ident, $io:ident, $pool:ident| $body:expr) => {{
+        let Shard { io: $io, conns, lanes, frames, pool: $pool, dirty, random, clock, metrics, settings, .. } = $shard;
+        match conns.get_mut($key) {
+            Some(Conn { socket, stage: Stage::Client(client) }) if socket.life == Life::Open => {
+                let Client { session: $session, lane, forwarded, origin, context, .. } = client;
+                let settings = &*settings;
+                let mut $side = ClientSide {
+                    now: $now,
+                    socket,
+                    lane: &mut lanes[lane.0 as usize],
+                    forwarded,
+                    origin: *origin,
+                    context,
+                    gate: Gate { settings, frames, dirty, random, clock, metrics },
+                };
+                Some($body)
+            }
+            _ => None,
+        }
+    }};
+}
+
+impl<I: Io> Shard<I> {
+    /// A valid upgrade: the connection is a client from now on.
+    pub(super) fn upgrade(&mut self, now: Time, key: SlotKey, head: &Head<'_>, accept: &[u8; 28], early: &[u8]) {
+        let lane = self.choose_lane();
+        let name = self.random.next();
+        let Shard { conns, frames, dirty, settings, .. } = self;
+        let Some(Conn { socket, stage }) = conns.get_mut(key) else { return };
+        let Stage::Http(http) = stage else { return };
+        let (local, peer) = (http.local, http.peer);
+        let headers: Vec<(&str, &[u8])> =
+            head.headers().filter(|(name, _)| settings.forward_headers.admits(name)).collect();
+        let context = context::prepare(
+            &Peer {
+                // The HTTP connection's own name; Kestrel's look like this, too.
+                connection_id: &format!("{name:016X}"),
+                local: (local.ip(), local.port()),
+                remote: (peer.ip(), peer.port()),
+                headers: &headers,
+            },
+            Embedding::Json,
+        );
+        socket.out(frames, dirty, |out| http::upgrade_reply(accept, out));
+        let session = ClientSession::new(now, &settings.client);
+        let origin = settings.origin_key.seal(Address { shard: settings.shard, key });
+        *stage = Stage::Client(Client {
+            session,
+            lane,
+            forwarded: false,
+            origin,
+            memberships: Memberships::default(),
+            context,
+        });
+        self.lanes[lane.0 as usize].clients += 1;
+        self.metrics.add(Counter::ClientsOpened, 1);
+        self.wheel.set(key.slot, now.after(self.settings.client.handshake_timeout));
+        debug!(client = ?origin, %peer, "client connected");
+        if !early.is_empty() {
+            let mut early = early.to_vec();
+            let result = with_client!(self, now, key, |session, side, _io, pool| {
+                session.on_bytes(now, &mut early, &side.gate.settings.client, pool, &mut side)
+            });
+            if let Some(Err(end)) = result {
+                self.client_ends(now, key, end);
+            }
+        }
+    }
+
+    pub(super) fn on_client_bytes(&mut self, now: Time, key: SlotKey, received: &Received) {
+        let result = with_client!(self, now, key, |session, side, io, pool| {
+            session.on_bytes(now, io.buffer(received), &side.gate.settings.client, pool, &mut side)
+        });
+        if let Some(Err(end)) = result {
+            self.client_ends(now, key, end);
+        }
+    }
+
+    pub(super) fn on_client_time(&mut self, now: Time, key: SlotKey) {
+        let result = with_client!(self, now, key, |session, side, _io, _pool| {
+            session.on_time(now, &side.gate.settings.client, &mut side)
+        });
+        match result {
+            Some(Ok(next)) => self.wheel.set(key.slot, next),
+            Some(Err(end)) => self.client_ends(now, key, end),
+            None => {}
+        }
+    }
+
+    /// A client is at its end: the peer is told, and so is the app server if it knows the client.
+    pub(super) fn client_ends(&mut self, now: Time, key: SlotKey, end: End) {
+        let told = end.told();
+        with_client!(self, now, key, |session, side, _io, pool| {
+            session.close(&end, pool, &mut side);
+            if *side.forwarded {
+                side.lane.disconnected(&side.origin, side.context, &mut side.gate);
+            }
+        });
+        let Shard { conns, lanes, io, frames, wheel, .. } = self;
+        let Some(Conn { socket, stage }) = conns.get_mut(key) else { return };
+        let Stage::Client(mut client) = core::mem::replace(stage, Stage::Over) else { return };
+        let lane = &mut lanes[client.lane.0 as usize];
+        lane.clients -= 1;
+        lane.groups.leave_all(&mut client.memberships);
+        if told.close_code.is_some() {
+            socket.drain(io);
+            wheel.set(key.slot, linger_until(now));
+        } else {
+            socket.end(io, frames);
+        }
+        self.metrics.client_ended(&end);
+        if end.is_ordinary() {
+            debug!(client = ?client.origin, "client gone: {}", end.label());
+        } else {
+            info!(client = ?client.origin, "client ended: {} ({end:?})", end.label());
+        }
+        self.join(now, key);
+    }
+
+    /// Ends the clients that were found to be at their end while other bytes were handled.
+    pub(super) fn end_clients(&mut self, now: Time) {
+        while let Some((key, end)) = self.ending.pop() {
+            self.client_ends(now, key, end);
+        }
+    }
+
+    /// Stops: no new connections; everybody is told to come back (to another node, or later).
+    pub(super) fn stop(&mut self, now: Time) {
+        if self.stopping.is_some() {
+            return;
+        }
+        self.stopping = Some(now.after(core::time::Duration::from_millis(crate::limits::STOP_MS)));
+        // Closing the listener while the multishot accept holds it would keep the port: call the accept back.
+        self.io.cancel(super::turn::own_token(crate::sys::Op::Accept));
+        if let Some(listener) = &self.listener {
+            self.io.shutdown(std::os::fd::AsRawFd::as_raw_fd(listener));
+        }
+        self.listener = None;
+        for slot in 0..self.conns.slots() {
+            let Some(key) = self.conns.key_at(slot) else { continue };
+            self.connection_ends(now, key, End::Stopping);
+        }
+    }
+
+    pub(super) fn on_stopping(&mut self, now: Time) {
+        let Some(until) = self.stopping else { return };
+        let clients_told = self.conns.is_empty() || now.after(core::time::Duration::from_secs(1)) >= until;
+        let lanes_closed = clients_told && self.close_lanes(now);
+        if (self.conns.is_empty() && lanes_closed) || now >= until {
+            self.stopped = true;
+            let stopped = crate::bus::ControlOrder::Stopped { shard: self.settings.shard };
+            // A control plane that does not listen any more needs not be told.
+            let _ = self.control.send(stopped);
+        }
+    }
+}

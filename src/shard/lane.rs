@@ -1,0 +1,476 @@
+//! Lanes of this shard: the way of requests to the app server, what waits while there is none, and what losing one means.
+use super::socket::{Conn, Life, Link, Socket, Stage};
+use super::{Random, Settings, Shard, WallClock};
+use crate::bus::ControlOrder;
+use crate::ids::{HubId, LaneIndex, LaneKey, OriginId, SLOT_MAX, SlotKey, Time};
+use crate::limits::*;
+use crate::mem::frames::FramePool;
+use crate::mem::slab::Slab;
+use crate::metrics::{Counter, ShardMetrics};
+use crate::proto::dotnetify::context::{Context, MINIMAL_TAIL_JSON};
+use crate::proto::dotnetify::forward::{self, Forward};
+use crate::proto::dotnetify::request::{Call, Request};
+use crate::proto::ws::Opcode;
+use crate::proto::ws::frame::write_frame;
+use crate::session::client::write_refusal;
+use crate::session::fault::{End, LaneEnd, Refusal};
+use crate::session::groups::Groups;
+use crate::session::lane::{LaneEnv, LaneSession};
+use crate::sys::{Io, Received};
+use std::collections::VecDeque;
+use std::os::fd::{IntoRawFd, OwnedFd};
+use tracing::{info, warn};
+
+/// Slots that name lanes instead of connections in tokens and on the dirty list.
+pub(super) const LANE_SLOTS: core::ops::Range<u32> = SLOT_MAX - LANES_PER_SHARD_MAX as u32..SLOT_MAX;
+
+/// The lane a key stands for, if it is one.
+pub(super) fn lane_of(key: SlotKey) -> Option<LaneIndex> {
+    LANE_SLOTS.contains(&key.slot).then(|| LaneIndex((key.slot - LANE_SLOTS.start) as u16))
+}
+
+#[derive(Default)]
+enum State {
+    /// The control plane is dialling.
+    #[default]
+    Down,
+    Up(Link),
+    /// Lost; the kernel has not let go of its socket yet.
+    Over(Socket),
+}
+
+#[derive(Default)]
+pub(super) struct Lane {
+    state: State,
+    /// Counts connects; part of the lane's tokens, so that completions of the last socket are not taken for this one's.
+    incarnation: u32,
+    hub_id: Option<HubId>,
+    /// Clients pinned to it.
+    pub(super) clients: u32,
+    pub(super) groups: Groups,
+    /// Requests that wait for it, oldest first.
+    waiting: VecDeque<Waiting>,
+    waiting_bytes: u32,
+    /// Clients that are gone while nobody could be told.
+    notices: VecDeque<OriginId>,
+    /// Lost, and the control plane has not been told: that waits for the old socket to be closed.
+    unreported: Option<String>,
+    next_time: Time,
+}
+
+/// A request in front of a lane.
+struct Waiting {
+    client: SlotKey,
+    call: Call,
+    vm_id_bytes: u32,
+    has_argument: bool,
+    /// The vm id, then the argument.
+    bytes: Box<[u8]>,
+    since: Time,
+}
+
+impl Waiting {
+    /// What it counts for against the bound, the entry itself included.
+    fn cost(&self) -> u32 {
+        (self.bytes.len() + size_of::<Waiting>()) as u32
+    }
+    fn vm_id(&self) -> &[u8] {
+        &self.bytes[..self.vm_id_bytes as usize]
+    }
+    fn argument(&self) -> Option<&[u8]> {
+        self.has_argument.then(|| &self.bytes[self.vm_id_bytes as usize..])
+    }
+}
+
+/// The parts of a shard that writing to a lane needs, apart from the lane.
+pub(super) struct Gate<'a> {
+    pub(super) settings: &'a Settings,
+    pub(super) frames: &'a mut FramePool,
+    pub(super) dirty: &'a mut Vec<SlotKey>,
+    pub(super) random: &'a mut Random,
+    pub(super) clock: &'a mut WallClock,
+    pub(super) metrics: &'a mut ShardMetrics,
+}
+
+impl Lane {
+    pub(super) fn is_up(&self) -> bool {
+        matches!(self.state, State::Up(_))
+    }
+    pub(super) fn waiting(&self) -> usize {
+        self.waiting.len()
+    }
+    pub(super) fn waiting_bytes(&self) -> u32 {
+        self.waiting_bytes
+    }
+
+    /// Its socket, if the key is that of the present incarnation.
+    pub(super) fn socket(&mut self, key: SlotKey) -> Option<&mut Socket> {
+        let socket = match &mut self.state {
+            State::Up(link) => &mut link.socket,
+            State::Over(socket) => socket,
+            State::Down => return None,
+        };
+        (socket.key == key).then_some(socket)
+    }
+
+    /// Can a message be written right now, without overtaking one that waits?
+    fn is_free(&self) -> bool {
+        match &self.state {
+            State::Up(link) => self.waiting.is_empty() && link.socket.queue.bytes() < LANE_SEND_BYTES_HIGH,
+            _ => false,
+        }
+    }
+
+    /// A request of a pinned client: onto the lane, or into the queue in front of it. True if it went onto the lane.
+    pub(super) fn request(
+        &mut self,
+        now: Time,
+        client: SlotKey,
+        origin: &OriginId,
+        context: &[u8],
+        request: &Request,
+        record: &[u8],
+        gate: &mut Gate<'_>,
+    ) -> Result<bool, Refusal> {
+        let vm_id = request.vm_id.of(record);
+        let argument = request.argument.map(|argument| argument.of(record));
+        if self.is_free() {
+            let forward = Forward::Vm { call: request.call, vm_id, argument };
+            return self.write(&forward, origin, context, gate).map(|()| true);
+        }
+        let bytes = [vm_id, argument.unwrap_or_default()].concat().into_boxed_slice();
+        let waiting = Waiting {
+            client,
+            call: request.call,
+            vm_id_bytes: vm_id.len() as u32,
+            has_argument: argument.is_some(),
+            bytes,
+            since: now,
+        };
+        if self.waiting_bytes + waiting.cost() > gate.settings.lane_queue_bytes_max {
+            return Err(Refusal::QueueFull);
+        }
+        self.waiting_bytes += waiting.cost();
+        self.waiting.push_back(waiting);
+        gate.metrics.add(Counter::MessagesQueued, 1);
+        Ok(false)
+    }
+
+    /// The last message of a client that reached the app server on this lane.
+    pub(super) fn disconnected(&mut self, origin: &OriginId, context: &[u8], gate: &mut Gate<'_>) {
+        if self.is_free() && self.write(&Forward::Disconnected, origin, context, gate).is_ok() {
+            return;
+        }
+        if self.notices.len() >= LANE_NOTICES_MAX {
+            self.notices.pop_front();
+            gate.metrics.add(Counter::NoticesDropped, 1);
+        }
+        self.notices.push_back(*origin);
+    }
+
+    fn write(
+        &mut self,
+        forward: &Forward<'_>,
+        origin: &OriginId,
+        tail: &[u8],
+        gate: &mut Gate<'_>,
+    ) -> Result<(), Refusal> {
+        let (State::Up(link), Some(hub_id)) = (&mut self.state, &self.hub_id) else {
+            return Err(Refusal::QueueFull);
+        };
+        let context = Context { hub_id: &hub_id.0, ticks: gate.clock.next(), connection_id: &origin.0, tail };
+        let mask = gate.random.mask();
+        let limit = gate.settings.upstream_message_bytes_max as usize;
+        let written = link.socket.out(gate.frames, gate.dirty, |out| {
+            let start = out.len();
+            let bytes = write_frame(out, Opcode::Text, Some(mask), |out| {
+                let payload = out.len();
+                forward::write_json(forward, &context, None, out);
+                out.len() - payload
+            });
+            if bytes > limit {
+                // The app server would close the lane with everybody on it (contract 4.6).
+                out.truncate(start);
+                return false;
+            }
+            true
+        });
+        if !written {
+            return Err(Refusal::TooLargeUpstream);
+        }
+        gate.metrics.add(Counter::MessagesForwarded, 1);
+        Ok(())
+    }
+
+    /// When this lane wants a turn.
+    pub(super) fn next_wake(&self, settings: &Settings) -> Time {
+        let expires = self.waiting.front().map_or(Time::NEVER, |w| w.since.after(settings.lane_queue_timeout));
+        let timed = if matches!(self.state, State::Down) { Time::NEVER } else { self.next_time };
+        let report = if self.is_reportable() { Time(0) } else { Time::NEVER };
+        expires.min(timed).min(report)
+    }
+
+    fn is_reportable(&self) -> bool {
+        self.unreported.is_some() && matches!(self.state, State::Down)
+    }
+
+    /// Sends what waited, as far as the lane takes it.
+    fn drain(&mut self, now: Time, conns: &mut Slab<Conn>, gate: &mut Gate<'_>) {
+        while let State::Up(link) = &self.state
+            && link.socket.queue.bytes() < LANE_SEND_BYTES_HIGH
+        {
+            if let Some(origin) = self.notices.pop_front() {
+                // Cannot be too large: the minimal context has a few dozen bytes.
+                let _ = self.write(&Forward::Disconnected, &origin, MINIMAL_TAIL_JSON, gate);
+                continue;
+            }
+            let Some(waiting) = self.waiting.pop_front() else { return };
+            self.waiting_bytes -= waiting.cost();
+            let Some(Conn { socket, stage: Stage::Client(client) }) = conns.get_mut(waiting.client) else {
+                gate.metrics.add(Counter::MessagesOfGoneClients, 1);
+                continue;
+            };
+            gate.metrics.observe_queue_wait(now.since(waiting.since));
+            let forward =
+                Forward::Vm { call: waiting.call, vm_id: waiting.vm_id(), argument: waiting.argument() };
+            let origin = client.origin;
+            match self.write(&forward, &origin, &client.context, gate) {
+                Ok(()) => client.forwarded = true,
+                Err(refusal) => refuse(&waiting, refusal, socket, gate),
+            }
+        }
+    }
+
+    /// Answers what has waited too long.
+    fn expire(&mut self, now: Time, conns: &mut Slab<Conn>, gate: &mut Gate<'_>) {
+        while let Some(front) = self.waiting.front()
+            && now >= front.since.after(gate.settings.lane_queue_timeout)
+        {
+            let Some(waiting) = self.waiting.pop_front() else { return };
+            self.waiting_bytes -= waiting.cost();
+            match conns.get_mut(waiting.client) {
+                Some(Conn { socket, stage: Stage::Client(_) }) => {
+                    gate.metrics.observe_queue_wait(now.since(waiting.since));
+                    refuse(&waiting, Refusal::QueueTimeout, socket, gate);
+                }
+                _ => gate.metrics.add(Counter::MessagesOfGoneClients, 1),
+            }
+        }
+    }
+}
+
+fn refuse(waiting: &Waiting, refusal: Refusal, socket: &mut Socket, gate: &mut Gate<'_>) {
+    gate.metrics.refused_message(refusal);
+    if socket.life == Life::Open {
+        socket.out(gate.frames, gate.dirty, |out| write_refusal(out, waiting.vm_id(), refusal));
+    }
+}
+
+impl<I: Io> Shard<I> {
+    fn lane_key(&self, index: LaneIndex) -> LaneKey {
+        LaneKey { shard: self.settings.shard, index }
+    }
+
+    /// The lane for a new client: an up one with the fewest clients, else the one with the fewest.
+    pub(super) fn choose_lane(&self) -> LaneIndex {
+        let best = (0..self.lanes.len()).min_by_key(|index| {
+            let lane = &self.lanes[*index];
+            (!lane.is_up(), lane.clients)
+        });
+        LaneIndex(best.expect("a shard has at least one lane") as u16)
+    }
+
+    pub(super) fn on_lane_up(
+        &mut self,
+        now: Time,
+        index: LaneIndex,
+        socket: OwnedFd,
+        hub_id: HubId,
+        mut early: Vec<u8>,
+    ) {
+        let name = self.lane_key(index);
+        let lane = &mut self.lanes[index.0 as usize];
+        if self.stopping.is_some() || !matches!(lane.state, State::Down) {
+            // Dropping it closes it.
+            warn!(lane = %name, "a lane was dialled that is not wanted");
+            return;
+        }
+        lane.incarnation += 1;
+        let key = SlotKey { slot: LANE_SLOTS.start + u32::from(index.0), generation: lane.incarnation };
+        let mut socket = Socket::new(key, socket.into_raw_fd());
+        socket.arm_readable(&mut self.io);
+        lane.state = State::Up(Link { socket, session: LaneSession::new(now) });
+        lane.hub_id = Some(hub_id);
+        lane.next_time = now;
+        self.metrics.add(Counter::LaneConnects, 1);
+        info!(lane = %name, "lane up");
+        // Bytes behind the handshake's answer were read by the control plane: they come first.
+        if !early.is_empty() {
+            self.on_lane_input(now, index, LaneInput::Early(&mut early));
+        }
+    }
+
+    pub(super) fn on_lane_bytes(&mut self, now: Time, index: LaneIndex, received: &Received) {
+        self.on_lane_input(now, index, LaneInput::Received(received));
+    }
+
+    fn on_lane_input(&mut self, now: Time, index: LaneIndex, input: LaneInput<'_>) {
+        let Shard { io, conns, lanes, frames, pool, dirty, ending, random, metrics, settings, .. } = self;
+        let lane = &mut lanes[index.0 as usize];
+        let State::Up(Link { socket, session }) = &mut lane.state else { return };
+        let bytes = match input {
+            LaneInput::Early(bytes) => bytes,
+            LaneInput::Received(received) => io.buffer(received),
+        };
+        let mut side = super::delivery::LaneSide {
+            socket,
+            groups: &mut lane.groups,
+            conns,
+            frames,
+            dirty,
+            ending,
+            random,
+            metrics,
+            settings,
+        };
+        if let Err(end) = session.on_bytes(now, bytes, pool, &mut side) {
+            self.lane_ends(now, index, end);
+        }
+    }
+
+    /// Timers, reports and queues of all lanes.
+    pub(super) fn on_lanes(&mut self, now: Time) {
+        self.hurry_lanes(now);
+        for index in 0..self.lanes.len() {
+            let name = self.lane_key(LaneIndex(index as u16));
+            let Shard { conns, lanes, frames, dirty, random, clock, metrics, settings, control, .. } = self;
+            let lane = &mut lanes[index];
+            let mut gate = Gate { settings, frames, dirty, random, clock, metrics };
+            let mut lost = None;
+            if let State::Up(Link { socket, session }) = &mut lane.state
+                && now >= lane.next_time
+            {
+                let mut side = Pinger { socket, frames: gate.frames, dirty: gate.dirty, random: gate.random };
+                match session.on_time(now, &mut side) {
+                    Ok(next) => lane.next_time = next,
+                    Err(end) => lost = Some(end),
+                }
+            }
+            if lane.is_reportable()
+                && let Some(reason) = lane.unreported.take()
+                && let Err(ControlOrder::LaneLost { reason, .. }) =
+                    control.send(ControlOrder::LaneLost { lane: name, reason })
+            {
+                lane.unreported = Some(reason);
+            }
+            if !lane.waiting.is_empty() || !lane.notices.is_empty() {
+                lane.drain(now, conns, &mut gate);
+                lane.expire(now, conns, &mut gate);
+            }
+            if let Some(end) = lost {
+                self.lane_ends(now, LaneIndex(index as u16), end);
+            }
+        }
+    }
+
+    /// A lane is lost: its clients cannot be answered any more (contract 4.4), so they are asked to come back, which makes them
+    /// request their view models again under new ids; the app server hears of the old ids as soon as it can.
+    pub(super) fn lane_ends(&mut self, now: Time, index: LaneIndex, end: LaneEnd) {
+        let name = self.lane_key(index);
+        let lane = &mut self.lanes[index.0 as usize];
+        let State::Up(Link { mut socket, mut session }) = core::mem::take(&mut lane.state) else {
+            // Already lost: the peer's end after ours.
+            if let State::Over(socket) = &mut lane.state {
+                socket.end(&mut self.io, &mut self.frames);
+            }
+            return;
+        };
+        let stopping = end == LaneEnd::Stopping;
+        if stopping || matches!(end, LaneEnd::ServerClose { .. } | LaneEnd::CloseFrame(_)) {
+            let Shard { frames, dirty, random, pool, .. } = self;
+            session.close(pool, &mut Pinger { socket: &mut socket, frames, dirty, random });
+            socket.drain(&mut self.io);
+        } else {
+            socket.end(&mut self.io, &mut self.frames);
+        }
+        let lane = &mut self.lanes[index.0 as usize];
+        let key = socket.key;
+        lane.state = State::Over(socket);
+        lane.hub_id = None;
+        lane.next_time = super::socket::linger_until(now);
+        let reason = end.to_string();
+        if stopping {
+            return self.join(now, key);
+        }
+        self.metrics.add(Counter::LaneLosses, 1);
+        let mut told = 0u32;
+        for slot in 0..self.conns.slots() {
+            let Some(Conn { socket, stage: Stage::Client(client) }) = self.conns.at_mut(slot) else { continue };
+            if client.lane == index && client.forwarded {
+                self.ending.push((socket.key, End::LaneLost));
+                told += 1;
+            }
+        }
+        warn!(lane = %name, clients = told, "lane lost: {reason}; its clients are asked to reconnect");
+        self.lanes[index.0 as usize].unreported = Some(reason);
+        self.join(now, key);
+    }
+
+    /// A lost lane's socket is closed: it can be dialled again.
+    pub(super) fn lane_closed(&mut self, _now: Time, index: LaneIndex) {
+        self.lanes[index.0 as usize].state = State::Down;
+    }
+
+    /// Lanes that have been told to go and whose app server does not close its side.
+    fn hurry_lanes(&mut self, now: Time) {
+        for index in 0..self.lanes.len() {
+            let lane = &mut self.lanes[index];
+            if let State::Over(socket) = &mut lane.state
+                && now >= lane.next_time
+            {
+                socket.end(&mut self.io, &mut self.frames);
+                lane.next_time = Time::NEVER;
+                let key = socket.key;
+                self.join(now, key);
+            }
+        }
+    }
+
+    /// Nothing more to tell: the lanes that have sent everything say goodbye. True when all are closed.
+    pub(super) fn close_lanes(&mut self, now: Time) -> bool {
+        for index in 0..self.lanes.len() {
+            let lane = &self.lanes[index];
+            if let State::Up(link) = &lane.state
+                && link.socket.queue.is_empty()
+                && lane.notices.is_empty()
+            {
+                self.lane_ends(now, LaneIndex(index as u16), LaneEnd::Stopping);
+            }
+        }
+        self.lanes.iter().all(|lane| matches!(lane.state, State::Down))
+    }
+}
+
+enum LaneInput<'a> {
+    Early(&'a mut [u8]),
+    Received(&'a Received),
+}
+
+/// The part of a lane's effects that needs nothing but its own socket: pings and the goodbye.
+struct Pinger<'a> {
+    socket: &'a mut Socket,
+    frames: &'a mut FramePool,
+    dirty: &'a mut Vec<SlotKey>,
+    random: &'a mut Random,
+}
+
+impl LaneEnv for Pinger<'_> {
+    fn out<R>(&mut self, write: impl FnOnce(&mut Vec<u8>) -> R) -> R {
+        self.socket.out(self.frames, self.dirty, write)
+    }
+    fn mask(&mut self) -> [u8; 4] {
+        self.random.mask()
+    }
+    fn deliver(&mut self, _: &crate::proto::dotnetify::response::Delivery, _: &[u8]) {}
+    fn note(&mut self, _: crate::session::lane::LaneNote) {}
+}

@@ -1,0 +1,174 @@
+//! One core: its ring, listener, clients and lanes, in one loop (`turn`). Nothing here is shared with another thread except
+//! the bus and the published metrics.
+//!
+//! A turn is: completions -> timers -> orders from the bus -> lanes -> sends. Handlers never touch the kernel directly: they queue
+//! bytes and mark the socket dirty, and all sends of the turn leave in batches at its end.
+
+mod accept;
+mod client;
+mod delivery;
+mod lane;
+mod socket;
+mod turn;
+
+use crate::bus::{ControlOrder, Receiver, Sender, ShardOrder};
+use crate::ids::{OriginKey, ShardId, SlotKey, Time};
+use crate::mem::frames::FramePool;
+use crate::mem::pool::BytePool;
+use crate::mem::slab::Slab;
+use crate::mem::wheel::Wheel;
+use crate::metrics::{Published, ShardMetrics};
+use crate::proto::dotnetify::context::HeaderPolicy;
+use crate::proto::http::HttpPolicy;
+use crate::session::client::ClientSettings;
+use crate::session::fault::End;
+use crate::session::token::TokenKey;
+use crate::sys::{Completion, Io, ShortSend};
+use core::time::Duration;
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+
+/// What a shard is told at start. The control plane makes it from the configuration.
+#[derive(Clone)]
+pub struct Settings {
+    pub shard: ShardId,
+    pub http: HttpPolicy,
+    pub forward_headers: HeaderPolicy,
+    pub client: ClientSettings,
+    /// Connections this shard holds at most.
+    pub connections_max: u32,
+    pub send_queue_bytes_max: u32,
+    pub send_buffer_bytes: u32,
+    pub request_head_timeout: Duration,
+    /// Client messages waiting in front of a lane: bytes, and for how long.
+    pub lane_queue_bytes_max: u32,
+    pub lane_queue_timeout: Duration,
+    /// Largest record an app server takes (its `MaximumReceiveMessageSize`).
+    pub upstream_message_bytes_max: u32,
+    /// Lanes of this shard; at least one.
+    pub lanes: u16,
+    pub origin_key: OriginKey,
+    pub tokens: TokenKey,
+    /// Seed of frame masks and ids, from the operating system.
+    pub seed: u64,
+}
+
+/// A shard and everything it owns.
+pub struct Shard<I: Io> {
+    settings: Settings,
+    io: I,
+    listener: Option<OwnedFd>,
+    conns: Slab<socket::Conn>,
+    lanes: Vec<lane::Lane>,
+    frames: FramePool,
+    pool: BytePool,
+    wheel: Wheel,
+    random: Random,
+    clock: WallClock,
+    orders: Receiver<ShardOrder>,
+    control: Sender<ControlOrder>,
+    metrics: ShardMetrics,
+    published: Arc<Published>,
+
+    // What a turn gathers; kept so that it allocates nothing.
+    completions: Vec<Completion>,
+    /// Sockets with something to send.
+    dirty: Vec<SlotKey>,
+    sending: Vec<turn::Attempt>,
+    short: Vec<ShortSend>,
+    /// Clients found to be at their end while somebody else's bytes were handled.
+    ending: Vec<(SlotKey, End)>,
+    /// Sockets whose receive found no buffer; tried again in the next turn.
+    starved: Vec<SlotKey>,
+    /// Accepting stopped for want of descriptors; armed again at this time.
+    accept_again: Option<Time>,
+    stopping: Option<Time>,
+    stopped: bool,
+}
+
+/// A small generator for what need not be secret: masks of frames to the app server (RFC 6455 §5.3 guards against what
+/// browsers' scripts could do), names of HTTP connections. SplitMix64.
+pub(crate) struct Random(u64);
+
+impl Random {
+    pub(crate) fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = self.0;
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        z ^ (z >> 31)
+    }
+    pub(crate) fn mask(&mut self) -> [u8; 4] {
+        (self.next() as u32).to_ne_bytes()
+    }
+}
+
+/// Time stamps for contexts: wall time, but strictly increasing (contract 2.3: an Observer drops what is not newer).
+#[derive(Default)]
+pub(crate) struct WallClock {
+    last: u64,
+}
+
+impl WallClock {
+    /// Once a turn.
+    pub(crate) fn set(&mut self, ticks: u64) {
+        self.last = self.last.max(ticks);
+    }
+    pub(crate) fn next(&mut self) -> u64 {
+        self.last += 1;
+        self.last
+    }
+}
+
+impl<I: Io> Shard<I> {
+    pub fn new(
+        settings: Settings,
+        io: I,
+        listener: OwnedFd,
+        orders: Receiver<ShardOrder>,
+        control: Sender<ControlOrder>,
+        published: Arc<Published>,
+    ) -> Shard<I> {
+        let now = io.now();
+        let mut shard = Shard {
+            conns: Slab::new(settings.connections_max),
+            lanes: (0..settings.lanes.max(1)).map(|_| lane::Lane::default()).collect(),
+            frames: FramePool::new(),
+            pool: BytePool::new(),
+            wheel: Wheel::new(settings.connections_max, now),
+            random: Random(settings.seed),
+            clock: WallClock::default(),
+            orders,
+            control,
+            metrics: ShardMetrics::new(),
+            published,
+            completions: Vec::with_capacity(4096),
+            dirty: Vec::with_capacity(4096),
+            sending: Vec::with_capacity(crate::limits::SEND_BATCH),
+            short: Vec::with_capacity(crate::limits::SEND_BATCH),
+            ending: Vec::with_capacity(256),
+            starved: Vec::with_capacity(256),
+            accept_again: None,
+            stopping: None,
+            stopped: false,
+            listener: Some(listener),
+            settings,
+            io,
+        };
+        shard.arm_accept();
+        let token = turn::own_token(crate::sys::Op::Doorbell);
+        let bell = shard.orders.bell().fd();
+        shard.io.arm_readable(bell, token);
+        shard
+    }
+
+    /// Runs until the control plane orders it to stop and everybody has been told.
+    pub fn run(mut self) {
+        while self.turn() {}
+    }
+
+    /// Connections of every kind.
+    pub fn connections(&self) -> u32 {
+        self.conns.len()
+    }
+}

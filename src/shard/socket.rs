@@ -1,0 +1,209 @@
+//! Sockets and their lives: what is in flight for them, when they may be closed.
+//!
+//! ```text
+//! Open --end()--> Draining --queue empty--> Lingering --peer's end, 5 s--> Ending --operations joined--> (closed, freed)
+//!   \____________________________ nothing left to say _________________________^
+//! ```
+//! A descriptor is closed and a slot freed only in the last step, when no operation of it is in the kernel any more.
+use crate::ids::{LaneIndex, OriginId, SlotKey, Time};
+use crate::limits::LINGER_MS;
+use crate::mem::frames::{FramePool, SendQueue};
+use crate::session::client::ClientSession;
+use crate::session::groups::Memberships;
+use crate::session::lane::LaneSession;
+use crate::sys::{BufferGroup, Io, Op, Token};
+use core::time::Duration;
+use std::net::SocketAddr;
+use std::os::fd::RawFd;
+
+/// Operations in the kernel for one socket, at most one of each kind.
+#[derive(Clone, Copy, Default, PartialEq, Eq)]
+pub(super) struct Ops(u8);
+
+impl Ops {
+    pub(super) const READABLE: u8 = 1;
+    pub(super) const RECEIVE: u8 = 2;
+    pub(super) const WRITABLE: u8 = 4;
+
+    pub(super) fn has(self, op: u8) -> bool {
+        self.0 & op != 0
+    }
+    pub(super) fn add(&mut self, op: u8) {
+        debug_assert!(!self.has(op), "one operation of a kind at a time");
+        self.0 |= op;
+    }
+    pub(super) fn done(&mut self, op: u8) {
+        self.0 &= !op;
+    }
+    pub(super) fn is_empty(self) -> bool {
+        self.0 == 0
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Life {
+    Open,
+    /// Our last bytes are queued; what arrives is thrown away.
+    Draining,
+    /// Our side is shut; waiting for the peer's end.
+    Lingering,
+    /// Waiting for the kernel to let go.
+    Ending,
+}
+
+pub(super) struct Socket {
+    pub(super) key: SlotKey,
+    pub(super) fd: RawFd,
+    pub(super) ops: Ops,
+    pub(super) life: Life,
+    /// Is it on the dirty list?
+    pub(super) dirty: bool,
+    /// The kernel's buffer is full; `Op::Writable` is armed.
+    pub(super) blocked: bool,
+    /// Something became readable while a receive was in flight.
+    pub(super) again: bool,
+    pub(super) queue: SendQueue,
+}
+
+impl Socket {
+    pub(super) fn new(key: SlotKey, fd: RawFd) -> Socket {
+        Socket {
+            key,
+            fd,
+            ops: Ops::default(),
+            life: Life::Open,
+            dirty: false,
+            blocked: false,
+            again: false,
+            queue: SendQueue::default(),
+        }
+    }
+
+    pub(super) fn arm_readable(&mut self, io: &mut impl Io) {
+        self.ops.add(Ops::READABLE);
+        io.arm_readable(self.fd, Token { op: Op::Readable, key: self.key });
+    }
+
+    pub(super) fn receive(&mut self, io: &mut impl Io, group: BufferGroup) {
+        if self.ops.has(Ops::RECEIVE) {
+            self.again = true;
+            return;
+        }
+        self.again = false;
+        self.ops.add(Ops::RECEIVE);
+        io.receive(self.fd, self.key, group);
+    }
+
+    pub(super) fn arm_writable(&mut self, io: &mut impl Io) {
+        self.blocked = true;
+        if !self.ops.has(Ops::WRITABLE) {
+            self.ops.add(Ops::WRITABLE);
+            io.arm_writable(self.fd, Token { op: Op::Writable, key: self.key });
+        }
+    }
+
+    /// Appends bytes to what is sent and remembers the socket for the end of the turn.
+    pub(super) fn out<R>(
+        &mut self,
+        frames: &mut FramePool,
+        dirty: &mut Vec<SlotKey>,
+        write: impl FnOnce(&mut Vec<u8>) -> R,
+    ) -> R {
+        debug_assert!(self.life == Life::Open);
+        let result = frames.append(&mut self.queue, write);
+        self.mark(dirty);
+        result
+    }
+
+    pub(super) fn mark(&mut self, dirty: &mut Vec<SlotKey>) {
+        if !self.dirty && !self.queue.is_empty() {
+            self.dirty = true;
+            dirty.push(self.key);
+        }
+    }
+
+    /// The last bytes are queued: send them, then wait for the peer's end.
+    pub(super) fn drain(&mut self, io: &mut impl Io) {
+        if self.life == Life::Open {
+            self.life = Life::Draining;
+        }
+        self.drained(io);
+    }
+
+    /// Shuts our side once everything has left.
+    pub(super) fn drained(&mut self, io: &mut impl Io) {
+        if self.life == Life::Draining && self.queue.is_empty() {
+            self.life = Life::Lingering;
+            io.shutdown_write(self.fd);
+        }
+    }
+
+    /// Nothing more to say or to hear: drops what is queued and calls the kernel's operations back.
+    pub(super) fn end(&mut self, io: &mut impl Io, frames: &mut FramePool) {
+        if self.life == Life::Ending {
+            return;
+        }
+        self.life = Life::Ending;
+        frames.clear(&mut self.queue);
+        io.shutdown(self.fd);
+        for (op, kind) in [(Ops::READABLE, Op::Readable), (Ops::WRITABLE, Op::Writable)] {
+            if self.ops.has(op) {
+                io.cancel(Token { op: kind, key: self.key });
+            }
+        }
+    }
+
+    /// May it be closed now?
+    pub(super) fn is_over(&self) -> bool {
+        self.life == Life::Ending && self.ops.is_empty()
+    }
+}
+
+pub(super) fn linger_until(now: Time) -> Time {
+    now.after(Duration::from_millis(LINGER_MS))
+}
+
+/// A connection that was accepted.
+pub(super) struct Conn {
+    pub(super) socket: Socket,
+    pub(super) stage: Stage,
+}
+
+pub(super) enum Stage {
+    /// Before the upgrade, and between requests.
+    Http(Box<HttpStage>),
+    Client(Client),
+    /// Only the socket is left.
+    Over,
+}
+
+pub(super) struct HttpStage {
+    pub(super) local: SocketAddr,
+    pub(super) peer: SocketAddr,
+    /// What arrived of the next request.
+    pub(super) buffer: Vec<u8>,
+    /// How far `buffer` has been searched for the end of the head.
+    pub(super) scanned: usize,
+    /// Bytes of a body still to be thrown away.
+    pub(super) body_left: u64,
+}
+
+pub(super) struct Client {
+    pub(super) session: ClientSession,
+    /// The lane all its messages take.
+    pub(super) lane: LaneIndex,
+    /// Something of it has reached an app server on this lane: its end must, too.
+    pub(super) forwarded: bool,
+    pub(super) origin: OriginId,
+    pub(super) memberships: Memberships,
+    /// The constant part of its context, ready to be copied into each message.
+    pub(super) context: Box<[u8]>,
+}
+
+/// A lane's connection while it is up.
+pub(super) struct Link {
+    pub(super) socket: Socket,
+    pub(super) session: LaneSession,
+}
+
+const _: () = assert!(size_of::<Conn>() <= 256, "an idle client must stay small");

@@ -1,0 +1,342 @@
+//! The loop of a shard: what completed, what is due, what was ordered, what is to be sent.
+use super::Shard;
+use super::lane::{LANE_SLOTS, lane_of};
+use super::socket::{Life, Ops, Socket, Stage};
+use crate::bus::ShardOrder;
+use crate::ids::{SLOT_MAX, SlotKey, Time};
+use crate::limits::*;
+use crate::metrics::{Counter, Gauge};
+use crate::session::fault::{End, LaneEnd};
+use crate::sys::{BufferGroup, Completion, Io, Op, Token};
+use core::time::Duration;
+
+/// One send of a batch, and how many bytes it offers.
+#[derive(Clone, Copy)]
+pub(super) struct Attempt {
+    key: SlotKey,
+    bytes: u32,
+}
+
+/// Tokens of the shard's own operations have the last slot, which no connection gets.
+pub(super) fn own_token(op: Op) -> Token {
+    Token { op, key: SlotKey { slot: SLOT_MAX, generation: 0 } }
+}
+
+const _: () = assert!(LANE_SLOTS.end == SLOT_MAX);
+
+impl<I: Io> Shard<I> {
+    /// One round. False when the shard has stopped.
+    pub fn turn(&mut self) -> bool {
+        let until = self.next_wake();
+        let mut completions = core::mem::take(&mut self.completions);
+        self.io.wait(until, &mut completions);
+        let now = self.io.now();
+        self.clock.set(self.io.wall_ticks());
+        self.retry_starved();
+        for completion in completions.drain(..) {
+            self.on_completion(now, completion);
+        }
+        self.completions = completions;
+        self.on_timers(now);
+        self.on_orders(now);
+        self.on_lanes(now);
+        self.end_clients(now);
+        self.flush();
+        self.end_clients(now);
+        self.on_stopping(now);
+        self.publish();
+        !self.stopped
+    }
+
+    fn next_wake(&self) -> Time {
+        if !self.dirty.is_empty() || !self.starved.is_empty() || !self.ending.is_empty() {
+            return Time(0);
+        }
+        let lanes = self.lanes.iter().map(|lane| lane.next_wake(&self.settings)).min().unwrap_or(Time::NEVER);
+        let stop = self.stopping.map_or(Time::NEVER, |until| until.min(self.io.now().after(Duration::from_millis(10))));
+        // Rings on a machine that sleeps can miss nothing, but a bound keeps the published metrics fresh.
+        let fresh = self.io.now().after(Duration::from_secs(1));
+        self.wheel.next().min(lanes).min(self.accept_again.unwrap_or(Time::NEVER)).min(stop).min(fresh)
+    }
+
+    fn on_completion(&mut self, now: Time, completion: Completion) {
+        let key = completion.token.key;
+        match completion.token.op {
+            Op::Accept => self.on_accepted(now, completion),
+            Op::Doorbell => {
+                let bell = self.orders.bell().fd();
+                self.io.quiet(bell);
+                if !completion.more {
+                    self.io.arm_readable(bell, own_token(Op::Doorbell));
+                }
+            }
+            Op::Readable => {
+                let group = group_of(key);
+                let Some((socket, io)) = self.socket_and_io(key) else { return };
+                if !completion.more {
+                    socket.ops.done(Ops::READABLE);
+                    if socket.life != Life::Ending && completion.result >= 0 {
+                        socket.arm_readable(io);
+                    }
+                }
+                if socket.life != Life::Ending {
+                    socket.receive(io, group);
+                }
+                self.join(now, key);
+            }
+            Op::Receive | Op::ReceiveLane => self.on_received(now, completion),
+            Op::Writable => {
+                let mut dirty = core::mem::take(&mut self.dirty);
+                if let Some((socket, _)) = self.socket_and_io(key) {
+                    socket.ops.done(Ops::WRITABLE);
+                    socket.blocked = false;
+                    socket.mark(&mut dirty);
+                }
+                self.dirty = dirty;
+                self.join(now, key);
+            }
+            // Sends are resolved inside `flush`; a cancellation says nothing of its own.
+            Op::Send | Op::Cancel => {}
+        }
+    }
+
+    fn on_received(&mut self, now: Time, completion: Completion) {
+        let Completion { token, result, received, nonempty, .. } = completion;
+        let key = token.key;
+        let full = received.as_ref().is_some_and(|piece| is_full(piece.len, key));
+        let Some((socket, _)) = self.socket_and_io(key) else {
+            if let Some(received) = received {
+                self.io.give_back(received);
+            }
+            return;
+        };
+        socket.ops.done(Ops::RECEIVE);
+        let again = core::mem::take(&mut socket.again) || nonempty || full;
+        let life = socket.life;
+        match result {
+            1.. => {
+                let Some(received) = received else { return };
+                if life == Life::Open {
+                    self.on_bytes(now, key, &received);
+                }
+                self.io.give_back(received);
+                if again {
+                    self.receive(key);
+                }
+            }
+            0 => self.on_end_of_stream(now, key),
+            _ if result == -libc::ENOBUFS => {
+                self.metrics.add(Counter::ReceiveBuffersExhausted, 1);
+                self.starved.push(key);
+            }
+            _ if result == -libc::EAGAIN || result == -libc::EINTR => {
+                if again {
+                    self.receive(key);
+                }
+            }
+            _ => self.on_socket_error(now, key, -result),
+        }
+        self.join(now, key);
+    }
+
+    fn receive(&mut self, key: SlotKey) {
+        if let Some((socket, io)) = self.socket_and_io(key)
+            && socket.life != Life::Ending
+        {
+            socket.receive(io, group_of(key));
+        }
+    }
+
+    /// The receives that found no buffer, now that the buffers of the last turn are back.
+    fn retry_starved(&mut self) {
+        let mut starved = core::mem::take(&mut self.starved);
+        for key in starved.drain(..) {
+            self.receive(key);
+        }
+        self.starved = starved;
+    }
+
+    fn on_bytes(&mut self, now: Time, key: SlotKey, received: &crate::sys::Received) {
+        self.metrics.add(
+            if lane_of(key).is_some() { Counter::UpstreamBytesReceived } else { Counter::ClientBytesReceived },
+            u64::from(received.len),
+        );
+        if let Some(lane) = lane_of(key) {
+            return self.on_lane_bytes(now, lane, received);
+        }
+        match self.conns.get(key).map(|conn| &conn.stage) {
+            Some(Stage::Http(_)) => self.on_http_bytes(now, key, received),
+            Some(Stage::Client(_)) => self.on_client_bytes(now, key, received),
+            Some(Stage::Over) | None => {}
+        }
+    }
+
+    fn on_end_of_stream(&mut self, now: Time, key: SlotKey) {
+        match lane_of(key) {
+            Some(lane) => self.lane_ends(now, lane, LaneEnd::Gone),
+            None => self.connection_ends(now, key, End::PeerGone),
+        }
+    }
+
+    pub(super) fn on_socket_error(&mut self, now: Time, key: SlotKey, errno: i32) {
+        match lane_of(key) {
+            Some(lane) => self.lane_ends(now, lane, LaneEnd::SocketError(errno)),
+            None => self.connection_ends(now, key, End::SocketError(errno)),
+        }
+    }
+
+    fn on_timers(&mut self, now: Time) {
+        while let Some(slot) = self.wheel.expired(now) {
+            let Some(key) = self.conns.key_at(slot) else { continue };
+            self.on_connection_time(now, key);
+        }
+        if self.accept_again.is_some_and(|at| now >= at) {
+            self.accept_again = None;
+            self.arm_accept();
+        }
+    }
+
+    fn on_orders(&mut self, now: Time) {
+        while let Some(order) = self.orders.try_next() {
+            match order {
+                ShardOrder::LaneUp { index, socket, hub_id, early } => {
+                    self.on_lane_up(now, index, socket, hub_id, early);
+                }
+                ShardOrder::Stop => self.stop(now),
+            }
+        }
+    }
+
+    /// Sends everything queued in this turn, in batches.
+    fn flush(&mut self) {
+        while !self.dirty.is_empty() {
+            self.sending.clear();
+            self.short.clear();
+            let Shard { io, conns, lanes, frames, dirty, sending, short, .. } = self;
+            let frames = &*frames;
+            io.send_batch(
+                |batch| {
+                    while sending.len() < SEND_BATCH
+                        && let Some(key) = dirty.pop()
+                    {
+                        let socket = match lane_of(key) {
+                            Some(lane) => lanes[lane.0 as usize].socket(key),
+                            None => conns.get_mut(key).map(|conn| &mut conn.socket),
+                        };
+                        let Some(socket) = socket else { continue };
+                        socket.dirty = false;
+                        if socket.blocked || socket.queue.is_empty() || socket.life == Life::Ending {
+                            continue;
+                        }
+                        batch.begin(key, socket.fd);
+                        let (mut parts, mut bytes) = (0, 0);
+                        frames.unsent(&socket.queue, |part| {
+                            batch.part(part);
+                            bytes += part.len() as u32;
+                            parts += 1;
+                            parts < SEND_PARTS
+                        });
+                        sending.push(Attempt { key, bytes });
+                    }
+                },
+                short,
+            );
+            self.settle_batch();
+        }
+    }
+
+    /// Takes what left out of the queues; what did not waits for its socket to be writable.
+    fn settle_batch(&mut self) {
+        let now = self.io.now();
+        let sending = core::mem::take(&mut self.sending);
+        let short = core::mem::take(&mut self.short);
+        // Short sends are reported in the order of the batch.
+        let mut reported = short.iter().peekable();
+        for Attempt { key, bytes } in &sending {
+            let result = match reported.peek() {
+                Some(report) if report.key == *key => {
+                    let result = report.result;
+                    reported.next();
+                    result
+                }
+                _ => *bytes as i32,
+            };
+            let counter = if lane_of(*key).is_some() { Counter::UpstreamBytesSent } else { Counter::ClientBytesSent };
+            if result < 0 && result != -libc::EAGAIN && result != -libc::EINTR {
+                self.on_socket_error(now, *key, -result);
+                self.join(now, *key);
+                continue;
+            }
+            let sent = result.max(0) as u32;
+            self.metrics.add(counter, u64::from(sent));
+            let Shard { io, conns, lanes, frames, dirty, .. } = self;
+            let socket = match lane_of(*key) {
+                Some(lane) => lanes[lane.0 as usize].socket(*key),
+                None => conns.get_mut(*key).map(|conn| &mut conn.socket),
+            };
+            let Some(socket) = socket else { continue };
+            frames.advance(&mut socket.queue, sent);
+            if sent < *bytes {
+                socket.arm_writable(io);
+            } else {
+                // More parts than one send takes: again in the next batch.
+                socket.mark(dirty);
+                socket.drained(io);
+            }
+        }
+        debug_assert!(reported.peek().is_none(), "every short send belongs to an attempt of the batch");
+        self.sending = sending;
+        self.short = short;
+    }
+
+    /// A connection's or lane's socket, with the world to act on it.
+    pub(super) fn socket_and_io(&mut self, key: SlotKey) -> Option<(&mut Socket, &mut I)> {
+        let Shard { conns, lanes, io, .. } = self;
+        let socket = match lane_of(key) {
+            Some(lane) => lanes.get_mut(lane.0 as usize)?.socket(key),
+            None => conns.get_mut(key).map(|conn| &mut conn.socket),
+        };
+        socket.map(|socket| (socket, io))
+    }
+
+    /// Closes and frees a socket that is at its end, if the kernel has let go of it.
+    pub(super) fn join(&mut self, now: Time, key: SlotKey) {
+        let Some((socket, io)) = self.socket_and_io(key) else { return };
+        if !socket.is_over() {
+            return;
+        }
+        io.close(socket.fd);
+        match lane_of(key) {
+            Some(lane) => self.lane_closed(now, lane),
+            None => {
+                self.wheel.clear(key.slot);
+                self.conns.remove(key);
+                self.metrics.add(Counter::ConnectionsClosed, 1);
+            }
+        }
+    }
+
+    fn publish(&mut self) {
+        self.metrics.set(Gauge::Connections, u64::from(self.conns.len()));
+        let (mut waiting, mut bytes, mut groups) = (0, 0, 0);
+        for lane in &self.lanes {
+            waiting += lane.waiting() as u64;
+            bytes += u64::from(lane.waiting_bytes());
+            groups += lane.groups.len() as u64;
+        }
+        self.metrics.set(Gauge::MessagesWaiting, waiting);
+        self.metrics.set(Gauge::MessagesWaitingBytes, bytes);
+        self.metrics.set(Gauge::Groups, groups);
+        self.metrics.set(Gauge::LanesUp, self.lanes.iter().filter(|lane| lane.is_up()).count() as u64);
+        self.metrics.publish(&self.published);
+    }
+}
+
+fn group_of(key: SlotKey) -> BufferGroup {
+    if lane_of(key).is_some() { BufferGroup::Lane } else { BufferGroup::Client }
+}
+
+/// Did the piece fill its buffer? Then there may be more, whatever the kernel's hint says.
+fn is_full(len: u32, key: SlotKey) -> bool {
+    len == if lane_of(key).is_some() { LANE_RECV_BUFFER_BYTES } else { RECV_BUFFER_BYTES }
+}

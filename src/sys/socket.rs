@@ -1,0 +1,203 @@
+//! Sockets as plain descriptors: listening, options, addresses, the ends.
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener};
+use std::os::fd::{FromRawFd, OwnedFd, RawFd};
+
+/// Connections the kernel completes before they are accepted. The kernel caps it at `net.core.somaxconn`.
+const BACKLOG: i32 = 4096;
+
+/// A listener for one of several shards: the kernel spreads connections over all sockets bound to the address this way.
+pub fn listen(address: SocketAddr) -> io::Result<TcpListener> {
+    let family = if address.is_ipv4() { libc::AF_INET } else { libc::AF_INET6 };
+    // SAFETY: no memory is involved; the result is checked.
+    let fd = unsafe { libc::socket(family, libc::SOCK_STREAM | libc::SOCK_CLOEXEC, 0) };
+    if fd < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: `fd` was just made and nobody else owns it.
+    let owned = unsafe { OwnedFd::from_raw_fd(fd) };
+    set_option(fd, libc::SOL_SOCKET, libc::SO_REUSEADDR, 1)?;
+    set_option(fd, libc::SOL_SOCKET, libc::SO_REUSEPORT, 1)?;
+    let (storage, len) = to_storage(address);
+    // SAFETY: `storage` is a valid socket address of `len` bytes for the duration of the call.
+    if unsafe { libc::bind(fd, (&raw const storage).cast(), len) } != 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: no memory is involved.
+    if unsafe { libc::listen(fd, BACKLOG) } != 0 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(TcpListener::from(owned))
+}
+
+/// Is somebody else listening there? With SO_REUSEPORT a second node would not fail but share the port and take half of
+/// the connections; binding once without the option finds out.
+pub fn probe_free(address: SocketAddr) -> io::Result<()> {
+    if address.port() == 0 {
+        return Ok(());
+    }
+    let family = if address.is_ipv4() { libc::AF_INET } else { libc::AF_INET6 };
+    // SAFETY: no memory is involved; the result is checked.
+    let fd = unsafe { libc::socket(family, libc::SOCK_STREAM | libc::SOCK_CLOEXEC, 0) };
+    if fd < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: `fd` was just made and nobody else owns it; it is closed at the end of this function.
+    let _owned = unsafe { OwnedFd::from_raw_fd(fd) };
+    // Connections of a node that was just restarted linger in TIME_WAIT; they must not look like somebody listening.
+    set_option(fd, libc::SOL_SOCKET, libc::SO_REUSEADDR, 1)?;
+    let (storage, len) = to_storage(address);
+    // SAFETY: `storage` is a valid socket address of `len` bytes for the duration of the call.
+    if unsafe { libc::bind(fd, (&raw const storage).cast(), len) } != 0 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(())
+}
+
+/// Options of a new client: small messages leave at once, and a client that does not read costs bounded kernel memory.
+pub fn prepare_client(fd: RawFd, send_buffer_bytes: u32) {
+    // Both can only fail on a socket that is already dead; the next receive says so.
+    let _ = set_option(fd, libc::IPPROTO_TCP, libc::TCP_NODELAY, 1);
+    let _ = set_option(fd, libc::SOL_SOCKET, libc::SO_SNDBUF, send_buffer_bytes as i32);
+}
+
+/// (local, peer) of a connected socket.
+pub fn addresses(fd: RawFd) -> Option<(SocketAddr, SocketAddr)> {
+    Some((name(fd, libc::getsockname)?, name(fd, libc::getpeername)?))
+}
+
+pub fn shutdown(fd: RawFd, how: i32) {
+    // SAFETY: no memory is involved. It fails on a socket that is no longer connected, which is what is wanted.
+    unsafe { libc::shutdown(fd, how) };
+}
+
+pub fn close(fd: RawFd) {
+    // SAFETY: the caller owns `fd` and forgets it now.
+    unsafe { libc::close(fd) };
+}
+
+/// A second descriptor of the same socket, to be owned apart from the first.
+pub fn duplicate(fd: RawFd) -> io::Result<OwnedFd> {
+    // SAFETY: no memory is involved; the result is checked and owned by nobody else.
+    unsafe {
+        let copy = libc::fcntl(fd, libc::F_DUPFD_CLOEXEC, 0);
+        if copy < 0 { Err(io::Error::last_os_error()) } else { Ok(OwnedFd::from_raw_fd(copy)) }
+    }
+}
+
+/// Binds the calling thread to one processor. Not being allowed to is no fault.
+pub fn pin_to_processor(index: usize) -> bool {
+    // SAFETY: a cpu_set_t is plain data; CPU_SET writes inside it (index is bounded), the call reads it.
+    unsafe {
+        let mut set: libc::cpu_set_t = core::mem::zeroed();
+        libc::CPU_SET(index % (8 * size_of::<libc::cpu_set_t>()), &mut set);
+        libc::sched_setaffinity(0, size_of::<libc::cpu_set_t>(), &set) == 0
+    }
+}
+
+/// Soft limit of open descriptors, raised to the hard limit.
+pub fn raise_descriptor_limit() -> u64 {
+    // SAFETY: `limit` is written and read inside the calls.
+    unsafe {
+        let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
+        if libc::getrlimit(libc::RLIMIT_NOFILE, &mut limit) != 0 {
+            return 1024;
+        }
+        let wanted = libc::rlimit { rlim_cur: limit.rlim_max, rlim_max: limit.rlim_max };
+        if libc::setrlimit(libc::RLIMIT_NOFILE, &wanted) == 0 { wanted.rlim_cur } else { limit.rlim_cur }
+    }
+}
+
+fn set_option(fd: RawFd, level: i32, name: i32, value: i32) -> io::Result<()> {
+    // SAFETY: `value` lives through the call and its size is given.
+    let done = unsafe {
+        libc::setsockopt(fd, level, name, (&raw const value).cast(), size_of::<i32>() as libc::socklen_t)
+    };
+    if done == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
+type NameCall = unsafe extern "C" fn(i32, *mut libc::sockaddr, *mut libc::socklen_t) -> i32;
+
+fn name(fd: RawFd, call: NameCall) -> Option<SocketAddr> {
+    // SAFETY: `storage` is large enough for every address family and zeroed; `len` says so; the kernel writes at most that.
+    unsafe {
+        let mut storage: libc::sockaddr_storage = core::mem::zeroed();
+        let mut len = size_of::<libc::sockaddr_storage>() as libc::socklen_t;
+        if call(fd, (&raw mut storage).cast(), &mut len) != 0 {
+            return None;
+        }
+        from_storage(&storage)
+    }
+}
+
+fn to_storage(address: SocketAddr) -> (libc::sockaddr_storage, libc::socklen_t) {
+    // SAFETY: sockaddr_storage is plain data, valid as zeros, and larger than and aligned for both address types.
+    unsafe {
+        let mut storage: libc::sockaddr_storage = core::mem::zeroed();
+        let len = match address {
+            SocketAddr::V4(v4) => {
+                let out = &mut *(&raw mut storage).cast::<libc::sockaddr_in>();
+                out.sin_family = libc::AF_INET as libc::sa_family_t;
+                out.sin_port = v4.port().to_be();
+                out.sin_addr.s_addr = u32::from(*v4.ip()).to_be();
+                size_of::<libc::sockaddr_in>()
+            }
+            SocketAddr::V6(v6) => {
+                let out = &mut *(&raw mut storage).cast::<libc::sockaddr_in6>();
+                out.sin6_family = libc::AF_INET6 as libc::sa_family_t;
+                out.sin6_port = v6.port().to_be();
+                out.sin6_addr.s6_addr = v6.ip().octets();
+                out.sin6_scope_id = v6.scope_id();
+                size_of::<libc::sockaddr_in6>()
+            }
+        };
+        (storage, len as libc::socklen_t)
+    }
+}
+
+fn from_storage(storage: &libc::sockaddr_storage) -> Option<SocketAddr> {
+    // SAFETY: the kernel filled in an address of the family it names; sockaddr_storage is aligned for each of them.
+    unsafe {
+        match storage.ss_family as i32 {
+            libc::AF_INET => {
+                let v4 = &*(&raw const *storage).cast::<libc::sockaddr_in>();
+                let ip = Ipv4Addr::from(u32::from_be(v4.sin_addr.s_addr));
+                Some(SocketAddr::new(IpAddr::V4(ip), u16::from_be(v4.sin_port)))
+            }
+            libc::AF_INET6 => {
+                let v6 = &*(&raw const *storage).cast::<libc::sockaddr_in6>();
+                let ip = Ipv6Addr::from(v6.sin6_addr.s6_addr);
+                Some(SocketAddr::new(IpAddr::V6(ip), u16::from_be(v6.sin6_port)))
+            }
+            _ => None,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::net::TcpStream;
+    use std::os::fd::AsRawFd;
+
+    #[test]
+    fn two_listeners_share_a_port_and_a_stranger_notices() {
+        let first = listen("127.0.0.1:0".parse().unwrap()).unwrap();
+        let address = first.local_addr().unwrap();
+        let second = listen(address).unwrap();
+        assert_eq!(second.local_addr().unwrap(), address);
+        assert!(probe_free(address).is_err());
+        drop((first, second));
+        assert!(probe_free(address).is_ok());
+    }
+
+    #[test]
+    fn addresses_of_both_families() {
+        for any in ["127.0.0.1:0", "[::1]:0"] {
+            let Ok(listener) = listen(any.parse().unwrap()) else { continue };
+            let stream = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+            let (local, peer) = addresses(stream.as_raw_fd()).unwrap();
+            assert_eq!((local, peer), (stream.local_addr().unwrap(), stream.peer_addr().unwrap()));
+        }
+    }
+}
