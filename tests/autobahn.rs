@@ -29,7 +29,12 @@ fn autobahn() {
     let verdicts_file = work.join("verdicts.json");
     let _ = std::fs::remove_file(&verdicts_file);
     let harness = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/autobahn/abts_py3.py");
-    run(Command::new(&python).arg(harness).arg(cases).arg(url).args(["--cases", SECTIONS, "--json"]).arg(&verdicts_file));
+    run(Command::new(&python)
+        .arg(harness)
+        .arg(cases)
+        .arg(url)
+        .args(["--cases", SECTIONS, "--json"])
+        .arg(&verdicts_file));
 
     let text = std::fs::read_to_string(&verdicts_file).expect("the harness writes its verdicts");
     let verdicts: BTreeMap<String, serde_json::Value> = serde_json::from_str(&text).expect("verdicts are JSON");
@@ -52,13 +57,18 @@ fn autobahn() {
 fn python() -> PathBuf {
     let python = PathBuf::from(std::env::var_os("PYTHON").unwrap_or("python3".into()));
     let found = Command::new(&python).arg("--version").output().is_ok_and(|output| output.status.success());
-    assert!(found, "The Autobahn cases need Python 3, and `{}` cannot be run: install it or name it in PYTHON.", python.display());
+    assert!(
+        found,
+        "The Autobahn cases need Python 3, and `{}` cannot be run: install it or name it in PYTHON.",
+        python.display()
+    );
     python
 }
 
 /// The directory of the cases: `AUTOBAHN_SOURCES` (an unpacked sdist), or what an earlier run fetched, or fetched now.
 fn case_sources(python: &Path, work: &Path) -> PathBuf {
-    let sdist = std::env::var_os("AUTOBAHN_SOURCES").map_or_else(|| work.join(format!("{PACKAGE}-{VERSION}")), PathBuf::from);
+    let sdist =
+        std::env::var_os("AUTOBAHN_SOURCES").map_or_else(|| work.join(format!("{PACKAGE}-{VERSION}")), PathBuf::from);
     let cases = sdist.join(PACKAGE);
     if !cases.join("case").is_dir() {
         let fetched = Command::new(python)
@@ -72,7 +82,8 @@ fn case_sources(python: &Path, work: &Path) -> PathBuf {
             archive.is_file(),
             "The Autobahn case sources are missing and pip could not fetch {PACKAGE} {VERSION} from its index: \
              unpack the sdist elsewhere and name its directory in AUTOBAHN_SOURCES. pip said: {}",
-            fetched.map_or_else(|error| error.to_string(), |output| String::from_utf8_lossy(&output.stderr).into_owned())
+            fetched
+                .map_or_else(|error| error.to_string(), |output| String::from_utf8_lossy(&output.stderr).into_owned())
         );
         run(Command::new(python).args(["-m", "tarfile", "-e"]).arg(archive).arg(work));
     }

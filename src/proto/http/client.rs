@@ -39,7 +39,8 @@ pub fn parse_response(buffer: &[u8]) -> Result<Option<ResponseHead>, HttpError> 
     };
     let status = response.code.ok_or(HttpError::Malformed)?;
     let headers = &*response.headers;
-    let values = |name: &'static str| headers.iter().filter(move |h| h.name.eq_ignore_ascii_case(name)).map(|h| h.value);
+    let values =
+        |name: &'static str| headers.iter().filter(move |h| h.name.eq_ignore_ascii_case(name)).map(|h| h.value);
 
     // RFC 9112 §6.3, as strict as for requests: an app server has no reason to leave its body's length open to debate.
     let mut content_length = None;
@@ -75,7 +76,13 @@ pub fn parse_response(buffer: &[u8]) -> Result<Option<ResponseHead>, HttpError> 
 pub fn decode_chunked(body: &[u8], limit: usize) -> Result<Option<Vec<u8>>, HttpError> {
     let mut decoded = Vec::new();
     let mut rest = body;
-    let incomplete = || if body.len() > limit.saturating_mul(2).saturating_add(HTTP_HEAD_BYTES_MAX) { Err(HttpError::BodyTooLarge) } else { Ok(None) };
+    let incomplete = || {
+        if body.len() > limit.saturating_mul(2).saturating_add(HTTP_HEAD_BYTES_MAX) {
+            Err(HttpError::BodyTooLarge)
+        } else {
+            Ok(None)
+        }
+    };
     loop {
         let Some((line, after)) = split_line(rest)? else { return incomplete() };
         let size = chunk_size(line)?;
@@ -138,7 +145,9 @@ pub fn negotiate_request(host: &str, path_and_query: &str, out: &mut Vec<u8>) {
 pub fn upgrade_request(host: &str, path_and_query: &str, key: &str, out: &mut Vec<u8>) {
     debug_assert_eq!(key.len(), 24);
     request_line("GET", host, path_and_query, out);
-    out.extend_from_slice(b"Upgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Version: 13\r\nSec-WebSocket-Key: ");
+    out.extend_from_slice(
+        b"Upgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Version: 13\r\nSec-WebSocket-Key: ",
+    );
     out.extend_from_slice(key.as_bytes());
     out.extend_from_slice(b"\r\n\r\n");
 }
@@ -147,7 +156,16 @@ fn request_line(method: &str, host: &str, path_and_query: &str, out: &mut Vec<u8
     // Both come from the configuration or a redirect's parsed url, which cannot hold a line break.
     debug_assert!(path_and_query.starts_with('/'));
     debug_assert!(host.bytes().chain(path_and_query.bytes()).all(|byte| byte.is_ascii_graphic()));
-    for part in [method, " ", path_and_query, " HTTP/1.1\r\nHost: ", host, "\r\nUser-Agent: SignalRing/", env!("CARGO_PKG_VERSION"), "\r\n"] {
+    for part in [
+        method,
+        " ",
+        path_and_query,
+        " HTTP/1.1\r\nHost: ",
+        host,
+        "\r\nUser-Agent: SignalRing/",
+        env!("CARGO_PKG_VERSION"),
+        "\r\n",
+    ] {
         out.extend_from_slice(part.as_bytes());
     }
 }
@@ -165,7 +183,8 @@ pub enum NegotiateAnswer {
 pub fn parse_negotiate_answer(body: &[u8]) -> Result<NegotiateAnswer, String> {
     // The tools below read valid JSON only. The hub message scanner validates the whole text before it misses a `type`,
     // which no negotiate answer has.
-    let valid = core::str::from_utf8(body).is_ok() && matches!(json::parse(body), Ok(_) | Err(MessageError::MissingType));
+    let valid =
+        core::str::from_utf8(body).is_ok() && matches!(json::parse(body), Ok(_) | Err(MessageError::MissingType));
     if !valid {
         return Err("The answer to negotiate is not a JSON object.".into());
     }
@@ -185,8 +204,11 @@ pub fn parse_negotiate_answer(body: &[u8]) -> Result<NegotiateAnswer, String> {
         return Err("The answer to negotiate does not offer the WebSockets transport.".into());
     }
     // Section 3.5: version 0 knows one id only, and a missing version is 0.
-    let (token, name) =
-        if answer.version > 0 { (answer.connection_token, "connectionToken") } else { (answer.connection_id, "connectionId") };
+    let (token, name) = if answer.version > 0 {
+        (answer.connection_token, "connectionToken")
+    } else {
+        (answer.connection_id, "connectionId")
+    };
     match token {
         Some(token) if !token.is_empty() => Ok(NegotiateAnswer::Connect { token }),
         _ => Err(alloc::format!("The answer to negotiate has no {name}.")),
@@ -227,7 +249,8 @@ fn has_web_sockets(transports: &[u8]) -> bool {
     json::elements(transports, |element: Span| {
         let entry = element.of(transports);
         json::members(entry, |name, value| {
-            found |= unescaped(name.of(entry)) == "transport" && string(value.of(entry)).as_deref() == Some("WebSockets");
+            found |=
+                unescaped(name.of(entry)) == "transport" && string(value.of(entry)).as_deref() == Some("WebSockets");
         });
     });
     found
@@ -274,7 +297,10 @@ mod tests {
         let parse = |headers: &str| parse_response(format!("HTTP/1.1 200 OK\r\n{headers}\r\n").as_bytes());
         assert_eq!(parse("Content-Length: 5\r\n").ok().unwrap().unwrap().content_length, Some(5));
         assert!(parse("Transfer-Encoding: Chunked\r\n").ok().unwrap().unwrap().chunked);
-        assert_eq!(parse("Location: http://other/hub\r\n").ok().unwrap().unwrap().location.as_deref(), Some("http://other/hub"));
+        assert_eq!(
+            parse("Location: http://other/hub\r\n").ok().unwrap().unwrap().location.as_deref(),
+            Some("http://other/hub")
+        );
         assert!(!parse("Upgrade: websocket\r\n").ok().unwrap().unwrap().upgraded, "Connection is missing");
         assert_eq!(parse("Sec-WebSocket-Accept: short\r\n").ok().unwrap().unwrap().accept, None);
         for (headers, error) in [
@@ -312,7 +338,17 @@ mod tests {
         for len in 0..body.len() {
             assert_eq!(decode_chunked(&body[..len], 16), Ok(None), "{len}");
         }
-        for malformed in [&b"\r\n"[..], b"x\r\n", b"-1\r\n", b"4x\r\n", b"4\nWiki", b"4\rWiki", b"4\r\nWikiX", b"4\r\nWiki\r0", b"0\r\nX\n"] {
+        for malformed in [
+            &b"\r\n"[..],
+            b"x\r\n",
+            b"-1\r\n",
+            b"4x\r\n",
+            b"4\nWiki",
+            b"4\rWiki",
+            b"4\r\nWikiX",
+            b"4\r\nWiki\r0",
+            b"0\r\nX\n",
+        ] {
             assert_eq!(decode_chunked(malformed, 16), Err(HttpError::Malformed), "{malformed:?}");
         }
         assert_eq!(decode_chunked(b"FFFFFFFFFFFFFFFFFF\r\n", usize::MAX), Err(HttpError::BodyTooLarge));
@@ -325,7 +361,10 @@ mod tests {
         let mut bytes = vec![];
         negotiate_request("app:80", "/hub/negotiate?negotiateVersion=1", &mut bytes);
         let head = parse_head(&bytes).ok().unwrap();
-        assert_eq!((head.method, head.path, head.query, head.content_length), ("POST", "/hub/negotiate", "negotiateVersion=1", 0));
+        assert_eq!(
+            (head.method, head.path, head.query, head.content_length),
+            ("POST", "/hub/negotiate", "negotiateVersion=1", 0)
+        );
         bytes.clear();
         upgrade_request("app:80", "/hub?id=t", "dGhlIHNhbXBsZSBub25jZQ==", &mut bytes);
         let head = parse_head(&bytes).ok().unwrap();
@@ -337,16 +376,31 @@ mod tests {
         let connect = |token: &str| Ok(NegotiateAnswer::Connect { token: token.into() });
         let transports = r#""availableTransports":[{"transport":"LongPolling","transferFormats":[]},{"transferFormats":["Text"],"transport":"WebSockets"}]"#;
         let parse = |members: &str| parse_negotiate_answer(format!("{{{members}}}").as_bytes());
-        assert_eq!(parse(&format!(r#""negotiateVersion":1,"connectionId":"i","connectionToken":"t",{transports}"#)), connect("t"));
-        assert_eq!(parse(&format!(r#"{transports},"x":{{"y":[1]}},"connectionToken":"t\u002D","connectionId":"i","negotiateVersion":1"#)), connect("t-"));
-        assert_eq!(parse(&format!(r#""connectionId":"i","connectionToken":"t",{transports}"#)), connect("i"), "no version is version 0");
+        assert_eq!(
+            parse(&format!(r#""negotiateVersion":1,"connectionId":"i","connectionToken":"t",{transports}"#)),
+            connect("t")
+        );
+        assert_eq!(
+            parse(&format!(
+                r#"{transports},"x":{{"y":[1]}},"connectionToken":"t\u002D","connectionId":"i","negotiateVersion":1"#
+            )),
+            connect("t-")
+        );
+        assert_eq!(
+            parse(&format!(r#""connectionId":"i","connectionToken":"t",{transports}"#)),
+            connect("i"),
+            "no version is version 0"
+        );
         assert_eq!(
             parse(r#""url":"https:\/\/other/hub","accessToken":"a","availableTransports":[]"#),
             Ok(NegotiateAnswer::Redirect { url: "https://other/hub".into(), access_token: Some("a".into()) })
         );
         assert_eq!(parse(r#""error":"no \"way\"""#), Ok(NegotiateAnswer::Error("no \"way\"".into())));
         for (members, sentence) in [
-            (r#""negotiateVersion":1,"connectionId":"i","connectionToken":"t","availableTransports":[{"transport":"LongPolling"}]"#, "WebSockets"),
+            (
+                r#""negotiateVersion":1,"connectionId":"i","connectionToken":"t","availableTransports":[{"transport":"LongPolling"}]"#,
+                "WebSockets",
+            ),
             (&format!(r#""negotiateVersion":1,"connectionId":"i",{transports}"#), "no connectionToken"),
             (transports, "no connectionId"),
             (r#""ProtocolVersion":"1.5""#, "classic"),

@@ -19,7 +19,8 @@ mod route;
 mod upgrade;
 
 pub use client::{
-    NegotiateAnswer, ResponseHead, decode_chunked, negotiate_request, parse_negotiate_answer, parse_response, upgrade_request,
+    NegotiateAnswer, ResponseHead, decode_chunked, negotiate_request, parse_negotiate_answer, parse_response,
+    upgrade_request,
 };
 pub use cors::{Cors, OriginPolicy};
 pub use error::HttpError;
@@ -31,5 +32,7 @@ pub use upgrade::{accept_key, upgrade_reply};
 
 /// Does a list header (RFC 9110 §5.6.1) contain `token`? Several header lines of one name are one list.
 fn has_token<'v>(values: impl Iterator<Item = &'v [u8]>, token: &str) -> bool {
-    values.flat_map(|value| value.split(|byte| *byte == b',')).any(|item| item.trim_ascii().eq_ignore_ascii_case(token.as_bytes()))
+    values
+        .flat_map(|value| value.split(|byte| *byte == b','))
+        .any(|item| item.trim_ascii().eq_ignore_ascii_case(token.as_bytes()))
 }
