@@ -136,8 +136,6 @@ pub const LINGER_MS: u64 = 5_000;
 pub const HTTP_IDLE_MS: u64 = 60_000;
 /// Groups one client may be in.
 pub const GROUPS_PER_CLIENT_MAX: u32 = 1024;
-/// Shards of a node: an origin id has eight bits for them.
-pub const SHARDS_MAX: u16 = 256;
 /// Orders waiting between a shard and the control plane.
 pub const BUS_ORDERS: usize = 1024;
 /// How long a stopping node takes to tell everybody.

@@ -33,7 +33,6 @@ pub enum ControlOrder {
 }
 
 /// The sending end. Never waits.
-#[derive(Clone)]
 pub struct Sender<T> {
     queue: channel::Sender<T>,
     bell: Doorbell,
@@ -49,6 +48,13 @@ pub fn channel<T>() -> io::Result<(Sender<T>, Receiver<T>)> {
     let (sender, receiver) = channel::bounded(BUS_ORDERS);
     let bell = Doorbell::new()?;
     Ok((Sender { queue: sender, bell: bell.clone() }, Receiver { queue: receiver, bell }))
+}
+
+// Not derived: that would ask for `T: Clone`, and orders carry what has one owner.
+impl<T> Clone for Sender<T> {
+    fn clone(&self) -> Self {
+        Sender { queue: self.queue.clone(), bell: self.bell.clone() }
+    }
 }
 
 impl<T> Sender<T> {

@@ -1,8 +1,8 @@
 //! The command line's settings, generated from the table. They are kept as text: what they mean is found out together with file and
 //! environment, so that all faults come at once.
 use super::env::CONFIG_FILE;
-use super::settings::{Key, Kind, SETTINGS, Setting, Table};
 use super::fault::Origin;
+use super::settings::{Key, Kind, SETTINGS, Setting, Table};
 use super::value::{Given, Raw};
 use clap::{Arg, ArgAction, ArgMatches, Command};
 use std::path::PathBuf;
@@ -49,7 +49,12 @@ fn argument(setting: &'static Setting) -> Arg {
         Kind::Headers => "NAMES",
     };
     let repeated = if setting.key == Key::AllowedOrigins { ". May be repeated" } else { "" };
-    let help = format!("{}{repeated}. Takes {}. [default: {}] [env: {}]", setting.about, setting.takes(), setting.default, setting.env);
+    // The value's name says the rest of what it takes.
+    let takes = match setting.kind {
+        Kind::Count { .. } | Kind::Size { .. } | Kind::Duration { .. } => format!(". {}", setting.takes()),
+        _ => String::new(),
+    };
+    let help = format!("{}{repeated}{takes} [default: {}] [env: {}]", setting.about, setting.default, setting.env);
     let heading = match setting.table {
         Table::Top => "Node",
         Table::Hub => "Hub",
@@ -70,7 +75,7 @@ impl clap::Args for RunFlags {
             .env(CONFIG_FILE)
             .hide_env(true)
             .value_parser(clap::value_parser!(PathBuf))
-            .help(format!("TOML file with the settings; environment and flags go before it. [env: {CONFIG_FILE}]"));
+            .help(format!("TOML file with the settings; environment and flags override it [env: {CONFIG_FILE}]"));
         command.arg(config).args(SETTINGS.iter().map(argument))
     }
 

@@ -19,7 +19,7 @@ impl fmt::Display for Resolved {
                 let source = origin.to_string().replace(char::is_control, "?");
                 match self.config.text(setting.key) {
                     Some(text) => writeln!(f, "{:<44} # {source}{}", format!("{} = {text}", setting.name), self.derivation(setting.key, origin))?,
-                    None => writeln!(f, "# {}: {}", setting.name, setting.takes())?,
+                    None => writeln!(f, "# {} is not yet supported", setting.name)?,
                 }
             }
         }

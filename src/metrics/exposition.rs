@@ -41,8 +41,6 @@ pub struct LaneInfo {
     /// Number within its shard.
     pub lane: u16,
     pub state: LaneState,
-    /// Clients pinned to it.
-    pub clients: u32,
 }
 
 /// The whole page: `published[n]` are the numbers of shard n.
@@ -88,10 +86,6 @@ impl Collector for Snapshot {
         for lane in &self.lanes {
             let up = i64::from(lane.state == LaneState::Up);
             family.encode_family(&lane.labels().each_ref().map(|(name, value)| (*name, value.as_str())))?.encode_gauge(&up)?;
-        }
-        let mut family = encoder.encode_descriptor("lane_clients", "Clients pinned to a lane", None, MetricType::Gauge)?;
-        for lane in &self.lanes {
-            family.encode_family(&lane.labels().each_ref().map(|(name, value)| (*name, value.as_str())))?.encode_gauge(&lane.clients)?;
         }
         Ok(())
     }
@@ -154,8 +148,8 @@ mod tests {
             })
             .collect();
         let lanes = [
-            LaneInfo { shard: 0, lane: 0, state: LaneState::Up, clients: 5 },
-            LaneInfo { shard: 1, lane: 0, state: LaneState::Waiting, clients: 0 },
+            LaneInfo { shard: 0, lane: 0, state: LaneState::Up },
+            LaneInfo { shard: 1, lane: 0, state: LaneState::Waiting },
         ];
         encode(&published.iter().collect::<Vec<_>>(), &lanes)
     }
@@ -185,7 +179,6 @@ mod tests {
             "signalring_clients{shard=\"0\"} 3",
             "signalring_lane_up{shard=\"0\",lane=\"0\"} 1",
             "signalring_lane_up{shard=\"1\",lane=\"0\"} 0",
-            "signalring_lane_clients{shard=\"0\",lane=\"0\"} 5",
             "signalring_queue_wait_seconds_count{shard=\"0\"} 2",
             "signalring_queue_wait_seconds_sum{shard=\"0\"} 60.0015",
             "signalring_queue_wait_seconds_bucket{le=\"0.001\",shard=\"0\"} 0",

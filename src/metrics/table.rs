@@ -39,22 +39,20 @@ table! {
 
     "connections_accepted", "Connections accepted on the listening socket", "" { ConnectionsAccepted = "" }
     "connections_closed", "Connections closed, whichever side began", "" { ConnectionsClosed = "" }
-    "http_requests", "HTTP requests answered, by what they were", "kind" {
-        HttpNegotiate = "negotiate",
-        HttpUpgrade = "upgrade",
-        HttpPreflight = "preflight",
-        HttpOther = "other",
-    }
-    "clients_opened", "Clients that finished the SignalR handshake", "" { ClientsOpened = "" }
-    "clients_closed", "Clients that are gone after their handshake", "" { ClientsClosed = "" }
+    "accept_errors", "Accepts that failed, mostly for want of file descriptors", "" { AcceptErrors = "" }
+    "http_requests", "HTTP requests read whole, refused ones included", "" { HttpRequests = "" }
+    "negotiations", "Negotiate requests answered with a token", "" { Negotiations = "" }
+    "upgrades", "WebSocket upgrades accepted: clients opened", "" { ClientsOpened = "" }
+    "handshakes", "SignalR handshakes accepted", "" { Handshakes = "" }
     "client_messages", "Hub messages received from clients, by kind", "kind" {
         ClientRequestVm = "request_vm",
         ClientUpdateVm = "update_vm",
         ClientDisposeVm = "dispose_vm",
         ClientPing = "ping",
+        ClientBadRequest = "bad_request",
         ClientOther = "other",
     }
-    "forwarded", "Invocations sent to app servers, by kind", "kind" {
+    "forwarded", "Invocations written to lanes, by kind", "kind" {
         ForwardedRequestVm = "request_vm",
         ForwardedUpdateVm = "update_vm",
         ForwardedDisposeVm = "dispose_vm",
@@ -68,10 +66,10 @@ table! {
     "app_messages", "Messages received from app servers, by kind", "kind" {
         AppSend = "send",
         AppSendMany = "send_many",
+        AppSendUsers = "send_users",
         AppGroupSend = "group_send",
         AppGroupAdd = "group_add",
         AppGroupRemove = "group_remove",
-        AppCompletion = "completion",
         AppPing = "ping",
         AppOther = "other",
     }
@@ -81,13 +79,7 @@ table! {
         BytesFromApps = "app_in",
         BytesToApps = "app_out",
     }
-    "pings_sent", "Keep-alive pings sent, by peer", "peer" { PingsToClients = "client", PingsToApps = "app" }
-    "lane_events", "What happened to lanes", "event" {
-        LaneConnected = "connected",
-        LaneLost = "lost",
-        LaneDialFailed = "dial_failed",
-        LaneClientMoved = "client_moved",
-    }
+    "lane_events", "What happened to lanes", "event" { LaneConnected = "connected", LaneLost = "lost" }
     "messages_queued", "Client messages that had to wait for a lane", "" { MessagesQueued = "" }
     "refusals", "Requests and messages refused, by reason", "reason" {
         // proto::http::HttpError, by label.
@@ -109,47 +101,45 @@ table! {
         RefusedUnknownConnection = "unknown_connection",
         RefusedHeadTimeout = "head_timeout",
         RefusedOverloaded = "overloaded",
-        // Of a session.
-        RefusedNegotiateVersion = "negotiate_version",
+        // proto::dotnetify::request::RequestError.
         RefusedUnknownMethod = "unknown_method",
-        RefusedArguments = "arguments",
-        RefusedQueueFull = "queue_full",
+        RefusedArgumentCount = "argument_count",
+        RefusedArgumentType = "argument_type",
+        RefusedStreaming = "streaming",
+        // session::fault::Refusal.
         RefusedQueueTimeout = "queue_timeout",
-        RefusedUpstreamTooLarge = "upstream_too_large",
+        RefusedQueueFull = "queue_full",
+        RefusedTooLargeUpstream = "too_large_upstream",
         RefusedOther = "other",
     }
-    "disconnects", "Clients and connections the node ended, by reason", "reason" {
-        EndedHandshake = "handshake",
-        EndedWebSocket = "websocket_protocol",
-        EndedMessage = "message",
-        EndedMessageTooLarge = "message_too_large",
-        EndedHeadTimeout = "head_timeout",
+    "client_ends", "Clients that are gone, by reason", "reason" {
+        // session::fault::End, by label.
+        EndedPeerClose = "peer_close",
+        EndedPeerCloseFrame = "peer_close_frame",
+        EndedPeerGone = "peer_gone",
+        EndedSocketError = "socket_error",
+        EndedWebsocketError = "websocket_error",
+        EndedNotUtf8 = "not_utf8",
         EndedHandshakeTimeout = "handshake_timeout",
+        EndedHandshakeRefused = "handshake_refused",
+        EndedMessageError = "message_error",
+        EndedMessageTooLarge = "message_too_large",
         EndedClientTimeout = "client_timeout",
-        EndedSlow = "slow",
+        EndedSlowClient = "slow_client",
         EndedLaneLost = "lane_lost",
-        EndedDrain = "drain",
+        EndedStopping = "stopping",
         EndedOther = "other",
     }
-    "drops", "Messages thrown away, by reason", "reason" {
+    "drops", "What was thrown away, by reason", "reason" {
         DroppedUnknownClient = "unknown_client",
-        DroppedClientClosing = "client_closing",
-        DroppedSlowClient = "slow_client",
-        DroppedForgedId = "forged_id",
-        DroppedUnknownApp = "unknown_app_message",
-        DroppedMalformedApp = "malformed_app_message",
+        DroppedGoneClient = "gone_client",
+        DroppedUnsent = "unsent_bytes",
+        DroppedNotice = "disconnect_notice",
+        DroppedAppMessage = "odd_app_message",
         DroppedUsers = "users_unsupported",
-        DroppedLaneLost = "lane_lost",
-        DroppedBusFull = "bus_full",
-        DroppedOther = "other",
+        DroppedGroupJoin = "too_many_groups",
     }
-    "completion_errors", "Invocations an app server answered with an error", "" { CompletionErrors = "" }
-    "ring_events", "What the shard's ring reported beside ordinary completions", "event" {
-        RingStaleCompletion = "stale_completion",
-        RingBuffersExhausted = "buffers_exhausted",
-        RingOverflow = "overflow",
-        RingAcceptError = "accept_error",
-    }
+    "receive_buffers_exhausted", "Receives that found no free buffer and were repeated", "" { ReceiveBuffersExhausted = "" }
     "turns", "Turns of the shard's loop", "" { Turns = "" }
 }
 
@@ -157,15 +147,14 @@ table! {
     /// Rises and falls; set from what it measures.
     Gauge, GAUGES:
 
-    "clients", "Clients connected and past their handshake", "" { Clients = "" }
-    "http_connections", "Connections that are not, or not yet, clients", "" { HttpConnections = "" }
-    "lanes", "Lanes by state", "state" { LanesUp = "up", LanesConnecting = "connecting", LanesWaiting = "waiting" }
+    "clients", "Clients: connections that were upgraded", "" { Clients = "" }
+    "http_connections", "Connections that are not clients: before their upgrade, or after their end", "" { HttpConnections = "" }
+    "lanes", "Lanes by state; a lane that is down is being dialled", "state" { LanesUp = "up", LanesDown = "down" }
     "queued_messages", "Client messages waiting for a lane", "" { QueuedMessages = "" }
-    "queued_bytes", "Bytes waiting, by towards whom", "peer" { QueuedClientBytes = "client", QueuedAppBytes = "app" }
+    "queued_bytes", "Bytes of client messages waiting for a lane", "" { QueuedBytes = "" }
+    "queued_disconnects", "Disconnect notices waiting for a lane", "" { QueuedNotices = "" }
     "groups", "Groups with at least one client", "" { Groups = "" }
-    "group_memberships", "Memberships of clients in groups", "" { GroupMemberships = "" }
-    "invocations_in_flight", "Invocations an app server has not completed", "" { InvocationsInFlight = "" }
-    "receive_buffers_free", "Provided receive buffers the kernel can use", "" { ReceiveBuffersFree = "" }
+    "frames", "Frames of outgoing bytes in use", "" { Frames = "" }
 }
 
 impl Counter {
@@ -174,12 +163,9 @@ impl Counter {
         Counter::labelled("refusals", label).unwrap_or(Counter::RefusedOther)
     }
 
-    pub fn disconnect(label: &str) -> Counter {
-        Counter::labelled("disconnects", label).unwrap_or(Counter::EndedOther)
-    }
-
-    pub fn dropped(label: &str) -> Counter {
-        Counter::labelled("drops", label).unwrap_or(Counter::DroppedOther)
+    /// The end with this label, likewise.
+    pub fn client_end(label: &str) -> Counter {
+        Counter::labelled("client_ends", label).unwrap_or(Counter::EndedOther)
     }
 }
 
@@ -191,7 +177,6 @@ pub const BUCKETS: usize = 12;
 #[repr(usize)]
 pub enum Histogram {
     QueueWait,
-    Completion,
     Turn,
 }
 
@@ -203,7 +188,7 @@ pub struct HistogramSeries {
 }
 
 impl Histogram {
-    pub const ALL: &'static [Histogram] = &[Histogram::QueueWait, Histogram::Completion, Histogram::Turn];
+    pub const ALL: &'static [Histogram] = &[Histogram::QueueWait, Histogram::Turn];
 }
 
 const MS: u64 = 1000;
@@ -213,11 +198,6 @@ pub const HISTOGRAMS: &[HistogramSeries] = &[
         family: "queue_wait_seconds",
         help: "How long client messages waited for a lane",
         bounds_us: [MS, 2 * MS, 5 * MS, 10 * MS, 25 * MS, 50 * MS, 100 * MS, 250 * MS, 500 * MS, 1000 * MS, 2500 * MS, 10_000 * MS],
-    },
-    HistogramSeries {
-        family: "completion_seconds",
-        help: "How long app servers took to complete an invocation",
-        bounds_us: [100, 250, 500, MS, 2 * MS, 5 * MS, 10 * MS, 50 * MS, 100 * MS, 500 * MS, 2000 * MS, 10_000 * MS],
     },
     HistogramSeries {
         family: "turn_seconds",
@@ -278,7 +258,6 @@ mod tests {
         assert!(Histogram::ALL.iter().enumerate().all(|(index, histogram)| *histogram as usize == index));
         assert_eq!(Counter::refusal("not_found"), Counter::RefusedNotFound);
         assert_eq!(Counter::refusal("no such reason"), Counter::RefusedOther);
-        assert_eq!(Counter::disconnect("slow"), Counter::EndedSlow);
-        assert_eq!(Counter::dropped("forged_id"), Counter::DroppedForgedId);
+        assert_eq!(Counter::client_end("slow_client"), Counter::EndedSlowClient);
     }
 }

@@ -11,7 +11,7 @@ use super::fault::{End, Refusal};
 use crate::ids::Time;
 use crate::limits::HANDSHAKE_BYTES_MAX;
 use crate::mem::pool::BytePool;
-use crate::proto::dotnetify::request::{self, Request, RequestError};
+use crate::proto::dotnetify::request::{self, Call, Request, RequestError};
 use crate::proto::dotnetify::response;
 use crate::proto::signalr::handshake::{self, HandshakeError, Protocol};
 use crate::proto::signalr::{Kind, encode, json};
@@ -43,8 +43,9 @@ pub trait ClientEnv {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Note {
     HandshakeDone,
-    /// A hub message of any kind.
-    Message,
+    /// A request, whether it can be forwarded or not.
+    Request(Call),
+    Ping,
     /// An invocation that was answered with an error (or would have been, had it asked for an answer).
     RequestError(RequestError),
     Refused(Refusal),
@@ -219,7 +220,6 @@ impl State {
 
     fn on_record(&mut self, now: Time, record: &[u8], env: &mut impl ClientEnv) -> Result<(), End> {
         let message = json::parse(record).map_err(End::Message)?;
-        env.note(Note::Message);
         if let Phase::Open { heard, .. } = &mut self.phase
             && (heard.is_some() || message.kind == Kind::Ping)
         {
@@ -243,7 +243,10 @@ impl State {
                 }
                 Ok(())
             }
-            Kind::Ping => Ok(()),
+            Kind::Ping => {
+                env.note(Note::Ping);
+                Ok(())
+            }
             Kind::Close => Err(End::PeerClose),
             Kind::StreamItem
             | Kind::Completion
@@ -259,6 +262,7 @@ impl State {
 }
 
 fn on_request(request: &Request, record: &[u8], answer_to: Option<&[u8]>, env: &mut impl ClientEnv) {
+    env.note(Note::Request(request.call));
     let forwarded = env.forward(request, record);
     if let Some(id) = answer_to {
         // At once, as the original does: what comes of it arrives as a Response_VM (contract 1.4).

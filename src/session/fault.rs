@@ -1,5 +1,5 @@
 //! The one map from what went wrong to what the peer is told, what is counted and how loud it is logged.
-use crate::proto::http::HttpError;
+use crate::proto::dotnetify::request::RequestError;
 use crate::proto::signalr::MessageError;
 use crate::proto::signalr::handshake::HandshakeError;
 use crate::proto::ws::WsError;
@@ -187,9 +187,14 @@ impl core::fmt::Display for LaneEnd {
     }
 }
 
-/// What a refused HTTP request is counted as; the reply is `proto::http`'s.
-pub fn http_label(error: HttpError) -> &'static str {
-    error.label()
+/// What a wrong invocation is counted as; its answer is `proto::dotnetify::request`'s.
+pub fn request_label(error: RequestError) -> &'static str {
+    match error {
+        RequestError::UnknownMethod => "unknown_method",
+        RequestError::ArgumentCount => "argument_count",
+        RequestError::ArgumentType => "argument_type",
+        RequestError::Streaming => "streaming",
+    }
 }
 
 #[cfg(test)]

@@ -23,7 +23,7 @@ pub trait LaneEnv {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum LaneNote {
-    Message,
+    Ping,
     /// An invocation that is no delivery of the contract: ignored.
     NotADelivery(ResponseError),
     Ignored,
@@ -123,13 +123,12 @@ impl LaneSession {
 
 fn on_record(record: &[u8], env: &mut impl LaneEnv) -> Result<(), LaneEnd> {
     let message = json::parse(record).map_err(LaneEnd::Message)?;
-    env.note(LaneNote::Message);
     match message.kind {
         Kind::Invocation => match response::parse_json(record, &message) {
             Ok(delivery) => env.deliver(&delivery, record),
             Err(error) => env.note(LaneNote::NotADelivery(error)),
         },
-        Kind::Ping => {}
+        Kind::Ping => env.note(LaneNote::Ping),
         Kind::Close => {
             let error = message.error.map(|error| {
                 let mut text = Vec::new();

@@ -57,7 +57,7 @@ impl<I: Io> Shard<I> {
         let conn = |key| Conn { socket: Socket::new(key, fd), stage: Stage::Http(Box::new(stage)) };
         let Some(key) = self.conns.insert_with(conn) else {
             // Even the spare places are taken.
-            self.metrics.refused(HttpError::Overloaded);
+            self.metrics.add(Counter::refusal(HttpError::Overloaded.label()), 1);
             self.metrics.add(Counter::ConnectionsClosed, 1);
             return self.io.close(fd);
         };
@@ -133,7 +133,7 @@ impl<I: Io> Shard<I> {
         let keep_alive = match http::route(&head, &self.settings.http, &mut reply) {
             Action::Replied { keep_alive, refused } => {
                 if let Some(error) = refused {
-                    self.metrics.refused(error);
+                    self.metrics.add(Counter::refusal(error.label()), 1);
                     if error == HttpError::OriginForbidden {
                         self.warn_origin(&head);
                     }
@@ -177,7 +177,7 @@ impl<I: Io> Shard<I> {
 
     /// Answers with an error status and closes.
     pub(super) fn refuse_request(&mut self, now: Time, key: SlotKey, error: HttpError, cors: Cors<'_>) {
-        self.metrics.refused(error);
+        self.metrics.add(Counter::refusal(error.label()), 1);
         let mut reply = self.pool.take();
         http::refuse(error, cors, &mut reply);
         let Shard { conns, frames, dirty, io, wheel, .. } = self;

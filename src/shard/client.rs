@@ -5,10 +5,10 @@ use super::socket::{Client, Conn, Life, Socket, Stage, linger_until};
 use crate::ids::{Address, SlotKey, Time};
 use crate::metrics::Counter;
 use crate::proto::dotnetify::context::{self, Embedding, Peer};
-use crate::proto::dotnetify::request::Request;
+use crate::proto::dotnetify::request::{Call, Request};
 use crate::proto::http::{self, Head};
 use crate::session::client::{ClientEnv, ClientSession, Note};
-use crate::session::fault::{End, Refusal};
+use crate::session::fault::{self, End, Refusal};
 use crate::session::groups::Memberships;
 use crate::sys::{Io, Received};
 use tracing::{debug, info};
@@ -41,10 +41,16 @@ impl ClientEnv for ClientSide<'_> {
         let metrics = &mut *self.gate.metrics;
         match note {
             Note::HandshakeDone => metrics.add(Counter::Handshakes, 1),
-            Note::Message => metrics.add(Counter::ClientMessages, 1),
-            Note::RequestError(_) => metrics.add(Counter::RequestErrors, 1),
-            Note::Refused(refusal) => metrics.refused_message(refusal),
-            Note::Ignored => metrics.add(Counter::ClientMessagesIgnored, 1),
+            Note::Ping => metrics.add(Counter::ClientPing, 1),
+            Note::Request(Call::RequestVm) => metrics.add(Counter::ClientRequestVm, 1),
+            Note::Request(Call::UpdateVm) => metrics.add(Counter::ClientUpdateVm, 1),
+            Note::Request(Call::DisposeVm) => metrics.add(Counter::ClientDisposeVm, 1),
+            Note::RequestError(error) => {
+                metrics.add(Counter::ClientBadRequest, 1);
+                metrics.add(Counter::refusal(fault::request_label(error)), 1);
+            }
+            Note::Refused(refusal) => metrics.add(Counter::refusal(refusal.label()), 1),
+            Note::Ignored => metrics.add(Counter::ClientOther, 1),
         }
     }
 }
@@ -161,7 +167,7 @@ impl<I: Io> Shard<I> {
         } else {
             socket.end(io, frames);
         }
-        self.metrics.client_ended(&end);
+        self.metrics.add(Counter::client_end(end.label()), 1);
         if end.is_ordinary() {
             debug!(client = ?client.origin, "client gone: {}", end.label());
         } else {

@@ -37,25 +37,36 @@ impl LaneEnv for LaneSide<'_> {
 
     fn note(&mut self, note: LaneNote) {
         match note {
-            LaneNote::Message => self.metrics.add(Counter::UpstreamMessages, 1),
-            LaneNote::NotADelivery(_) | LaneNote::Ignored => self.metrics.add(Counter::UpstreamMessagesIgnored, 1),
+            LaneNote::Ping => self.metrics.add(Counter::AppPing, 1),
+            LaneNote::NotADelivery(_) => self.metrics.add(Counter::DroppedAppMessage, 1),
+            LaneNote::Ignored => self.metrics.add(Counter::AppOther, 1),
         }
     }
 
     fn deliver(&mut self, delivery: &Delivery, record: &[u8]) {
+        let kind = match delivery {
+            Delivery::Send { .. } => Counter::AppSend,
+            Delivery::SendToMany { .. } => Counter::AppSendMany,
+            Delivery::SendToUsers { .. } => Counter::AppSendUsers,
+            Delivery::SendToGroup { .. } | Delivery::SendToGroupExcept { .. } => Counter::AppGroupSend,
+            Delivery::AddToGroup { .. } => Counter::AppGroupAdd,
+            Delivery::RemoveFromGroup { .. } => Counter::AppGroupRemove,
+            Delivery::ToLane => Counter::AppOther,
+        };
+        self.metrics.add(kind, 1);
         match *delivery {
             Delivery::Send { to: Recipients::One(id), vm, data } => {
                 match client_of(self.settings, id.of(record)) {
                     Some(key) => self.send_to_one(key, vm.of(record), data.of(record)),
-                    None => self.metrics.add(Counter::RecipientsUnknown, 1),
+                    None => self.metrics.add(Counter::DroppedUnknownClient, 1),
                 }
             }
             Delivery::Send { to, vm, data } | Delivery::SendToMany { to, vm, data } => {
                 let frame = self.encode(record, vm, data);
                 response::each_recipient(record, to, |id| {
                     match id.and_then(|id| client_of(self.settings, id)) {
-                        Some(key) => self.share(&frame, key),
-                        None => self.metrics.add(Counter::RecipientsUnknown, 1),
+                        Some(key) => self.share(&frame, key, Counter::DeliveredMany),
+                        None => self.metrics.add(Counter::DroppedUnknownClient, 1),
                     }
                 });
                 self.frames.release(frame);
@@ -67,16 +78,16 @@ impl LaneEnv for LaneSide<'_> {
                 self.send_to_group(record, group, except, vm, data);
             }
             // Nobody is authenticated here yet, so no user id matches any client.
-            Delivery::SendToUsers { .. } => self.metrics.add(Counter::RecipientsUnknown, 1),
+            Delivery::SendToUsers { .. } => self.metrics.add(Counter::DroppedUsers, 1),
             Delivery::AddToGroup { group, who } => {
                 let name = group.of(record);
                 response::each_recipient(record, who, |id| {
                     if let Some((key, memberships)) = find_memberships(self.settings, self.conns, id) {
                         if self.groups.join(key, memberships, name) == Joined::TooMany {
-                            self.metrics.add(Counter::GroupJoinsRefused, 1);
+                            self.metrics.add(Counter::DroppedGroupJoin, 1);
                         }
                     } else {
-                        self.metrics.add(Counter::RecipientsUnknown, 1);
+                        self.metrics.add(Counter::DroppedUnknownClient, 1);
                     }
                 });
             }
@@ -88,7 +99,8 @@ impl LaneEnv for LaneSide<'_> {
                     }
                 });
             }
-            Delivery::ToLane => self.metrics.add(Counter::UpstreamMessagesIgnored, 1),
+            // A response to the lane itself should not occur (contract 3.1).
+            Delivery::ToLane => self.metrics.add(Counter::DroppedAppMessage, 1),
         }
     }
 }
@@ -102,17 +114,16 @@ impl LaneSide<'_> {
 
     fn send_to_one(&mut self, key: SlotKey, vm: &[u8], data: &[u8]) {
         let Some(socket) = client_socket(self.conns, key) else {
-            return self.metrics.add(Counter::RecipientsUnknown, 1);
+            return self.metrics.add(Counter::DroppedUnknownClient, 1);
         };
         socket.out(self.frames, self.dirty, |out| write_client_frame(out, vm, data));
-        self.metrics.add(Counter::Deliveries, 1);
+        self.metrics.add(Counter::DeliveredOne, 1);
         if socket.queue.bytes() > self.settings.send_queue_bytes_max {
             self.ending.push((key, End::SlowClient));
         }
     }
 
     fn send_to_group(&mut self, record: &[u8], group: Span, except: Option<Recipients>, vm: Span, data: Span) {
-        self.metrics.add(Counter::GroupSends, 1);
         let frame = self.encode(record, vm, data);
         // Most lists of exceptions hold a single null (contract 3.2): nobody.
         let mut left_out = [SlotKey { slot: u32::MAX, generation: 0 }; 8];
@@ -139,15 +150,15 @@ impl LaneSide<'_> {
                 found
             };
             if !is_left_out {
-                share(&frame, key, conns, frames, dirty, ending, metrics, settings);
+                share(&frame, key, Counter::DeliveredGroup, conns, frames, dirty, ending, metrics, settings);
             }
         }
         self.frames.release(frame);
     }
 
-    fn share(&mut self, frame: &crate::mem::frames::FrameRef, key: SlotKey) {
+    fn share(&mut self, frame: &crate::mem::frames::FrameRef, key: SlotKey, kind: Counter) {
         let LaneSide { conns, frames, dirty, ending, metrics, settings, .. } = self;
-        share(frame, key, conns, frames, dirty, ending, metrics, settings);
+        share(frame, key, kind, conns, frames, dirty, ending, metrics, settings);
     }
 }
 
@@ -155,6 +166,7 @@ impl LaneSide<'_> {
 fn share(
     frame: &crate::mem::frames::FrameRef,
     key: SlotKey,
+    kind: Counter,
     conns: &mut Slab<Conn>,
     frames: &mut FramePool,
     dirty: &mut Vec<SlotKey>,
@@ -163,11 +175,11 @@ fn share(
     settings: &Settings,
 ) {
     let Some(socket) = client_socket(conns, key) else {
-        return metrics.add(Counter::RecipientsUnknown, 1);
+        return metrics.add(Counter::DroppedUnknownClient, 1);
     };
     frames.share(frame, &mut socket.queue);
     socket.mark(dirty);
-    metrics.add(Counter::Deliveries, 1);
+    metrics.add(kind, 1);
     if socket.queue.bytes() > settings.send_queue_bytes_max {
         ending.push((key, End::SlowClient));
     }

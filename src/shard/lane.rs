@@ -6,7 +6,7 @@ use crate::ids::{HubId, LaneIndex, LaneKey, OriginId, SLOT_MAX, SlotKey, Time};
 use crate::limits::*;
 use crate::mem::frames::FramePool;
 use crate::mem::slab::Slab;
-use crate::metrics::{Counter, ShardMetrics};
+use crate::metrics::{Counter, Histogram, ShardMetrics};
 use crate::proto::dotnetify::context::{Context, MINIMAL_TAIL_JSON};
 use crate::proto::dotnetify::forward::{self, Forward};
 use crate::proto::dotnetify::request::{Call, Request};
@@ -102,6 +102,9 @@ impl Lane {
     pub(super) fn waiting_bytes(&self) -> u32 {
         self.waiting_bytes
     }
+    pub(super) fn notices(&self) -> usize {
+        self.notices.len()
+    }
 
     /// Its socket, if the key is that of the present incarnation.
     pub(super) fn socket(&mut self, key: SlotKey) -> Option<&mut Socket> {
@@ -163,7 +166,7 @@ impl Lane {
         }
         if self.notices.len() >= LANE_NOTICES_MAX {
             self.notices.pop_front();
-            gate.metrics.add(Counter::NoticesDropped, 1);
+            gate.metrics.add(Counter::DroppedNotice, 1);
         }
         self.notices.push_back(*origin);
     }
@@ -198,7 +201,13 @@ impl Lane {
         if !written {
             return Err(Refusal::TooLargeUpstream);
         }
-        gate.metrics.add(Counter::MessagesForwarded, 1);
+        let kind = match forward {
+            Forward::Vm { call: Call::RequestVm, .. } => Counter::ForwardedRequestVm,
+            Forward::Vm { call: Call::UpdateVm, .. } => Counter::ForwardedUpdateVm,
+            Forward::Vm { call: Call::DisposeVm, .. } => Counter::ForwardedDisposeVm,
+            Forward::Disconnected => Counter::ForwardedDisconnect,
+        };
+        gate.metrics.add(kind, 1);
         Ok(())
     }
 
@@ -227,10 +236,10 @@ impl Lane {
             let Some(waiting) = self.waiting.pop_front() else { return };
             self.waiting_bytes -= waiting.cost();
             let Some(Conn { socket, stage: Stage::Client(client) }) = conns.get_mut(waiting.client) else {
-                gate.metrics.add(Counter::MessagesOfGoneClients, 1);
+                gate.metrics.add(Counter::DroppedGoneClient, 1);
                 continue;
             };
-            gate.metrics.observe_queue_wait(now.since(waiting.since));
+            gate.metrics.observe_us(Histogram::QueueWait, now.since(waiting.since).as_micros() as u64);
             let forward =
                 Forward::Vm { call: waiting.call, vm_id: waiting.vm_id(), argument: waiting.argument() };
             let origin = client.origin;
@@ -250,17 +259,17 @@ impl Lane {
             self.waiting_bytes -= waiting.cost();
             match conns.get_mut(waiting.client) {
                 Some(Conn { socket, stage: Stage::Client(_) }) => {
-                    gate.metrics.observe_queue_wait(now.since(waiting.since));
+                    gate.metrics.observe_us(Histogram::QueueWait, now.since(waiting.since).as_micros() as u64);
                     refuse(&waiting, Refusal::QueueTimeout, socket, gate);
                 }
-                _ => gate.metrics.add(Counter::MessagesOfGoneClients, 1),
+                _ => gate.metrics.add(Counter::DroppedGoneClient, 1),
             }
         }
     }
 }
 
 fn refuse(waiting: &Waiting, refusal: Refusal, socket: &mut Socket, gate: &mut Gate<'_>) {
-    gate.metrics.refused_message(refusal);
+    gate.metrics.add(Counter::refusal(refusal.label()), 1);
     if socket.life == Life::Open {
         socket.out(gate.frames, gate.dirty, |out| write_refusal(out, waiting.vm_id(), refusal));
     }
@@ -302,7 +311,7 @@ impl<I: Io> Shard<I> {
         lane.state = State::Up(Link { socket, session: LaneSession::new(now) });
         lane.hub_id = Some(hub_id);
         lane.next_time = now;
-        self.metrics.add(Counter::LaneConnects, 1);
+        self.metrics.add(Counter::LaneConnected, 1);
         info!(lane = %name, "lane up");
         // Bytes behind the handshake's answer were read by the control plane: they come first.
         if !early.is_empty() {
@@ -402,7 +411,7 @@ impl<I: Io> Shard<I> {
         if stopping {
             return self.join(now, key);
         }
-        self.metrics.add(Counter::LaneLosses, 1);
+        self.metrics.add(Counter::LaneLost, 1);
         let mut told = 0u32;
         for slot in 0..self.conns.slots() {
             let Some(Conn { socket, stage: Stage::Client(client) }) = self.conns.at_mut(slot) else { continue };

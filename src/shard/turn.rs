@@ -5,7 +5,7 @@ use super::socket::{Life, Ops, Socket, Stage};
 use crate::bus::ShardOrder;
 use crate::ids::{SLOT_MAX, SlotKey, Time};
 use crate::limits::*;
-use crate::metrics::{Counter, Gauge};
+use crate::metrics::{Counter, Gauge, Histogram};
 use crate::session::fault::{End, LaneEnd};
 use crate::sys::{BufferGroup, Completion, Io, Op, Token};
 use core::time::Duration;
@@ -44,6 +44,7 @@ impl<I: Io> Shard<I> {
         self.flush();
         self.end_clients(now);
         self.on_stopping(now);
+        self.metrics.observe_us(Histogram::Turn, self.io.now().since(now).as_micros() as u64);
         self.publish();
         !self.stopped
     }
@@ -158,7 +159,7 @@ impl<I: Io> Shard<I> {
 
     fn on_bytes(&mut self, now: Time, key: SlotKey, received: &crate::sys::Received) {
         self.metrics.add(
-            if lane_of(key).is_some() { Counter::UpstreamBytesReceived } else { Counter::ClientBytesReceived },
+            if lane_of(key).is_some() { Counter::BytesFromApps } else { Counter::BytesFromClients },
             u64::from(received.len),
         );
         if let Some(lane) = lane_of(key) {
@@ -261,7 +262,7 @@ impl<I: Io> Shard<I> {
                 }
                 _ => *bytes as i32,
             };
-            let counter = if lane_of(*key).is_some() { Counter::UpstreamBytesSent } else { Counter::ClientBytesSent };
+            let counter = if lane_of(*key).is_some() { Counter::BytesToApps } else { Counter::BytesToClients };
             if result < 0 && result != -libc::EAGAIN && result != -libc::EINTR {
                 self.on_socket_error(now, *key, -result);
                 self.join(now, *key);
@@ -317,17 +318,26 @@ impl<I: Io> Shard<I> {
     }
 
     fn publish(&mut self) {
-        self.metrics.set(Gauge::Connections, u64::from(self.conns.len()));
-        let (mut waiting, mut bytes, mut groups) = (0, 0, 0);
+        let (mut clients, mut waiting, mut bytes, mut notices, mut groups, mut up) = (0, 0, 0, 0, 0, 0);
         for lane in &self.lanes {
+            clients += u64::from(lane.clients);
             waiting += lane.waiting() as u64;
             bytes += u64::from(lane.waiting_bytes());
+            notices += lane.notices() as u64;
             groups += lane.groups.len() as u64;
+            up += u64::from(lane.is_up());
         }
-        self.metrics.set(Gauge::MessagesWaiting, waiting);
-        self.metrics.set(Gauge::MessagesWaitingBytes, bytes);
-        self.metrics.set(Gauge::Groups, groups);
-        self.metrics.set(Gauge::LanesUp, self.lanes.iter().filter(|lane| lane.is_up()).count() as u64);
+        let metrics = &mut self.metrics;
+        metrics.add(Counter::Turns, 1);
+        metrics.set(Gauge::Clients, clients);
+        metrics.set(Gauge::HttpConnections, u64::from(self.conns.len()) - clients);
+        metrics.set(Gauge::LanesUp, up);
+        metrics.set(Gauge::LanesDown, self.lanes.len() as u64 - up);
+        metrics.set(Gauge::QueuedMessages, waiting);
+        metrics.set(Gauge::QueuedBytes, bytes);
+        metrics.set(Gauge::QueuedNotices, notices);
+        metrics.set(Gauge::Groups, groups);
+        metrics.set(Gauge::Frames, self.frames.live() as u64);
         self.metrics.publish(&self.published);
     }
 }

@@ -2,6 +2,7 @@
 use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::sync::Arc;
+use tokio::io::unix::AsyncFd;
 
 /// Rings from any thread. Cheap when it is already ringing.
 #[derive(Clone, Debug)]
@@ -33,6 +34,13 @@ impl Doorbell {
 
     pub fn quiet(&self) {
         quiet(self.fd());
+    }
+
+    /// To be awaited in a tokio runtime; call inside one.
+    pub fn into_async(self) -> io::Result<AsyncFd<Doorbell>> {
+        // SAFETY: the descriptor stays open and the same as long as the registration lives, because the value registered owns
+        // (a share of) it and gives out nothing that could close it.
+        Ok(unsafe { AsyncFd::register(self) }?)
     }
 }
 

@@ -1,0 +1,159 @@
+//! The admin endpoint: `/health`, `/ready`, `/metrics`. Plain HTTP for operators and their tools; loopback by default.
+use super::plane::State;
+use crate::metrics::{self, Counter, LaneState};
+use crate::proto::http;
+use core::time::Duration;
+use std::net::{Shutdown, TcpListener};
+use std::rc::Rc;
+use std::time::Instant;
+use tokio_uring::net::TcpStream;
+use tracing::warn;
+
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
+/// Connections at once: operators and scrapers, not clients.
+const CONNECTIONS_MAX: usize = 64;
+/// A shard turns at least once a second, whatever happens; one that does not for this long is stuck.
+const STUCK: Duration = Duration::from_secs(5);
+
+pub(super) async fn serve(listener: TcpListener, state: Rc<State>) {
+    let listener = tokio_uring::net::TcpListener::from_std(listener);
+    let watch = Rc::new(Watch::new(&state));
+    tokio_uring::spawn(watch.clone().look(state.clone()));
+    let open = Rc::new(());
+    loop {
+        match listener.accept().await {
+            Ok((stream, _)) if Rc::strong_count(&open) <= CONNECTIONS_MAX => {
+                let (state, watch, open) = (state.clone(), watch.clone(), open.clone());
+                tokio_uring::spawn(async move {
+                    answer(stream, &state, &watch).await;
+                    drop(open);
+                });
+            }
+            Ok(_) => {}
+            Err(error) => {
+                warn!("the admin endpoint cannot accept: {error}");
+                tokio::time::sleep(Duration::from_secs(1)).await;
+            }
+        }
+    }
+}
+
+/// One request, one answer.
+async fn answer(stream: TcpStream, state: &State, watch: &Watch) {
+    let stream = Rc::new(stream);
+    let reading = tokio_uring::spawn(read_head(stream.clone()));
+    let mut reading = core::pin::pin!(reading);
+    let head = match tokio::time::timeout(REQUEST_TIMEOUT, &mut reading).await {
+        Ok(Ok(head)) => head,
+        Ok(Err(_)) => None,
+        Err(_) => {
+            // A pending read is never dropped: it ends with its socket.
+            let _ = stream.shutdown(Shutdown::Both);
+            let _ = reading.await;
+            None
+        }
+    };
+    let Some(head) = head else { return };
+    let reply = match http::parse_head(&head) {
+        Ok(head) if head.method != "GET" && head.method != "HEAD" => {
+            reply(405, "text/plain", "Only GET is answered here.\n", "Allow: GET, HEAD\r\n", true)
+        }
+        Ok(head) => route(head.path, state, watch, head.method == "GET"),
+        Err(error) => reply(error.status(), "text/plain", error.label(), "", true),
+    };
+    let (_, _) = stream.write_all(reply.into_bytes()).await;
+    let _ = stream.shutdown(Shutdown::Write);
+}
+
+fn route(path: &str, state: &State, watch: &Watch, body: bool) -> String {
+    match path {
+        "/health" => match watch.stuck() {
+            None => reply(200, "text/plain", "ok\n", "", body),
+            Some(shard) => reply(503, "text/plain", &format!("shard {shard} is stuck\n"), "", body),
+        },
+        "/ready" => match unready(state) {
+            None => reply(200, "text/plain", "ready\n", "", body),
+            Some(why) => reply(503, "text/plain", &why, "", body),
+        },
+        "/metrics" => {
+            let published: Vec<&metrics::Published> = state.published.iter().map(|p| &**p).collect();
+            reply(200, metrics::CONTENT_TYPE, &metrics::exposition::encode(&published, &state.lane_infos()), "", body)
+        }
+        _ => reply(404, "text/plain", "There are /health, /ready and /metrics.\n", "", body),
+    }
+}
+
+/// Why a balancer should not send clients here.
+fn unready(state: &State) -> Option<String> {
+    if state.stopping.get() {
+        return Some("stopping\n".into());
+    }
+    let lanes = state.lane_infos();
+    let down: Vec<u16> = (0..state.published.len() as u16)
+        .filter(|shard| !lanes.iter().any(|lane| lane.shard == *shard && lane.state == LaneState::Up))
+        .collect();
+    (!down.is_empty()).then(|| format!("no lane to the app server is up on shards {down:?}\n"))
+}
+
+fn reply(status: u16, content_type: &str, text: &str, headers: &str, body: bool) -> String {
+    let reason = match status {
+        200 => "OK",
+        404 => "Not Found",
+        405 => "Method Not Allowed",
+        503 => "Service Unavailable",
+        _ => "Bad Request",
+    };
+    let length = text.len();
+    let text = if body { text } else { "" };
+    format!(
+        "HTTP/1.1 {status} {reason}\r\nContent-Type: {content_type}\r\nContent-Length: {length}\r\nCache-Control: no-store\r\n{headers}Connection: close\r\n\r\n{text}"
+    )
+}
+
+async fn read_head(stream: Rc<TcpStream>) -> Option<Vec<u8>> {
+    let (mut head, mut scanned) = (Vec::new(), 0);
+    loop {
+        let (result, buffer) = stream.read(Vec::with_capacity(2048)).await;
+        match result {
+            Ok(count @ 1..) => head.extend_from_slice(&buffer[..count]),
+            _ => return None,
+        }
+        match http::head_end(&head, &mut scanned) {
+            Ok(Some(end)) => {
+                head.truncate(end);
+                return Some(head);
+            }
+            Ok(None) => {}
+            Err(_) => return None,
+        }
+    }
+}
+
+/// Looks whether the shards still turn.
+struct Watch {
+    seen: core::cell::RefCell<Vec<(u64, Instant)>>,
+}
+
+impl Watch {
+    fn new(state: &State) -> Watch {
+        let now = Instant::now();
+        Watch { seen: core::cell::RefCell::new(state.published.iter().map(|_| (0, now)).collect()) }
+    }
+
+    async fn look(self: Rc<Self>, state: Rc<State>) {
+        loop {
+            let now = Instant::now();
+            for (published, seen) in state.published.iter().zip(self.seen.borrow_mut().iter_mut()) {
+                let turns = published.counter(Counter::Turns);
+                if turns != seen.0 {
+                    *seen = (turns, now);
+                }
+            }
+            tokio::time::sleep(Duration::from_secs(1)).await;
+        }
+    }
+
+    fn stuck(&self) -> Option<usize> {
+        self.seen.borrow().iter().position(|(_, since)| since.elapsed() > STUCK)
+    }
+}
