@@ -104,7 +104,7 @@ fn main() -> ExitCode {
             Ok(resolved) => check(&resolved),
             Err(faults) => return refuse(&faults),
         },
-        Cmd::App { listen } => with_default_log(|| signalring::demo::app::run(listen)),
+        Cmd::App { listen } => with_default_log(|| signalring::demo::app::run(listen, signalring::demo::app::AppOptions::default())),
         Cmd::Demo { listen } => with_default_log(|| signalring::demo::run(listen)),
         Cmd::WsEcho { listen } => with_default_log(|| {
             let listener = TcpListener::bind(listen).map_err(|error| io::Error::new(error.kind(), format!("cannot listen on {listen}: {error}")))?;

@@ -68,6 +68,8 @@ impl Node {
                         let listener = OwnedFd::from(listener);
                         let shard = Shard::new(settings, ring, listener, ordered, to_control, published);
                         let _ = ready.send(Ok(()));
+                        // The starter waits until every shard has said something and let go.
+                        drop(ready);
                         shard.run();
                     }
                     Err(error) => {

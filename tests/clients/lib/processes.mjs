@@ -1,0 +1,213 @@
+// Starts the product's own processes for a test, on ports the kernel chose, and never leaves one behind.
+//
+// BINARY  the `signalring` binary (default: the debug build of this tree)
+// TARGET  `node` (default) puts proxy nodes in front of the app server; `direct` points the clients at the app server
+//         itself, to tell a fault of the node from a fault of a test
+
+import { spawn } from "node:child_process";
+import { once } from "node:events";
+import net from "node:net";
+import path from "node:path";
+import { fileURLToPath } from "node:url";
+
+const here = path.dirname(fileURLToPath(import.meta.url));
+
+export const binary = process.env.BINARY ?? path.resolve(here, "../../../target/debug/signalring");
+export const direct = process.env.TARGET === "direct";
+
+/** How long anything in these tests may take before it counts as lost. Generous: two busy cores. */
+export const PATIENCE_MS = Number(process.env.PATIENCE_MS ?? 20_000);
+
+const living = new Set();
+process.on("exit", () => {
+  for (const child of living) child.kill("SIGKILL");
+});
+
+/** Thrown by a probe of `until` that need not be asked again. */
+export class Hopeless extends Error {}
+
+/** Calls `probe` until it returns something truthy; fails with `what` when the deadline passes. */
+export async function until(what, probe, patience = PATIENCE_MS) {
+  const deadline = Date.now() + patience;
+  let last;
+  for (;;) {
+    try {
+      const value = await probe();
+      if (value) return value;
+      last = undefined;
+    } catch (error) {
+      if (error instanceof Hopeless) throw error;
+      last = error;
+    }
+    if (Date.now() > deadline) {
+      throw new Error(`waited ${patience} ms for ${what}`, { cause: last });
+    }
+    await new Promise((done) => setTimeout(done, 10));
+  }
+}
+
+/** A promise that fails with `what` instead of hanging a test. */
+export function within(what, promise, patience = PATIENCE_MS) {
+  let timer;
+  const late = new Promise((_, reject) => {
+    timer = setTimeout(() => reject(new Error(`waited ${patience} ms for ${what}`)), patience);
+  });
+  return Promise.race([promise, late]).finally(() => clearTimeout(timer));
+}
+
+/** A port that was free a moment ago, for processes that have to come back on the same one. */
+export async function freePort() {
+  const server = net.createServer().listen(0, "127.0.0.1");
+  await once(server, "listening");
+  const { port } = server.address();
+  server.close();
+  await once(server, "close");
+  return port;
+}
+
+/** One running `signalring` command. */
+class Running {
+  constructor(name, args) {
+    this.name = name;
+    this.output = "";
+    this.child = spawn(binary, args, {
+      stdio: ["ignore", "pipe", "pipe"],
+      env: Object.fromEntries(Object.entries(process.env).filter(([key]) => !key.startsWith("SIGNALRING_"))),
+    });
+    living.add(this.child);
+    this.ended = new Promise((done) => {
+      this.child.once("error", (error) => {
+        this.over = `${this.name} did not start: ${error}`;
+        done({ code: null, signal: null, error });
+      });
+      // `exit` and not `close`: a test must not wait for somebody else who holds the pipe.
+      this.child.once("exit", (code, signal) => {
+        living.delete(this.child);
+        this.over = `${this.name} ended (${signal ?? code})`;
+        done({ code, signal });
+      });
+    });
+    for (const stream of [this.child.stdout, this.child.stderr]) {
+      stream.setEncoding("utf8");
+      stream.on("data", (text) => {
+        // The last 64 KiB tell what happened.
+        this.output = (this.output + text).slice(-65_536);
+      });
+    }
+  }
+
+  /** Waits for a line of the output and returns its match. */
+  async line(pattern) {
+    return await until(`${this.name} to print ${pattern}`, () => {
+      const found = pattern.exec(this.output);
+      if (!found && this.over) throw new Hopeless(this.over);
+      return found;
+    }).catch((error) => {
+      throw new Error(`${error.message}; it printed:\n${this.output}`, { cause: error });
+    });
+  }
+
+  /** Pulls the plug. */
+  async kill() {
+    this.child.kill("SIGKILL");
+    await within(`${this.name} to die`, this.ended);
+  }
+
+  /** Asks politely, then not. */
+  async stop() {
+    if (this.over) return;
+    this.child.kill("SIGTERM");
+    await within(`${this.name} to stop`, this.ended, 15_000).catch(() => this.kill());
+  }
+}
+
+const LISTENING = /listening on (http:\/\/127\.0\.0\.\d+:(\d+))/;
+
+/** The embedded app server. */
+export class App extends Running {
+  static async start({ port = 0 } = {}) {
+    const app = new App("app server", ["app", "--listen", `127.0.0.1:${port}`]);
+    const [, url, number] = await app.line(LISTENING);
+    app.url = url;
+    app.port = Number(number);
+    return app;
+  }
+
+  /** What the double says about itself, as figures: of a list or a map, how many entries it has. */
+  async double() {
+    const answer = await fetch(`${this.url}/__double`);
+    if (!answer.ok) throw new Error(`/__double answered ${answer.status}`);
+    const count = (value) => (value !== null && typeof value === "object" ? Object.keys(value).length : value);
+    return Object.fromEntries(Object.entries(await answer.json()).map(([name, value]) => [name, count(value)]));
+  }
+
+  /** Waits until it remembers nobody, and checks that nothing went wrong on the way there. */
+  async empty() {
+    const double = await this.settled(
+      "no client is remembered",
+      ({ bindings, view_models, direct_clients }) => bindings === 0 && view_models === 0 && direct_clients === 0,
+    );
+    for (const loss of ["leaks", "lost_sends", "dropped_updates"]) {
+      if (double[loss] !== 0) throw new Error(`the app server counts ${double[loss]} ${loss}: ${JSON.stringify(double)}`);
+    }
+  }
+
+  /** Waits until the double's figures satisfy `test`. */
+  async settled(what, test) {
+    let last;
+    return await until(`the app server: ${what}`, async () => {
+      last = await this.double();
+      return test(last) && last;
+    }).catch((error) => {
+      throw new Error(`${error.message}; /__double said ${JSON.stringify(last)}`, { cause: error });
+    });
+  }
+}
+
+/** A node. */
+export class Node extends Running {
+  static async start(app, { port = 0, flags = [] } = {}) {
+    const addresses = ["--listen", `127.0.0.1:${port}`, "--admin", "127.0.0.1:0", "--app-server", app.url];
+    const node = new Node("node", ["run", ...addresses, "--shards", "2", ...flags]);
+    const [, url, number] = await node.line(LISTENING);
+    node.url = url;
+    node.port = Number(number);
+    node.admin = (await node.line(/admin on (http:\/\/127\.0\.0\.\d+:\d+)/))[1];
+    await until("the node to be ready", async () => (await fetch(`${node.admin}/ready`)).ok);
+    return node;
+  }
+}
+
+/** `signalring demo`: an app server, two nodes and the page. */
+export class Demo extends Running {
+  static async start() {
+    const demo = new Demo("demo", ["demo", "--listen", "127.0.0.1:0"]);
+    demo.page = (await demo.line(/page[^\n]*?(http:\/\/[^\s?]+)/i))[1];
+    const nodes = () => [...demo.output.matchAll(/node[^\n]*?(http:\/\/[\w.]+:\d+)/gi)].map(([, url]) => url);
+    await until("the demo to print its nodes", () => new Set(nodes()).size >= 2);
+    demo.nodes = [...new Set(nodes())].slice(0, 2);
+    return demo;
+  }
+}
+
+/** An app server and what clients connect to: `count` nodes, or the app server itself, several times. */
+export async function world({ count = 1, flags = [] } = {}) {
+  const app = await App.start();
+  const nodes = [];
+  const stop = async () => {
+    await Promise.all(nodes.map((node) => node.stop()));
+    await app.stop();
+  };
+  try {
+    while (nodes.length < count) nodes.push(direct ? aliasOf(app) : await Node.start(app, { flags }));
+  } catch (error) {
+    await stop();
+    throw error;
+  }
+  return { app, nodes, stop };
+}
+
+/** Lets the app server stand where a node is expected. */
+export function aliasOf(app) {
+  return { url: app.url, port: app.port, stop: async () => {} };
+}
