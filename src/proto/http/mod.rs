@@ -18,10 +18,7 @@ mod reply;
 mod route;
 mod upgrade;
 
-pub use client::{
-    NegotiateAnswer, ResponseHead, decode_chunked, negotiate_request, parse_negotiate_answer, parse_response,
-    upgrade_request,
-};
+pub use client::{ResponseHead, decode_chunked, negotiate_request, parse_response, upgrade_request};
 pub use cors::{Cors, OriginPolicy};
 pub use error::HttpError;
 pub use head::{Head, head_end, parse_head};
