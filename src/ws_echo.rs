@@ -66,7 +66,8 @@ fn answer(head: &[u8], out: &mut Vec<u8>) -> Result<bool, HttpError> {
     let head = http::parse_head(head)?;
     // The hub is wherever the request goes, and every origin may come: suites have their own ideas of both.
     let origin = head.header("origin").map(|origin| String::from_utf8_lossy(origin).into_owned());
-    let policy = HttpPolicy { hub_path: head.path.to_owned(), origins: OriginPolicy { allowed: origin.into_iter().collect() } };
+    let policy =
+        HttpPolicy { hub_path: head.path.to_owned(), origins: OriginPolicy { allowed: origin.into_iter().collect() } };
     match http::route(&head, &policy, out) {
         Action::Upgrade { accept, .. } => {
             http::upgrade_reply(&accept, out);
@@ -171,7 +172,8 @@ mod tests {
         reply
     }
 
-    const UPGRADE: &[u8] = b"GET /any HTTP/1.1\r\nHost: a\r\nOrigin: http://b\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\
+    const UPGRADE: &[u8] =
+        b"GET /any HTTP/1.1\r\nHost: a\r\nOrigin: http://b\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\
         Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n";
 
     fn said(frames: &[u8]) -> Vec<u8> {

@@ -4,7 +4,8 @@
 //! dropped half-way. An exchange runs as a task of its own, and its deadline shuts the socket down, which ends the task.
 use super::random;
 use crate::config::UpstreamUrl;
-use crate::proto::http::{self, NegotiateAnswer};
+use crate::proto::http;
+use crate::proto::signalr::negotiate::{NegotiateAnswer, parse_negotiate_answer};
 use crate::proto::signalr::handshake::{self, Protocol};
 use crate::proto::signalr::record::find_separator;
 use crate::proto::ws::frame::write_frame;
@@ -129,7 +130,7 @@ async fn negotiate(url: &UpstreamUrl, host: &str, path: &str) -> Result<String, 
         }
     })
     .await?;
-    match http::parse_negotiate_answer(&body)? {
+    match parse_negotiate_answer(&body)? {
         NegotiateAnswer::Connect { token } => Ok(token),
         NegotiateAnswer::Redirect { url, .. } => {
             Err(format!("the app server redirects to {url}; lanes go to the app server itself"))

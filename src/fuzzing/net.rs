@@ -42,7 +42,11 @@ fn assert_head_rules(bytes: &[u8], head: &http::Head<'_>) {
     let fields: Vec<(&str, &str)> = lines.map(|line| line.split_once(':').expect("a colon in each line")).collect();
     assert!(fields.len() <= HTTP_HEADERS_MAX && fields.len() == head.headers().count());
     let values = |name: &str| -> Vec<&str> {
-        fields.iter().filter(|field| field.0.eq_ignore_ascii_case(name)).map(|field| field.1.trim_matches([' ', '\t'])).collect()
+        fields
+            .iter()
+            .filter(|field| field.0.eq_ignore_ascii_case(name))
+            .map(|field| field.1.trim_matches([' ', '\t']))
+            .collect()
     };
     assert!(fields.iter().all(|(name, value)| !name.contains([' ', '\t']) && !value.contains(['\r', '\n'])));
     assert_eq!(values("transfer-encoding").len(), 0);
@@ -157,7 +161,9 @@ fn ws_decode_split(role: Role, bytes: &[u8], seed: Option<u8>) -> Heard {
                 }
                 Some(Event::Ping) => said.push(Said::Ping(decoder.control_payload().to_vec())),
                 Some(Event::Pong) => said.push(Said::Pong(decoder.control_payload().to_vec())),
-                Some(Event::Close { code }) => said.push(Said::Close { code, payload: decoder.control_payload().to_vec() }),
+                Some(Event::Close { code }) => {
+                    said.push(Said::Close { code, payload: decoder.control_payload().to_vec() })
+                }
             }
             piece = &mut piece[consumed..];
         }

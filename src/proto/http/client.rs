@@ -1,12 +1,11 @@
-//! The client side of HTTP, for dialling lanes: response heads, chunked bodies, the two requests a lane sends, and the
-//! app server's answer to negotiate.
+//! The client side of HTTP, for dialling lanes: response heads, chunked bodies, and the two requests a lane sends. What
+//! the body of a negotiate answer says is `signalr::negotiate`'s to read.
 use alloc::string::String;
 use alloc::vec::Vec;
 
 use super::head::decimal;
 use super::{HttpError, has_token};
 use crate::limits::{HTTP_HEAD_BYTES_MAX, HTTP_HEADERS_MAX};
-use crate::proto::signalr::{MessageError, Span, json};
 
 /// A parsed response head.
 pub struct ResponseHead {
@@ -39,7 +38,8 @@ pub fn parse_response(buffer: &[u8]) -> Result<Option<ResponseHead>, HttpError> 
     };
     let status = response.code.ok_or(HttpError::Malformed)?;
     let headers = &*response.headers;
-    let values = |name: &'static str| headers.iter().filter(move |h| h.name.eq_ignore_ascii_case(name)).map(|h| h.value);
+    let values =
+        |name: &'static str| headers.iter().filter(move |h| h.name.eq_ignore_ascii_case(name)).map(|h| h.value);
 
     // RFC 9112 §6.3, as strict as for requests: an app server has no reason to leave its body's length open to debate.
     let mut content_length = None;
@@ -75,7 +75,13 @@ pub fn parse_response(buffer: &[u8]) -> Result<Option<ResponseHead>, HttpError> 
 pub fn decode_chunked(body: &[u8], limit: usize) -> Result<Option<Vec<u8>>, HttpError> {
     let mut decoded = Vec::new();
     let mut rest = body;
-    let incomplete = || if body.len() > limit.saturating_mul(2).saturating_add(HTTP_HEAD_BYTES_MAX) { Err(HttpError::BodyTooLarge) } else { Ok(None) };
+    let incomplete = || {
+        if body.len() > limit.saturating_mul(2).saturating_add(HTTP_HEAD_BYTES_MAX) {
+            Err(HttpError::BodyTooLarge)
+        } else {
+            Ok(None)
+        }
+    };
     loop {
         let Some((line, after)) = split_line(rest)? else { return incomplete() };
         let size = chunk_size(line)?;
@@ -115,8 +121,11 @@ fn chunk_size(line: &[u8]) -> Result<usize, HttpError> {
     usize::from_str_radix(digits, 16).map_err(|_| HttpError::BodyTooLarge)
 }
 
+/// A line without its end, and what follows.
+type Cut<'b> = (&'b [u8], &'b [u8]);
+
 /// Cuts one line ended by CRLF; a bare LF or CR is a fault.
-fn split_line(bytes: &[u8]) -> Result<Option<(&[u8], &[u8])>, HttpError> {
+fn split_line(bytes: &[u8]) -> Result<Option<Cut<'_>>, HttpError> {
     let Some(end) = memchr::memchr2(b'\r', b'\n', bytes) else { return Ok(None) };
     match &bytes[end..] {
         [b'\r', b'\n', rest @ ..] => Ok(Some((&bytes[..end], rest))),
@@ -135,7 +144,9 @@ pub fn negotiate_request(host: &str, path_and_query: &str, out: &mut Vec<u8>) {
 pub fn upgrade_request(host: &str, path_and_query: &str, key: &str, out: &mut Vec<u8>) {
     debug_assert_eq!(key.len(), 24);
     request_line("GET", host, path_and_query, out);
-    out.extend_from_slice(b"Upgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Version: 13\r\nSec-WebSocket-Key: ");
+    out.extend_from_slice(
+        b"Upgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Version: 13\r\nSec-WebSocket-Key: ",
+    );
     out.extend_from_slice(key.as_bytes());
     out.extend_from_slice(b"\r\n\r\n");
 }
@@ -144,104 +155,18 @@ fn request_line(method: &str, host: &str, path_and_query: &str, out: &mut Vec<u8
     // Both come from the configuration or a redirect's parsed url, which cannot hold a line break.
     debug_assert!(path_and_query.starts_with('/'));
     debug_assert!(host.bytes().chain(path_and_query.bytes()).all(|byte| byte.is_ascii_graphic()));
-    for part in [method, " ", path_and_query, " HTTP/1.1\r\nHost: ", host, "\r\nUser-Agent: SignalRing/", env!("CARGO_PKG_VERSION"), "\r\n"] {
+    for part in [
+        method,
+        " ",
+        path_and_query,
+        " HTTP/1.1\r\nHost: ",
+        host,
+        "\r\nUser-Agent: SignalRing/",
+        env!("CARGO_PKG_VERSION"),
+        "\r\n",
+    ] {
         out.extend_from_slice(part.as_bytes());
     }
-}
-
-/// The app server's answer to negotiate, as a lane needs it.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum NegotiateAnswer {
-    Connect { token: String },
-    Redirect { url: String, access_token: Option<String> },
-    Error(String),
-}
-
-/// Reads the JSON body of a negotiate answer (reference section 3.5: unknown members skipped, any order; WebSockets must be
-/// among the transports). Err carries a sentence for the log.
-pub fn parse_negotiate_answer(body: &[u8]) -> Result<NegotiateAnswer, String> {
-    // The tools below read valid JSON only. The hub message scanner validates the whole text before it misses a `type`,
-    // which no negotiate answer has.
-    let valid = core::str::from_utf8(body).is_ok() && matches!(json::parse(body), Ok(_) | Err(MessageError::MissingType));
-    if !valid {
-        return Err("The answer to negotiate is not a JSON object.".into());
-    }
-    let mut answer = Members::default();
-    json::members(body, |name, value| answer.take(unescaped(name.of(body)).as_str(), value.of(body)));
-
-    if let Some(error) = answer.error {
-        return Ok(NegotiateAnswer::Error(error));
-    }
-    if answer.is_classic {
-        return Err("The server speaks classic ASP.NET SignalR, not ASP.NET Core SignalR.".into());
-    }
-    if let Some(url) = answer.url {
-        return Ok(NegotiateAnswer::Redirect { url, access_token: answer.access_token });
-    }
-    if !answer.has_web_sockets {
-        return Err("The answer to negotiate does not offer the WebSockets transport.".into());
-    }
-    // Section 3.5: version 0 knows one id only, and a missing version is 0.
-    let (token, name) =
-        if answer.version > 0 { (answer.connection_token, "connectionToken") } else { (answer.connection_id, "connectionId") };
-    match token {
-        Some(token) if !token.is_empty() => Ok(NegotiateAnswer::Connect { token }),
-        _ => Err(alloc::format!("The answer to negotiate has no {name}.")),
-    }
-}
-
-/// The members of a negotiate answer that count. Of duplicates the last wins, as in the parsers of the clients.
-#[derive(Default)]
-struct Members {
-    version: u64,
-    connection_id: Option<String>,
-    connection_token: Option<String>,
-    url: Option<String>,
-    access_token: Option<String>,
-    error: Option<String>,
-    is_classic: bool,
-    has_web_sockets: bool,
-}
-
-impl Members {
-    fn take(&mut self, name: &str, value: &[u8]) {
-        match name {
-            "negotiateVersion" => self.version = decimal(value).unwrap_or(0),
-            "connectionId" => self.connection_id = string(value),
-            "connectionToken" => self.connection_token = string(value),
-            "url" => self.url = string(value),
-            "accessToken" => self.access_token = string(value),
-            "error" => self.error = string(value),
-            "ProtocolVersion" => self.is_classic = true,
-            "availableTransports" => self.has_web_sockets = has_web_sockets(value),
-            _ => {}
-        }
-    }
-}
-
-fn has_web_sockets(transports: &[u8]) -> bool {
-    let mut found = false;
-    json::elements(transports, |element: Span| {
-        let entry = element.of(transports);
-        json::members(entry, |name, value| {
-            found |= unescaped(name.of(entry)) == "transport" && string(value.of(entry)).as_deref() == Some("WebSockets");
-        });
-    });
-    found
-}
-
-/// The text of a JSON string; None for any other value, null among them.
-fn string(value: &[u8]) -> Option<String> {
-    match value {
-        [b'"', contents @ .., b'"'] => Some(unescaped(contents)),
-        _ => None,
-    }
-}
-
-fn unescaped(contents: &[u8]) -> String {
-    let mut text = Vec::with_capacity(contents.len());
-    json::unescape(contents, &mut text);
-    String::from_utf8_lossy(&text).into_owned()
 }
 
 #[cfg(test)]
@@ -271,7 +196,10 @@ mod tests {
         let parse = |headers: &str| parse_response(format!("HTTP/1.1 200 OK\r\n{headers}\r\n").as_bytes());
         assert_eq!(parse("Content-Length: 5\r\n").ok().unwrap().unwrap().content_length, Some(5));
         assert!(parse("Transfer-Encoding: Chunked\r\n").ok().unwrap().unwrap().chunked);
-        assert_eq!(parse("Location: http://other/hub\r\n").ok().unwrap().unwrap().location.as_deref(), Some("http://other/hub"));
+        assert_eq!(
+            parse("Location: http://other/hub\r\n").ok().unwrap().unwrap().location.as_deref(),
+            Some("http://other/hub")
+        );
         assert!(!parse("Upgrade: websocket\r\n").ok().unwrap().unwrap().upgraded, "Connection is missing");
         assert_eq!(parse("Sec-WebSocket-Accept: short\r\n").ok().unwrap().unwrap().accept, None);
         for (headers, error) in [
@@ -309,7 +237,17 @@ mod tests {
         for len in 0..body.len() {
             assert_eq!(decode_chunked(&body[..len], 16), Ok(None), "{len}");
         }
-        for malformed in [&b"\r\n"[..], b"x\r\n", b"-1\r\n", b"4x\r\n", b"4\nWiki", b"4\rWiki", b"4\r\nWikiX", b"4\r\nWiki\r0", b"0\r\nX\n"] {
+        for malformed in [
+            &b"\r\n"[..],
+            b"x\r\n",
+            b"-1\r\n",
+            b"4x\r\n",
+            b"4\nWiki",
+            b"4\rWiki",
+            b"4\r\nWikiX",
+            b"4\r\nWiki\r0",
+            b"0\r\nX\n",
+        ] {
             assert_eq!(decode_chunked(malformed, 16), Err(HttpError::Malformed), "{malformed:?}");
         }
         assert_eq!(decode_chunked(b"FFFFFFFFFFFFFFFFFF\r\n", usize::MAX), Err(HttpError::BodyTooLarge));
@@ -322,39 +260,13 @@ mod tests {
         let mut bytes = vec![];
         negotiate_request("app:80", "/hub/negotiate?negotiateVersion=1", &mut bytes);
         let head = parse_head(&bytes).ok().unwrap();
-        assert_eq!((head.method, head.path, head.query, head.content_length), ("POST", "/hub/negotiate", "negotiateVersion=1", 0));
+        assert_eq!(
+            (head.method, head.path, head.query, head.content_length),
+            ("POST", "/hub/negotiate", "negotiateVersion=1", 0)
+        );
         bytes.clear();
         upgrade_request("app:80", "/hub?id=t", "dGhlIHNhbXBsZSBub25jZQ==", &mut bytes);
         let head = parse_head(&bytes).ok().unwrap();
         assert_eq!(crate::proto::http::upgrade::check(&head), Ok(accept_key(b"dGhlIHNhbXBsZSBub25jZQ==")));
-    }
-
-    #[test]
-    fn answers_to_negotiate() {
-        let connect = |token: &str| Ok(NegotiateAnswer::Connect { token: token.into() });
-        let transports = r#""availableTransports":[{"transport":"LongPolling","transferFormats":[]},{"transferFormats":["Text"],"transport":"WebSockets"}]"#;
-        let parse = |members: &str| parse_negotiate_answer(format!("{{{members}}}").as_bytes());
-        assert_eq!(parse(&format!(r#""negotiateVersion":1,"connectionId":"i","connectionToken":"t",{transports}"#)), connect("t"));
-        assert_eq!(parse(&format!(r#"{transports},"x":{{"y":[1]}},"connectionToken":"t\u002D","connectionId":"i","negotiateVersion":1"#)), connect("t-"));
-        assert_eq!(parse(&format!(r#""connectionId":"i","connectionToken":"t",{transports}"#)), connect("i"), "no version is version 0");
-        assert_eq!(
-            parse(r#""url":"https:\/\/other/hub","accessToken":"a","availableTransports":[]"#),
-            Ok(NegotiateAnswer::Redirect { url: "https://other/hub".into(), access_token: Some("a".into()) })
-        );
-        assert_eq!(parse(r#""error":"no \"way\"""#), Ok(NegotiateAnswer::Error("no \"way\"".into())));
-        for (members, sentence) in [
-            (r#""negotiateVersion":1,"connectionId":"i","connectionToken":"t","availableTransports":[{"transport":"LongPolling"}]"#, "WebSockets"),
-            (&format!(r#""negotiateVersion":1,"connectionId":"i",{transports}"#), "no connectionToken"),
-            (transports, "no connectionId"),
-            (r#""ProtocolVersion":"1.5""#, "classic"),
-            ("", "WebSockets"),
-            (r#""connectionId":"i",,"#, "not a JSON object"),
-        ] {
-            let error = parse(members).expect_err(members);
-            assert!(error.contains(sentence), "{error}");
-        }
-        for body in [&b""[..], b"[]", b"null", b"<html>", b"{\"a\":\"\xff\"}"] {
-            assert!(parse_negotiate_answer(body).is_err());
-        }
     }
 }

@@ -43,7 +43,11 @@ impl<'h> Cors<'h> {
             return Cors::None;
         }
         let origin_elided = without_default_port(origin);
-        let listed = policy.origins.allowed.iter().any(|allowed| without_default_port(allowed).eq_ignore_ascii_case(origin_elided));
+        let listed = policy
+            .origins
+            .allowed
+            .iter()
+            .any(|allowed| without_default_port(allowed).eq_ignore_ascii_case(origin_elided));
         if listed { Cors::Allow(origin) } else { Cors::Forbidden }
     }
 
@@ -153,7 +157,16 @@ mod tests {
         assert_eq!(judge("Origin: https://app.example.com\r\n"), r#"Allow("https://app.example.com")"#);
         assert_eq!(judge("Origin: https://app.example.com:443\r\n"), r#"Allow("https://app.example.com:443")"#);
         assert_eq!(judge("Origin: http://b:8080\r\n"), r#"Allow("http://b:8080")"#);
-        for forbidden in ["null", "http://app.example.com", "http://b", "https://b:8080", "https://app.example.com.evil", "", "*", "\u{e9}"] {
+        for forbidden in [
+            "null",
+            "http://app.example.com",
+            "http://b",
+            "https://b:8080",
+            "https://app.example.com.evil",
+            "",
+            "*",
+            "\u{e9}",
+        ] {
             assert_eq!(judge(&std::format!("Origin: {forbidden}\r\n")), "Forbidden", "{forbidden:?}");
         }
         assert_eq!(judge("Origin: https://proxy\r\nOrigin: https://app.example.com\r\n"), "Forbidden", "two");

@@ -115,7 +115,9 @@ impl HttpError {
             HttpError::BodyTooLarge => "The request body is too large.",
             HttpError::NotFound => "There is no hub at this path.",
             HttpError::MethodNotAllowed => "This method is not allowed here.",
-            HttpError::UpgradeRequired => "Only the WebSockets transport is offered here: this request has no WebSocket upgrade.",
+            HttpError::UpgradeRequired => {
+                "Only the WebSockets transport is offered here: this request has no WebSocket upgrade."
+            }
             HttpError::UpgradeMalformed => "The WebSocket upgrade is malformed.",
             HttpError::WebSocketVersion => "Only WebSocket version 13 is spoken here.",
             HttpError::OriginForbidden => "This origin is not among the proxy's `allowed_origins`.",

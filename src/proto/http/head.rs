@@ -118,7 +118,8 @@ pub fn parse_head(head: &[u8]) -> Result<Head<'_>, HttpError> {
     if target.len() > HTTP_TARGET_BYTES_MAX {
         return Err(HttpError::TargetTooLong);
     }
-    let mut head = Head { method, path: "", query: "", minor, keep_alive: false, content_length: 0, headers, header_count };
+    let mut head =
+        Head { method, path: "", query: "", minor, keep_alive: false, content_length: 0, headers, header_count };
     head.content_length = body_bytes(&head)?;
     let host = host(&head)?;
     (head.path, head.query) = path_and_query(method, target, host)?;
@@ -343,7 +344,16 @@ mod tests {
         assert_eq!(split("GET HTTPS://proxy:5000?a"), ok("/", "a"));
         assert_eq!(split("GET http://proxy:5000"), ok("/", ""));
         assert_eq!(split("OPTIONS *"), ok("*", ""));
-        for target in ["http://other/hub", "http:///hub", "http://user@proxy:5000/", "ftp://proxy:5000/", "hub", "proxy:5000", "*", "/a#b"] {
+        for target in [
+            "http://other/hub",
+            "http:///hub",
+            "http://user@proxy:5000/",
+            "ftp://proxy:5000/",
+            "hub",
+            "proxy:5000",
+            "*",
+            "/a#b",
+        ] {
             assert_eq!(split(&format!("GET {target}")), Err(Malformed), "{target}");
         }
         assert_eq!(split("CONNECT proxy:5000"), Err(Malformed));

@@ -18,9 +18,7 @@ mod reply;
 mod route;
 mod upgrade;
 
-pub use client::{
-    NegotiateAnswer, ResponseHead, decode_chunked, negotiate_request, parse_negotiate_answer, parse_response, upgrade_request,
-};
+pub use client::{ResponseHead, decode_chunked, negotiate_request, parse_response, upgrade_request};
 pub use cors::{Cors, OriginPolicy};
 pub use error::HttpError;
 pub use head::{Head, head_end, parse_head};
@@ -31,5 +29,7 @@ pub use upgrade::{accept_key, upgrade_reply};
 
 /// Does a list header (RFC 9110 §5.6.1) contain `token`? Several header lines of one name are one list.
 fn has_token<'v>(values: impl Iterator<Item = &'v [u8]>, token: &str) -> bool {
-    values.flat_map(|value| value.split(|byte| *byte == b',')).any(|item| item.trim_ascii().eq_ignore_ascii_case(token.as_bytes()))
+    values
+        .flat_map(|value| value.split(|byte| *byte == b','))
+        .any(|item| item.trim_ascii().eq_ignore_ascii_case(token.as_bytes()))
 }

@@ -9,9 +9,18 @@ const VERSION_MAX: i32 = 1;
 /// Appends the 200 reply of negotiate, members in ASP.NET's order. Only the WebSockets transport is offered for now.
 ///
 /// In version 0 id and token are one string, so the caller passes the token as both and only `connectionId` is written.
-pub fn negotiate_reply(version: u8, connection_id: &str, token: &str, cors: Cors<'_>, keep_alive: bool, out: &mut Vec<u8>) {
+pub fn negotiate_reply(
+    version: u8,
+    connection_id: &str,
+    token: &str,
+    cors: Cors<'_>,
+    keep_alive: bool,
+    out: &mut Vec<u8>,
+) {
     // Both are ours, and base64url (reference section 2), so nothing needs escaping.
-    debug_assert!(connection_id.bytes().chain(token.bytes()).all(|byte| byte.is_ascii_graphic() && byte != b'"' && byte != b'\\'));
+    debug_assert!(
+        connection_id.bytes().chain(token.bytes()).all(|byte| byte.is_ascii_graphic() && byte != b'"' && byte != b'\\')
+    );
     debug_assert!(version > 0 || connection_id == token);
 
     let mut content = Vec::with_capacity(192 + connection_id.len() + token.len());
@@ -33,7 +42,9 @@ pub(super) fn error_reply(error: VersionError, cors: Cors<'_>, keep_alive: bool,
     let mut content = Vec::with_capacity(128);
     content.extend_from_slice(br#"{"error":""#);
     match error {
-        VersionError::NotAnInteger => content.extend_from_slice(b"The client requested a non-integer protocol version."),
+        VersionError::NotAnInteger => {
+            content.extend_from_slice(b"The client requested a non-integer protocol version.")
+        }
         VersionError::TooOld(version) => {
             content.extend_from_slice(b"The client requested version '-");
             reply::decimal(version.unsigned_abs(), &mut content);
@@ -126,7 +137,8 @@ mod tests {
         error_reply(VersionError::TooOld(i32::MIN), Cors::None, true, &mut out);
         let reply = String::from_utf8(out).unwrap();
         assert!(reply.starts_with("HTTP/1.1 200 OK\r\n"));
-        let expected = r#"{"error":"The client requested version '-2147483648', but the server does not support this version."}"#;
+        let expected =
+            r#"{"error":"The client requested version '-2147483648', but the server does not support this version."}"#;
         assert!(reply.ends_with(expected), "{reply}");
         let mut out = Vec::new();
         error_reply(VersionError::NotAnInteger, Cors::None, true, &mut out);

@@ -137,7 +137,15 @@ mod tests {
     fn paths_ignore_case_and_a_trailing_slash() {
         assert_eq!(ask("POST /DotNetify/NEGOTIATE/", "").0, "negotiate 0 None");
         assert_eq!(ask("GET /Dotnetify/", UPGRADE).0, "upgrade None");
-        for path in ["/", "/dotnetif", "/dotnetifyx", "/dotnetify//negotiate", "/dotnetify/negotiate/x", "/x/dotnetify", "/dotnetify%2Fnegotiate"] {
+        for path in [
+            "/",
+            "/dotnetif",
+            "/dotnetifyx",
+            "/dotnetify//negotiate",
+            "/dotnetify/negotiate/x",
+            "/x/dotnetify",
+            "/dotnetify%2Fnegotiate",
+        ] {
             refused(&format!("GET {path}"), UPGRADE, HttpError::NotFound);
         }
         refused("OPTIONS *", "", HttpError::NotFound);
@@ -150,7 +158,10 @@ mod tests {
     fn other_methods_are_405_with_allow() {
         for method in ["GET", "PUT", "DELETE"] {
             let reply = refused(&format!("{method} /dotnetify/negotiate"), "", HttpError::MethodNotAllowed);
-            assert!(reply.contains("\r\nAllow: POST, OPTIONS\r\n") && reply.contains("\r\nContent-Type: text/plain\r\n"), "{reply}");
+            assert!(
+                reply.contains("\r\nAllow: POST, OPTIONS\r\n") && reply.contains("\r\nContent-Type: text/plain\r\n"),
+                "{reply}"
+            );
         }
         for method in ["POST", "DELETE", "PATCH", "get"] {
             let reply = refused(&format!("{method} /dotnetify?id=x"), "", HttpError::MethodNotAllowed);
@@ -176,7 +187,10 @@ mod tests {
     fn negotiate_version_errors_are_200() {
         let (words, reply) = ask("POST /dotnetify/negotiate?negotiateVersion=x", APP);
         assert_eq!(words, "replied");
-        assert!(reply.starts_with("HTTP/1.1 200 OK\r\n") && reply.contains("Access-Control-Allow-Origin: https://app.example.com\r\n"));
+        assert!(
+            reply.starts_with("HTTP/1.1 200 OK\r\n")
+                && reply.contains("Access-Control-Allow-Origin: https://app.example.com\r\n")
+        );
     }
 
     #[test]
@@ -193,13 +207,16 @@ mod tests {
             );
         }
         let (_, reply) = ask("OPTIONS /dotnetify", &format!("{APP}Access-Control-Request-Headers: a\"b\r\n"));
-        assert!(reply.contains("Allow-Headers: x-requested-with, x-signalr-user-agent, authorization, content-type\r\n"), "{reply}");
+        assert!(
+            reply.contains("Allow-Headers: x-requested-with, x-signalr-user-agent, authorization, content-type\r\n"),
+            "{reply}"
+        );
     }
 
     #[test]
     fn origins_that_are_not_allowed_get_403_without_cors_headers() {
         for (request, headers) in [
-            ("POST /dotnetify/negotiate", format!("{EVIL}")),
+            ("POST /dotnetify/negotiate", EVIL.to_string()),
             ("POST /dotnetify/negotiate", "Origin: null\r\n".to_string()),
             ("GET /dotnetify", format!("{EVIL}{UPGRADE}")),
             ("OPTIONS /dotnetify/negotiate", format!("{EVIL}{PREFLIGHT}")),

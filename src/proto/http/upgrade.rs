@@ -16,7 +16,9 @@ const KEY_BYTES: usize = 16;
 /// The key is a nonce that is never used decoded, so bits behind its last byte are nobody's business.
 const BASE64: GeneralPurpose = GeneralPurpose::new(
     &STANDARD,
-    GeneralPurposeConfig::new().with_decode_allow_trailing_bits(true).with_decode_padding_mode(DecodePaddingMode::RequireCanonical),
+    GeneralPurposeConfig::new()
+        .with_decode_allow_trailing_bits(true)
+        .with_decode_padding_mode(DecodePaddingMode::RequireCanonical),
 );
 
 /// RFC 6455 §4.2.2: base64(sha1(key + GUID)).
@@ -30,7 +32,9 @@ pub fn accept_key(key: &[u8]) -> [u8; 28] {
 
 /// Appends the `101 Switching Protocols` reply. No sub-protocol and no extension is selected (reference section 7.1).
 pub fn upgrade_reply(accept: &[u8; 28], out: &mut Vec<u8>) {
-    out.extend_from_slice(b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Accept: ");
+    out.extend_from_slice(
+        b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Accept: ",
+    );
     out.extend_from_slice(accept);
     out.extend_from_slice(b"\r\n\r\n");
 }
@@ -84,7 +88,8 @@ mod tests {
             "sec-websocket-extensions: permessage-deflate; client_max_window_bits",
             "host: proxy:5000",
         ];
-        let lines: std::string::String = headers.iter().map(|line| change(line)).filter(|line| !line.is_empty()).map(|line| line + "\r\n").collect();
+        let lines: std::string::String =
+            headers.iter().map(|line| change(line)).filter(|line| !line.is_empty()).map(|line| line + "\r\n").collect();
         let text = format!("{request_line}\r\n{lines}\r\n");
         check(&parse_head(text.as_bytes()).ok().unwrap())
     }
@@ -122,16 +127,34 @@ mod tests {
         assert_eq!(replaced("upgrade", "Upgrade: websocket\r\nContent-Length: 1"), Err(UpgradeMalformed));
         assert_eq!(check_with("GET / HTTP/1.0", |line| line.into()), Err(UpgradeMalformed));
         for version in ["", "8", "12", "14", "013", "13, 8", "1 3"] {
-            assert_eq!(replaced("sec-websocket-version", &format!("Sec-WebSocket-Version: {version}")), Err(WebSocketVersion));
+            assert_eq!(
+                replaced("sec-websocket-version", &format!("Sec-WebSocket-Version: {version}")),
+                Err(WebSocketVersion)
+            );
         }
         assert_eq!(replaced("sec-websocket-version", ""), Err(WebSocketVersion));
         assert_eq!(replaced("upgrade", "Upgrade: websocket\r\nSec-WebSocket-Version: 13"), Err(UpgradeMalformed));
-        for key in ["", "short", "G8E0B4IrBvqm6cOxwP/i+g=", "G8E0B4IrBvqm6cOxwP/i+gAA", "G8E0B4IrBvqm6cOxwP/i+gA=", "G8E0B4IrBvqm6cOxwP_i-g==",
-            "G8E0B4IrBvqm6cOxwP i+g==", "G8E0B4IrBvqm6cOxwP/i+gAAAAA="] {
-            assert_eq!(replaced("sec-websocket-key", &format!("Sec-WebSocket-Key: {key}")), Err(UpgradeMalformed), "{key}");
+        for key in [
+            "",
+            "short",
+            "G8E0B4IrBvqm6cOxwP/i+g=",
+            "G8E0B4IrBvqm6cOxwP/i+gAA",
+            "G8E0B4IrBvqm6cOxwP/i+gA=",
+            "G8E0B4IrBvqm6cOxwP_i-g==",
+            "G8E0B4IrBvqm6cOxwP i+g==",
+            "G8E0B4IrBvqm6cOxwP/i+gAAAAA=",
+        ] {
+            assert_eq!(
+                replaced("sec-websocket-key", &format!("Sec-WebSocket-Key: {key}")),
+                Err(UpgradeMalformed),
+                "{key}"
+            );
         }
         assert_eq!(replaced("sec-websocket-key", ""), Err(UpgradeMalformed));
-        assert_eq!(replaced("upgrade", "Upgrade: websocket\r\nSec-WebSocket-Key: G8E0B4IrBvqm6cOxwP/i+g=="), Err(UpgradeMalformed));
+        assert_eq!(
+            replaced("upgrade", "Upgrade: websocket\r\nSec-WebSocket-Key: G8E0B4IrBvqm6cOxwP/i+g=="),
+            Err(UpgradeMalformed)
+        );
     }
 
     #[test]

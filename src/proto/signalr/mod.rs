@@ -4,6 +4,7 @@ pub mod encode;
 pub mod handshake;
 pub mod json;
 pub mod msgpack;
+pub mod negotiate;
 pub mod record;
 
 use crate::limits::ARGUMENTS_KEPT;

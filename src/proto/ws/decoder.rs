@@ -49,7 +49,10 @@ const BETWEEN_FRAMES: State = State::Header { bytes: [0; WS_HEADER_BYTES_MAX], l
 enum Message {
     None,
     /// `begun`: a piece of it has been handed out.
-    Open { binary: bool, begun: bool },
+    Open {
+        binary: bool,
+        begun: bool,
+    },
 }
 
 struct Control {
@@ -153,7 +156,9 @@ impl Decoder {
 
     /// Hands out `input[from..to]` of the data frame in progress; empty only for an empty frame.
     fn data(&mut self, from: usize, to: usize, input: &mut [u8]) -> Result<(usize, Option<Event>), WsError> {
-        let (State::Payload { remaining, key, fin }, Message::Open { binary, begun }) = (&mut self.state, &mut self.message) else {
+        let (State::Payload { remaining, key, fin }, Message::Open { binary, begun }) =
+            (&mut self.state, &mut self.message)
+        else {
             unreachable!("a data frame is only entered with its message open");
         };
         let piece = &mut input[from..to];
@@ -325,7 +330,11 @@ mod tests {
         let (events, fault) = decode(Role::Server, &[0x81, 0x85, 0x37, 0xfa, 0x21, 0x3d, 0x7f, 0x9f, 0x4d, 0x51, 0x58]);
         assert_eq!((events, fault), (vec![(data(true, true, 6..11), b"Hello".to_vec())], None));
 
-        let fragmented = [plain(Opcode::Text, false, b"Hel"), plain(Opcode::Ping, true, b"Hello"), plain(Opcode::Continuation, true, b"lo")];
+        let fragmented = [
+            plain(Opcode::Text, false, b"Hel"),
+            plain(Opcode::Ping, true, b"Hello"),
+            plain(Opcode::Continuation, true, b"lo"),
+        ];
         let (events, fault) = decode(Role::Client, &fragmented.concat());
         assert_eq!(fault, None);
         assert_eq!(
@@ -431,7 +440,10 @@ mod tests {
         let mut bytes = vec![0x82, 127, 0x7f, 255, 255, 255, 255, 255, 255, 255, 1, 2, 3];
         let piece = Event::Data { binary: true, start: true, end: false, range: 10..13 };
         assert_eq!(decoder.next(&mut bytes), Ok((13, Some(piece))));
-        assert_eq!(decoder.next(&mut [4]), Ok((1, Some(Event::Data { binary: true, start: false, end: false, range: 0..1 }))));
+        assert_eq!(
+            decoder.next(&mut [4]),
+            Ok((1, Some(Event::Data { binary: true, start: false, end: false, range: 0..1 })))
+        );
     }
 
     proptest! {

@@ -66,7 +66,10 @@ mod tests {
     #[test]
     fn the_examples_of_section_5_7() {
         assert_eq!(header(Opcode::Text, true, 5, None).as_ref(), [0x81, 0x05]);
-        assert_eq!(header(Opcode::Text, true, 5, Some([0x37, 0xfa, 0x21, 0x3d])).as_ref(), [0x81, 0x85, 0x37, 0xfa, 0x21, 0x3d]);
+        assert_eq!(
+            header(Opcode::Text, true, 5, Some([0x37, 0xfa, 0x21, 0x3d])).as_ref(),
+            [0x81, 0x85, 0x37, 0xfa, 0x21, 0x3d]
+        );
         assert_eq!(header(Opcode::Text, false, 3, None).as_ref(), [0x01, 0x03]);
         assert_eq!(header(Opcode::Continuation, true, 2, None).as_ref(), [0x80, 0x02]);
         assert_eq!(header(Opcode::Ping, true, 5, None).as_ref(), [0x89, 0x05]);

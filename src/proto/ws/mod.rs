@@ -69,13 +69,20 @@ impl Opcode {
 pub enum Event {
     /// A piece of a data message, already unmasked in place. `binary` is the message's kind; `start`/`end` mark the first
     /// and last piece of the message (both may be set; an empty message is one piece with an empty range).
-    Data { binary: bool, start: bool, end: bool, range: Range<usize> },
+    Data {
+        binary: bool,
+        start: bool,
+        end: bool,
+        range: Range<usize>,
+    },
     /// A whole control frame; its payload is `Decoder::control_payload`, valid until the next call of `next`.
     Ping,
     Pong,
     /// The payload has been checked (RFC 6455 §5.5.1, §7.4); `code` is None when the frame had no payload. The reason is
     /// `control_payload()[2..]`. Nothing after a Close is decoded.
-    Close { code: Option<u16> },
+    Close {
+        code: Option<u16>,
+    },
 }
 
 /// Protocol violations. All are fatal for the connection.
