@@ -28,7 +28,7 @@ fn refused(node: &Node, name: &str, request: &[u8], statuses: &[u16]) -> Reply {
         "{name}: {}",
         reply.text
     );
-    assert!(!reply.body.contains("HTTP/1.1"), "{name}: one request, one reply: {:?}", reply.text);
+    assert!(!reply.body.contains("\r\n"), "{name}: one request, one reply: {:?}", reply.text);
     reply
 }
 
@@ -667,7 +667,9 @@ fn a_client_that_pinged_once_is_timed_out_and_one_that_never_did_is_not() {
         "{close}"
     );
     assert_eq!(close["allowReconnect"], true, "{close}");
-    assert!(begun.elapsed() >= Duration::from_millis(500), "too early: {:?}", begun.elapsed());
+    // Both timers run from the client's own messages, not from the deadline of its handshake.
+    let taken = begun.elapsed();
+    assert!(taken >= Duration::from_millis(500) && taken < Duration::from_secs(5), "600 ms are set, it took {taken:?}");
     once.closed("the end after a timeout");
     // Pings have been coming all the while; the silent one hears them and is served.
     assert!(never.frame("a ping").text().contains(r#"{"type":6}"#));
