@@ -2,7 +2,7 @@
 use signalring::demo::page;
 use std::net::SocketAddr;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::TcpStream;
+use tokio::net::{TcpListener, TcpStream};
 
 async fn get(addr: SocketAddr, path: &str) -> String {
     let mut stream = TcpStream::connect(addr).await.expect("a connection");
@@ -16,7 +16,7 @@ async fn get(addr: SocketAddr, path: &str) -> String {
 #[tokio::test]
 async fn the_page_and_its_parts() {
     let nodes = vec!["http://127.0.0.1:5000".to_owned(), "http://127.0.0.1:5001".to_owned()];
-    let server = page::bind(SocketAddr::from(([127, 0, 0, 1], 0)), nodes).await.expect("a free port");
+    let server = page::serve(TcpListener::bind("127.0.0.1:0").await.expect("a free port"), nodes).await.expect("a page");
     assert_eq!(server.origin(), format!("http://{}", server.local_addr));
 
     let index = get(server.local_addr, "/?node=http://127.0.0.1:5001").await;

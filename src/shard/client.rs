@@ -118,20 +118,28 @@ impl<I: Io> Shard<I> {
         if !early.is_empty() {
             let mut early = early.to_vec();
             let result = with_client!(self, now, key, |session, side, _io, pool| {
-                session.on_bytes(now, &mut early, &side.gate.settings.client, pool, &mut side)
+                let result = session.on_bytes(now, &mut early, &side.gate.settings.client, pool, &mut side);
+                result.map(|()| session.is_open())
             });
-            if let Some(Err(end)) = result {
-                self.client_ends(now, key, end);
-            }
+            self.after_bytes(now, key, result);
         }
     }
 
     pub(super) fn on_client_bytes(&mut self, now: Time, key: SlotKey, received: &Received) {
         let result = with_client!(self, now, key, |session, side, io, pool| {
-            session.on_bytes(now, io.buffer(received), &side.gate.settings.client, pool, &mut side)
+            let was_open = session.is_open();
+            let result = session.on_bytes(now, io.buffer(received), &side.gate.settings.client, pool, &mut side);
+            result.map(|()| session.is_open() && !was_open)
         });
-        if let Some(Err(end)) = result {
-            self.client_ends(now, key, end);
+        self.after_bytes(now, key, result);
+    }
+
+    /// `result`: has the handshake just been done? Then its deadline gives way to the pings'.
+    fn after_bytes(&mut self, now: Time, key: SlotKey, result: Option<Result<bool, End>>) {
+        match result {
+            Some(Ok(true)) => self.wheel.set(key.slot, now.after(self.settings.client.keep_alive)),
+            Some(Ok(false)) | None => {}
+            Some(Err(end)) => self.client_ends(now, key, end),
         }
     }
 

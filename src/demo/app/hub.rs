@@ -29,7 +29,7 @@ pub struct Snapshot {
     pub view_models: usize,
     /// Multicast instances.
     pub shared_view_models: usize,
-    /// Connections after their handshake that never called `Invoke`.
+    /// Connections that requested view models themselves; an idle lane is none.
     pub direct_clients: usize,
     /// Connections that called `Invoke`.
     pub lanes: usize,
@@ -664,7 +664,7 @@ impl Hub {
             controllers: self.controllers.len(),
             view_models: self.controllers.values().map(|controller| controller.view_models.len()).sum(),
             shared_view_models: self.shared.len(),
-            direct_clients: self.connections.len() - lanes,
+            direct_clients: self.connections.keys().filter(|id| self.controllers.contains_key(*id)).count(),
             lanes,
             leaks: counters.leaks,
             lost_sends: counters.lost_sends,
