@@ -103,6 +103,8 @@ class Running {
       if (!found && this.over) throw new Hopeless(this.over);
       return found;
     }).catch((error) => {
+      // Nobody will stop what did not start.
+      this.child.kill("SIGKILL");
       throw new Error(`${error.message}; it printed:\n${this.output}`, { cause: error });
     });
   }
@@ -184,10 +186,10 @@ export class Node extends Running {
 export class Demo extends Running {
   static async start() {
     const demo = new Demo("demo", ["demo", "--listen", "127.0.0.1:0"]);
-    demo.page = (await demo.line(/page[^\n]*?(http:\/\/[^\s?]+)/i))[1];
-    const nodes = () => [...demo.output.matchAll(/node[^\n]*?(http:\/\/[\w.]+:\d+)/gi)].map(([, url]) => url);
-    await until("the demo to print its nodes", () => new Set(nodes()).size >= 2);
-    demo.nodes = [...new Set(nodes())].slice(0, 2);
+    await demo.line(/(http:\/\/[^\s?]+)\?node=\S+\s+(http:\/\/[^\s?]+)\?node=\S+\s/);
+    const links = [...demo.output.matchAll(/(http:\/\/[^\s?]+)\?node=(\S+)/g)];
+    demo.page = links[0][1];
+    demo.nodes = links.map(([, , node]) => node);
     return demo;
   }
 }
