@@ -47,6 +47,29 @@ describe("recovery", { concurrency: true }, () => {
     await app.settled("only the living are bound", (double) => double.bindings === 3 && double.view_models === 3);
   });
 
+  test("a node is asked to stop: its clients are told to come back, and the app server that they left", { skip: direct }, async (t) => {
+    const app = await App.start();
+    t.after(() => app.stop());
+    const node = await Node.start(app);
+    t.after(() => node.stop());
+    const clients = [];
+    for (let i = 0; i < 20; i += 1) {
+      const raw = await Raw.connect(node.url);
+      t.after(() => raw.stop());
+      clients.push(raw);
+      raw.send({ type: 1, target: "Request_VM", arguments: ["HelloWorldVM", {}] });
+      await raw.value("HelloWorldVM", "FullName");
+    }
+    node.child.kill("SIGTERM");
+    for (const raw of clients) {
+      const close = await raw.record("Close", ({ type }) => type === 7);
+      assert.equal(close.allowReconnect, true);
+      await raw.end();
+    }
+    assert.deepEqual(await node.ended, { code: 0, signal: null });
+    await app.empty();
+  });
+
   test("the app server restarts: its clients are served again", async (t) => {
     const port = await freePort();
     let app = await App.start({ port });
