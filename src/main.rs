@@ -104,9 +104,9 @@ fn main() -> ExitCode {
             Ok(resolved) => check(&resolved),
             Err(faults) => return refuse(&faults),
         },
-        Cmd::App { listen } => with_default_log(|| signalring::demo::app::run(listen, signalring::demo::app::AppOptions::default())),
-        Cmd::Demo { listen } => with_default_log(|| signalring::demo::run(listen)),
-        Cmd::WsEcho { listen } => with_default_log(|| {
+        Cmd::App { listen } => with_default_log("info", || signalring::demo::app::run(listen, signalring::demo::app::AppOptions::default())),
+        Cmd::Demo { listen } => with_default_log("warn", || signalring::demo::run(listen)),
+        Cmd::WsEcho { listen } => with_default_log("info", || {
             let listener = TcpListener::bind(listen).map_err(|error| io::Error::new(error.kind(), format!("cannot listen on {listen}: {error}")))?;
             println!("listening on ws://{}", listener.local_addr()?);
             signalring::ws_echo::serve(listener)
@@ -147,8 +147,8 @@ fn check(resolved: &Resolved) -> io::Result<()> {
 }
 
 /// Commands that have no settings log what a user at a terminal wants to see.
-fn with_default_log(command: impl FnOnce() -> io::Result<()>) -> io::Result<()> {
-    signalring::logging::init("info", LogFormat::Text);
+fn with_default_log(level: &str, command: impl FnOnce() -> io::Result<()>) -> io::Result<()> {
+    signalring::logging::init(level, LogFormat::Text);
     command()
 }
 
