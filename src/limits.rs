@@ -138,6 +138,8 @@ pub const HTTP_IDLE_MS: u64 = 60_000;
 pub const GROUPS_PER_CLIENT_MAX: u32 = 1024;
 /// Orders waiting between a shard and the control plane.
 pub const BUS_ORDERS: usize = 1024;
+/// Connections of the admin endpoint at once: operators and scrapers, not clients.
+pub const ADMIN_CONNECTIONS_MAX: usize = 64;
 /// How long a stopping node takes to tell everybody.
 pub const STOP_MS: u64 = 5_000;
 
