@@ -177,7 +177,7 @@ impl<I: Io> Shard<I> {
         }
         self.metrics.add(Counter::client_end(end.label()), 1);
         if end.is_ordinary() {
-            debug!(client = ?client.origin, "client gone: {}", end.label());
+            debug!(client = ?client.origin, "client gone: {} ({end:?})", end.label());
         } else {
             info!(client = ?client.origin, "client ended: {} ({end:?})", end.label());
         }
