@@ -150,7 +150,8 @@ impl<I: Io> Shard<I> {
     ) -> Shard<I> {
         let now = io.now();
         let mut shard = Shard {
-            conns: Slab::new(settings.connections_max),
+            // The spare places are for connections that are told there is none (`on_new_connection`).
+            conns: Slab::new(settings.connections_max + crate::limits::CONNECTIONS_SPARE),
             lanes: (0..settings.lanes.max(1)).map(|_| lane::Lane::default()).collect(),
             frames: FramePool::new(),
             pool: BytePool::new(),
