@@ -84,7 +84,7 @@ fn ten_thousand_clients_are_served_and_leave_nothing_behind() {
 
     let per_client = (connected - before) / CLIENTS as f64;
     let percentile = |share: f64| latencies[((latencies.len() - 1) as f64 * share) as usize].as_secs_f64() * 1e6;
-    let micros = |cpu: Duration| cpu.as_secs_f64() * 1e6 / messages;
+    let user_share = busy.user.as_secs_f64() / (busy.user + busy.kernel).as_secs_f64().max(f64::MIN_POSITIVE);
     let build = if cfg!(debug_assertions) { "debug" } else { "release" };
     println!(
         "\n{CLIENTS} clients through one node with 2 shards, {build} build, app server and clients on the same machine"
@@ -105,14 +105,13 @@ fn ten_thousand_clients_are_served_and_leave_nothing_behind() {
     println!("| resident memory per client (one view model) | {per_client:.0} B |");
     println!(
         "| CPU while all are idle | {:.2} % of a core |",
-        idle.total().as_secs_f64() / (SENDING / 2).as_secs_f64() * 100.0
+        idle.total.as_secs_f64() / (SENDING / 2).as_secs_f64() * 100.0
     );
     println!("| messages with their answers | {messages:.0}, {:.0}/s |", messages / conversing.as_secs_f64());
     println!(
-        "| CPU of the node per message and its answer | {:.1} us ({:.1} user, {:.1} kernel) |",
-        micros(busy.total()),
-        micros(busy.user),
-        micros(busy.kernel)
+        "| CPU of the node per message and its answer | {:.1} us ({:.0} % in user mode) |",
+        busy.total.as_secs_f64() * 1e6 / messages,
+        user_share * 100.0
     );
     println!(
         "| latency client -> app server -> client p50 / p99 / max | {:.0} / {:.0} / {:.0} us |",
@@ -256,32 +255,32 @@ impl Client {
 /// Processor time of all threads of a process.
 #[derive(Clone, Copy)]
 struct Cpu {
+    /// To the nanosecond.
+    total: Duration,
+    /// In ticks, of which Linux shows 100 a second: good for proportions.
     user: Duration,
     kernel: Duration,
-}
-
-impl Cpu {
-    fn total(self) -> Duration {
-        self.user + self.kernel
-    }
 }
 
 impl std::ops::Sub for Cpu {
     type Output = Cpu;
     fn sub(self, earlier: Cpu) -> Cpu {
-        Cpu { user: self.user - earlier.user, kernel: self.kernel - earlier.kernel }
+        Cpu { total: self.total - earlier.total, user: self.user - earlier.user, kernel: self.kernel - earlier.kernel }
     }
 }
 
-/// `utime` and `stime` of /proc/PID/stat: fields 14 and 15, in ticks of which Linux shows 100 a second.
 fn cpu(pid: u32) -> Cpu {
     let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).expect("the node is running");
-    // The second field is a name in parentheses and may hold anything.
+    // The second field is a name in parentheses and may hold anything; `utime` and `stime` are fields 14 and 15.
     let (_, rest) = stat.rsplit_once(')').expect("a name in parentheses");
-    let ticks = |field: usize| {
-        rest.split_whitespace().nth(field - 3).and_then(|ticks| ticks.parse::<u64>().ok()).expect("a number")
-    };
-    Cpu { user: Duration::from_millis(ticks(14) * 10), kernel: Duration::from_millis(ticks(15) * 10) }
+    let field = |number: usize| rest.split_whitespace().nth(number - 3).and_then(|ticks| ticks.parse::<u64>().ok());
+    let ticks = |number| Duration::from_millis(field(number).expect("a number") * 10);
+    let threads = std::fs::read_dir(format!("/proc/{pid}/task")).expect("the node is running");
+    let nanos = threads.flatten().filter_map(|thread| {
+        let schedstat = std::fs::read_to_string(thread.path().join("schedstat")).ok()?;
+        schedstat.split_whitespace().next()?.parse::<u64>().ok()
+    });
+    Cpu { total: Duration::from_nanos(nanos.sum()), user: ticks(14), kernel: ticks(15) }
 }
 
 fn resident_bytes(pid: u32) -> f64 {

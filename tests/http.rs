@@ -28,7 +28,7 @@ fn refused(node: &Node, name: &str, request: &[u8], statuses: &[u16]) -> Reply {
         "{name}: {}",
         reply.text
     );
-    assert!(!reply.body.contains("HTTP/1.1"), "{name}: one request, one reply: {:?}", reply.text);
+    assert!(!reply.body.contains("\r\n"), "{name}: one request, one reply: {:?}", reply.text);
     reply
 }
 
@@ -83,6 +83,8 @@ fn smuggling_shapes_and_malformed_heads_are_refused_and_closed() {
             scope.spawn(move || refused(node, name, request.as_bytes(), statuses));
         }
     });
+    let counted = || node.metric("signalring_refusals");
+    wait_for("every refusal to be counted", PATIENCE, || (counted() == cases.len() as f64).then_some(()));
     still_serves(&node);
 }
 
@@ -161,7 +163,7 @@ fn a_slow_head_is_cut_off_however_busily_it_drips() {
             );
         });
     });
-    wait_for("the refusal to be counted", PATIENCE, || (usual.refusals("head_timeout") >= 1.0).then_some(()));
+    usual.counts_refusals(&["head_timeout"], 1);
     still_serves(&quick);
 }
 
@@ -199,8 +201,8 @@ fn methods_and_paths() {
     assert!(Socket::upgrade(node.address, "/dotnetify/", "").is_ok());
     assert!(Socket::upgrade(node.address, "/DOTNETIFY", "").is_ok());
     assert!(Socket::upgrade(node.address, "/dotnetify?unknown=1&other", "").is_ok());
-    assert!(node.refusals("not_found") >= 7.0);
-    assert!(node.refusals("method_not_allowed") >= 8.0);
+    node.counts_refusals(&["not_found"], 7);
+    node.counts_refusals(&["method_not_allowed"], 8);
 }
 
 #[test]
@@ -288,9 +290,9 @@ fn upgrades_that_are_none() {
     assert_eq!(reply.header("sec-websocket-protocol"), None);
     assert!(reply.header("connection").is_some_and(|value| value.eq_ignore_ascii_case("upgrade")));
     assert!(reply.header("upgrade").is_some_and(|value| value.eq_ignore_ascii_case("websocket")));
-    assert!(node.refusals("upgrade_malformed") + node.refusals("upgrade_required") >= 9.0);
-    assert!(node.refusals("websocket_version") >= 3.0);
-    assert!(node.refusals("unknown_connection") >= 1.0);
+    node.counts_refusals(&["upgrade_malformed", "upgrade_required"], cases.len());
+    node.counts_refusals(&["websocket_version"], 3);
+    node.counts_refusals(&["unknown_connection"], 1);
 }
 
 #[test]
@@ -339,7 +341,7 @@ fn origins_without_a_list() {
         assert_eq!(reply.status, 403, "{origin:?}: {}", reply.text);
         assert_eq!(reply.header("access-control-allow-origin"), None, "{}", reply.text);
     }
-    assert!(node.refusals("origin_forbidden") >= 6.0);
+    node.counts_refusals(&["origin_forbidden"], 6);
     wait_for("a log line that names the setting", PATIENCE, || {
         let log = node.process.output();
         (log.contains("allowed_origins") && log.contains("evil.example")).then_some(())
@@ -667,7 +669,9 @@ fn a_client_that_pinged_once_is_timed_out_and_one_that_never_did_is_not() {
         "{close}"
     );
     assert_eq!(close["allowReconnect"], true, "{close}");
-    assert!(begun.elapsed() >= Duration::from_millis(500), "too early: {:?}", begun.elapsed());
+    // Both timers run from the client's own messages, not from the deadline of its handshake.
+    let taken = begun.elapsed();
+    assert!(taken >= Duration::from_millis(500) && taken < Duration::from_secs(5), "600 ms are set, it took {taken:?}");
     once.closed("the end after a timeout");
     // Pings have been coming all the while; the silent one hears them and is served.
     assert!(never.frame("a ping").text().contains(r#"{"type":6}"#));

@@ -102,10 +102,19 @@ impl Wheel {
     }
 
     fn next_tick(&self) -> Option<u64> {
-        (1..BUCKETS as u64).map(|ahead| self.tick + ahead).find(|tick| {
-            let bucket = *tick as usize % BUCKETS;
-            self.occupied[bucket / 64] >> (bucket % 64) & 1 == 1
-        })
+        // The 255 buckets ahead, a word of the bitmap at a time.
+        let mut ahead = 1;
+        while ahead < BUCKETS as u64 {
+            let bucket = (self.tick + ahead) as usize % BUCKETS;
+            let word = self.occupied[bucket / 64] >> (bucket % 64);
+            if word != 0 {
+                let tick = self.tick + ahead + u64::from(word.trailing_zeros());
+                // The word may reach past the wheel's end, into the tick that has been fired (and is empty).
+                return (tick < self.tick + BUCKETS as u64).then_some(tick);
+            }
+            ahead += 64 - bucket as u64 % 64;
+        }
+        None
     }
 }
 

@@ -315,6 +315,8 @@ impl BufferRing {
         // SAFETY: the mapping holds `count` entries and lives until this value is dropped, which is after the IoUring:
         // `Ring` declares `ring` first, and closing a ring unregisters its buffer rings.
         unsafe { ring.submitter().register_buf_ring_with_flags(entries as u64, count, group as u16, 0)? };
+        // Taken at start and not when the thousandth client comes: the kernel hands the buffers out in turn, so all are used.
+        buffers.buffers.chunks_mut(4096).for_each(|page| page[0] = 0);
         for id in 0..count {
             buffers.give(id);
         }

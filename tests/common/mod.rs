@@ -198,9 +198,13 @@ impl Node {
         self.metric_where(name, "")
     }
 
-    /// How many requests were refused for this reason (a label of `HttpError`).
-    pub fn refusals(&self, reason: &str) -> f64 {
-        self.metric_where("signalring_refusals", &format!("reason=\"{reason}\""))
+    /// Waits until `count` requests have been counted as refused for these reasons (labels of `HttpError`): a shard
+    /// publishes its numbers once a turn, so a reply may be here before its count.
+    pub fn counts_refusals(&self, reasons: &[&str], count: usize) {
+        let counted = |reason| self.metric_where("signalring_refusals", &format!("reason=\"{reason}\""));
+        wait_for(&format!("{count} refusals for {reasons:?}"), PATIENCE, || {
+            (reasons.iter().map(counted).sum::<f64>() >= count as f64).then_some(())
+        });
     }
 
     /// Like `metric`, over the lines that contain `label` (e.g. `reason="head_timeout"`).

@@ -103,6 +103,8 @@ class Running {
       if (!found && this.over) throw new Hopeless(this.over);
       return found;
     }).catch((error) => {
+      // Nobody will stop what did not start.
+      this.child.kill("SIGKILL");
       throw new Error(`${error.message}; it printed:\n${this.output}`, { cause: error });
     });
   }
@@ -145,7 +147,9 @@ export class App extends Running {
   async empty() {
     const double = await this.settled(
       "no client is remembered",
-      ({ bindings, view_models, direct_clients }) => bindings === 0 && view_models === 0 && direct_clients === 0,
+      // A lane that has carried nothing yet looks like a direct client.
+      ({ bindings, controllers, view_models, direct_clients }) =>
+        bindings === 0 && controllers === 0 && view_models === 0 && (!direct || direct_clients === 0),
     );
     for (const loss of ["leaks", "lost_sends", "dropped_updates"]) {
       if (double[loss] !== 0) throw new Error(`the app server counts ${double[loss]} ${loss}: ${JSON.stringify(double)}`);
@@ -182,10 +186,10 @@ export class Node extends Running {
 export class Demo extends Running {
   static async start() {
     const demo = new Demo("demo", ["demo", "--listen", "127.0.0.1:0"]);
-    demo.page = (await demo.line(/page[^\n]*?(http:\/\/[^\s?]+)/i))[1];
-    const nodes = () => [...demo.output.matchAll(/node[^\n]*?(http:\/\/[\w.]+:\d+)/gi)].map(([, url]) => url);
-    await until("the demo to print its nodes", () => new Set(nodes()).size >= 2);
-    demo.nodes = [...new Set(nodes())].slice(0, 2);
+    await demo.line(/(http:\/\/[^\s?]+)\?node=\S+\s+(http:\/\/[^\s?]+)\?node=\S+\s/);
+    const links = [...demo.output.matchAll(/(http:\/\/[^\s?]+)\?node=(\S+)/g)];
+    demo.page = links[0][1];
+    demo.nodes = links.map(([, , node]) => node);
     return demo;
   }
 }
