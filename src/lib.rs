@@ -1,4 +1,73 @@
-//! SignalRing: a self-hosted SignalR scale-out proxy for dotNetify, on io_uring.
+//! SignalRing: a self-hosted SignalR scale-out proxy for dotNetify, on io_uring. This file is the door: what stands where, which word
+//! means what, and the way of one message.
+//!
+//! # Layers
+//!
+//! Imports point down; `tests/architecture.rs` checks every one of them, that `unsafe` stays in `sys` and `mem`, and that the protocol
+//! core (`proto`, with `ids` and `limits`) builds without std.
+//!
+//! ```text
+//! main                the `signalring` command: arguments and exit codes
+//! demo                the embedded app server (a double of dotNetify's own), the demo page     ws_echo  codec server for conformance suites
+//! control   logging   dialling lanes on tokio-uring, admin endpoint, signals
+//! config              file < environment < flags -> a Config valid by construction; memory budget
+//! shard               one core: the turn, accept, clients, lanes, delivery
+//! bus                 bounded queues with a doorbell, between shards and control plane
+//! session   sys       pure lives of connections | the kernel: ring, sockets, doorbell, probe
+//! proto mem metrics   pure codecs: http, ws, signalr, dotnetify | slab, frames, buffers, wheel | names, counters, exposition
+//! limits    ids       every bound with its reason | names of things, and time
+//! ```
+//!
+//! `proto::ws` knows no SignalR, `proto::signalr` no WebSocket and no dotNetify, `session` no kernel and no metrics, `shard` no config.
+//! `session` joins the codecs into lives; `shard` gives the lives sockets. `fuzzing` holds the oracles that fuzz targets and property
+//! tests share. `demo::app` shares no machinery with the node, or it would share the node's mistakes.
+//!
+//! # Words
+//!
+//! One word per thing:
+//!
+//! - **node**: one proxy process.
+//! - **shard**: one thread with its own ring, listener, clients and lanes ([`shard::Shard`]).
+//! - **client**: a downstream SignalR connection, from its WebSocket upgrade on.
+//! - **app server**: the dotNetify server behind the node; **upstream**: the configured entry for one.
+//! - **lane**: one persistent connection of a shard to the app server. A client is pinned to one lane of its own shard.
+//! - **origin id**: the connection id an app server knows a client by ([`ids::OriginId`]): shard, slot, generation and a keyed check.
+//!   It is not the `connectionId` that negotiate returns.
+//! - **hub id**: the id a lane gives itself, fresh at every connect ([`ids::HubId`]).
+//! - **record**: one SignalR message with its framing.
+//! - **frame**: encoded outgoing bytes in [`mem::frames`], counted, queued on one connection or many. (WebSocket's frames are `ws` frames.)
+//! - **turn**: one round of a shard's loop: completions, timers, orders, lanes, sends.
+//!
+//! # The life of one message
+//!
+//! Client to app server, an `Update_VM`:
+//!
+//! 1. `shard::turn`: the poll armed on the client's socket completes (`Op::Readable`), so one receive into a provided buffer is queued
+//!    (`Op::Receive`). An idle client has nothing in the ring but its poll, and no buffer.
+//! 2. `session::client::ClientSession::on_bytes` runs over the received bytes: `proto::ws::Decoder` unmasks in place and checks UTF-8,
+//!    `session::assembler` finds the record. A record inside one piece is used where it lies.
+//! 3. `proto::signalr::json::parse` makes a `Message` of byte ranges, `proto::dotnetify::request::parse` a `Request`: which call, the raw
+//!    vmId, the raw argument. Where that fails the client is answered with the completion error of ASP.NET, and nothing is forwarded.
+//! 4. `shard::lane::Lane::request`: if the lane is up, nothing waits in front of it and its send queue is short, `proto::dotnetify::forward`
+//!    writes the `Invoke` once, straight into the lane's outgoing frame: literals, the client's own JSON text (escaped), hub id, time
+//!    stamp, origin id, and the client's prepared context. Otherwise the message waits in the lane's queue, bounded in bytes and time.
+//! 5. A client that asked for a completion (`invocationId`) gets a null result at once, as from the original proxy. What comes of the
+//!    call arrives as a `Response_VM`; so does a refusal, as a `ForwardingException`.
+//! 6. At the end of the turn `flush` sends everything queued for each dirty socket, at most 256 sockets to a submission.
+//!
+//! App server to clients:
+//!
+//! 1. The lane's receive completes in a buffer of the lanes' own group; `session::lane::LaneSession` cuts it into records.
+//! 2. `proto::dotnetify::response::parse_json` turns `Response_VM [method, args, metadata]` into a `Delivery`, a closed enum of ranges.
+//! 3. `shard::delivery::LaneSide::deliver`: for one client, the origin id is opened (`ids::OriginKey::open`: no table) and the client's
+//!    frame is written to the end of its queue. For many or a group it is encoded once into a frame that each addressed client's queue
+//!    refers to. Groups are the lane's own (`session::groups`).
+//! 4. A queue over its bound marks the client as too slow; it ends when the lane's bytes have been handled. All others leave in `flush`.
+//!
+//! Ends: a client's end takes it out of its lane's groups and, if anything of it was forwarded, sends `OnDisconnectedAsync` as its last
+//! message on that lane; while the lane is down the origin id waits as a notice. A lane's end (`Shard::lane_ends`) ends every client that
+//! had used it with a hub Close that allows reconnecting, and reports the loss to `control::plane`, which dials again and hands the new
+//! socket over the bus. What each end means to the peer, the metrics and the log is one map: `session::fault`.
 #![cfg_attr(not(feature = "std"), no_std)]
 
 extern crate alloc;

@@ -104,6 +104,8 @@ pub const POOLED_BUFFER_BYTES_MAX: usize = 64 * 1024;
 pub const FRAME_GATHER_BYTES: usize = 16 * 1024;
 /// A frame's memory is kept for the next one up to this size.
 pub const FRAME_KEPT_BYTES_MAX: usize = 64 * 1024;
+/// ... and all free frames together up to this one.
+pub const FRAME_POOL_KEPT_BYTES_MAX: usize = 8 * 1024 * 1024;
 /// Submission and completion queue entries of a shard's ring. Polls are multishot and sends resolve at submit, so the
 /// completion queue must take one readiness event for many connections at once.
 pub const RING_SUBMISSIONS: u32 = 1024;
@@ -119,8 +121,6 @@ pub const SEND_PARTS: usize = 16;
 pub const LANE_RECORD_BYTES_MAX: usize = 16 * 1024 * 1024;
 /// Bytes that may wait in a lane's send queue before further client messages wait in front of it instead.
 pub const LANE_SEND_BYTES_HIGH: u32 = 4 * 1024 * 1024;
-/// A WebSocket frame on a lane is closed at this size; it may hold many records.
-pub const LANE_FRAME_BYTES: usize = 48 * 1024;
 /// Disconnect notices kept for a lane that is down. One is an origin id; past the bound the oldest is dropped, counted as a leak.
 pub const LANE_NOTICES_MAX: usize = 65_536;
 /// A lane on which nothing at all arrived for this long is dead: SignalR's server timeout, two missed pings.
@@ -138,6 +138,8 @@ pub const HTTP_IDLE_MS: u64 = 60_000;
 pub const GROUPS_PER_CLIENT_MAX: u32 = 1024;
 /// Orders waiting between a shard and the control plane.
 pub const BUS_ORDERS: usize = 1024;
+/// Connections of the admin endpoint at once: operators and scrapers, not clients.
+pub const ADMIN_CONNECTIONS_MAX: usize = 64;
 /// How long a stopping node takes to tell everybody.
 pub const STOP_MS: u64 = 5_000;
 

@@ -2,7 +2,7 @@
 //!
 //! Exit codes: 0 done; 1 it could not start or stopped on an error; 2 wrong arguments or configuration, and no port was opened.
 use clap::{Parser, Subcommand};
-use signalring::config::{Budget, LogFormat, Machine, Resolved, RunFlags, Sizes};
+use signalring::config::{Budget, LogFormat, Machine, Resolved, RunFlags};
 use std::fmt::Write as _;
 use std::io::{self, ErrorKind, Write as _};
 use std::net::{SocketAddr, TcpListener};
@@ -104,10 +104,13 @@ fn main() -> ExitCode {
             Ok(resolved) => check(&resolved),
             Err(faults) => return refuse(&faults),
         },
-        Cmd::App { listen } => with_default_log("info", || signalring::demo::app::run(listen, signalring::demo::app::AppOptions::default())),
+        Cmd::App { listen } => {
+            with_default_log("info", || signalring::demo::app::run(listen, signalring::demo::app::AppOptions::default()))
+        }
         Cmd::Demo { listen } => with_default_log("warn", || signalring::demo::run(listen)),
         Cmd::WsEcho { listen } => with_default_log("info", || {
-            let listener = TcpListener::bind(listen).map_err(|error| io::Error::new(error.kind(), format!("cannot listen on {listen}: {error}")))?;
+            let listener = TcpListener::bind(listen)
+                .map_err(|error| io::Error::new(error.kind(), format!("cannot listen on {listen}: {error}")))?;
             println!("listening on ws://{}", listener.local_addr()?);
             signalring::ws_echo::serve(listener)
         }),
@@ -126,7 +129,7 @@ fn run(resolved: Resolved) -> io::Result<()> {
     for warning in resolved.warnings(&Machine::probe()) {
         tracing::warn!("{warning}");
     }
-    let budget = Budget::of(&resolved.config, &Sizes::ESTIMATED);
+    let budget = Budget::of(&resolved.config);
     for line in budget.to_string().lines() {
         tracing::debug!("{}", line.trim_start_matches("# "));
     }
@@ -134,8 +137,9 @@ fn run(resolved: Resolved) -> io::Result<()> {
 }
 
 fn check(resolved: &Resolved) -> io::Result<()> {
-    let mut text = String::from("# signalring: the configuration as resolved; the source of each value stands behind it\n");
-    let _ = writeln!(text, "{resolved}\n{}", Budget::of(&resolved.config, &Sizes::ESTIMATED));
+    let mut text =
+        String::from("# signalring: the configuration as resolved; the source of each value stands behind it\n");
+    let _ = writeln!(text, "{resolved}\n{}", Budget::of(&resolved.config));
     for warning in resolved.warnings(&Machine::probe()) {
         let _ = writeln!(text, "# warning: {warning}");
     }
@@ -176,9 +180,13 @@ fn explain(error: &io::Error) -> String {
             "io_uring is forbidden here; in a container allow it in the seccomp profile (docker: --security-opt seccomp=unconfined), \
              on the host check sysctl kernel.io_uring_disabled"
         }
-        ErrorKind::PermissionDenied => "ports below 1024 need the capability CAP_NET_BIND_SERVICE; choose a higher port or grant it",
+        ErrorKind::PermissionDenied => {
+            "ports below 1024 need the capability CAP_NET_BIND_SERVICE; choose a higher port or grant it"
+        }
         ErrorKind::Unsupported if about_ring => "SignalRing needs Linux 6.1 or newer with io_uring",
-        ErrorKind::OutOfMemory if about_ring => "the limit of locked memory is too low; raise it (ulimit -l, LimitMEMLOCK=)",
+        ErrorKind::OutOfMemory if about_ring => {
+            "the limit of locked memory is too low; raise it (ulimit -l, LimitMEMLOCK=)"
+        }
         _ => return text,
     };
     format!("{text}; {remedy}")
@@ -197,7 +205,9 @@ mod tests {
     #[test]
     fn start_errors_say_what_to_do() {
         let explained = |kind, text: &str| explain(&io::Error::new(kind, text.to_string()));
-        assert!(explained(ErrorKind::AddrInUse, "cannot listen on 127.0.0.1:80").contains("another process listens there"));
+        assert!(
+            explained(ErrorKind::AddrInUse, "cannot listen on 127.0.0.1:80").contains("another process listens there")
+        );
         assert!(explained(ErrorKind::PermissionDenied, "io_uring_setup: EPERM").contains("seccomp"));
         assert!(explained(ErrorKind::PermissionDenied, "cannot listen on 127.0.0.1:80").contains("below 1024"));
         assert_eq!(explained(ErrorKind::Other, "the lane fell silent"), "the lane fell silent");

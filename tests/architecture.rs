@@ -13,17 +13,18 @@ const LAYERS: &[(&str, &[&str])] = &[
     ("mem", &["limits", "ids"]),
     ("metrics", &["limits", "ids"]),
     ("session", &["limits", "ids", "proto", "mem"]),
-    ("bus", &["limits", "ids", "proto", "mem", "metrics"]),
     ("sys", &["limits", "ids", "mem", "metrics"]),
-    ("shard", &["limits", "ids", "proto", "mem", "metrics", "session", "bus", "sys"]),
-    ("sim", &["limits", "ids", "proto", "mem", "metrics", "session", "bus", "sys", "shard"]),
-    ("config", &["limits", "ids", "proto", "mem", "metrics", "session", "bus", "sys", "shard"]),
+    // The design draws bus and sys on one level. Of the two only bus knows the other, for the doorbell that wakes its receiver.
+    ("bus", &["limits", "ids", "proto", "mem", "metrics", "sys"]),
+    ("shard", &["limits", "ids", "proto", "mem", "metrics", "session", "sys", "bus"]),
+    ("sim", &["limits", "ids", "proto", "mem", "metrics", "session", "sys", "bus", "shard"]),
+    ("config", &["limits", "ids", "proto", "mem", "metrics", "session", "sys", "bus", "shard"]),
     ("logging", &["config"]),
-    ("control", &["limits", "ids", "proto", "mem", "metrics", "session", "bus", "sys", "shard", "config", "logging"]),
+    ("control", &["limits", "ids", "proto", "mem", "metrics", "session", "sys", "bus", "shard", "config", "logging"]),
     // A double of a foreign server: it must not share the node's own machinery, or it would share its mistakes.
     ("demo", &["limits", "proto", "config", "control", "logging"]),
     ("load", &["limits", "proto", "config", "logging"]),
-    ("ws_echo", &["limits", "ids", "proto", "mem", "metrics", "session", "bus", "sys", "shard"]),
+    ("ws_echo", &["limits", "ids", "proto", "mem", "metrics", "session", "sys", "bus", "shard"]),
     ("fuzzing", &["limits", "ids", "proto", "mem", "session", "sim"]),
 ];
 
@@ -66,7 +67,11 @@ fn sources() -> Vec<Source> {
             let text = std::fs::read_to_string(file).unwrap();
             let stream: TokenStream = text.parse().unwrap_or_else(|error| panic!("{path} is not Rust: {error}"));
             let module = path.trim_start_matches("src/").trim_end_matches(".rs").trim_end_matches("/mod");
-            Source { module: module.split('/').map(str::to_string).collect(), tokens: stream.into_iter().collect(), path }
+            Source {
+                module: module.split('/').map(str::to_string).collect(),
+                tokens: stream.into_iter().collect(),
+                path,
+            }
         })
         .collect()
 }
@@ -128,7 +133,9 @@ fn paths(tokens: &[TokenTree], module: &[String], found: &mut Vec<(usize, Vec<St
                     "super" => Some(module[..module.len().saturating_sub(1)].to_vec()),
                     "mod" => {
                         // `mod name { … }`: paths inside are relative to it.
-                        if let (Some(TokenTree::Ident(name)), Some(TokenTree::Group(_))) = (tokens.get(at + 1), tokens.get(at + 2)) {
+                        if let (Some(TokenTree::Ident(name)), Some(TokenTree::Group(_))) =
+                            (tokens.get(at + 1), tokens.get(at + 2))
+                        {
                             opened_module = Some(name.to_string());
                             at += 1;
                         }
@@ -150,7 +157,13 @@ fn paths(tokens: &[TokenTree], module: &[String], found: &mut Vec<(usize, Vec<St
 }
 
 /// Follows a path behind its `::` from `at`; groups of a `use` branch. Returns where it ends.
-fn expand(tokens: &[TokenTree], mut at: usize, mut path: Vec<String>, line: usize, found: &mut Vec<(usize, Vec<String>)>) -> usize {
+fn expand(
+    tokens: &[TokenTree],
+    mut at: usize,
+    mut path: Vec<String>,
+    line: usize,
+    found: &mut Vec<(usize, Vec<String>)>,
+) -> usize {
     loop {
         match tokens.get(at) {
             Some(TokenTree::Ident(ident)) if ident == "super" => {
@@ -159,7 +172,8 @@ fn expand(tokens: &[TokenTree], mut at: usize, mut path: Vec<String>, line: usiz
             Some(TokenTree::Ident(ident)) => path.push(ident.to_string()),
             Some(TokenTree::Group(group)) if group.delimiter() == Delimiter::Brace => {
                 let branches: Vec<TokenTree> = group.stream().into_iter().collect();
-                for branch in branches.split(|token| matches!(token, TokenTree::Punct(punct) if punct.as_char() == ',')) {
+                for branch in branches.split(|token| matches!(token, TokenTree::Punct(punct) if punct.as_char() == ','))
+                {
                     if let Some(first) = branch.first() {
                         expand(branch, 0, path.clone(), first.span().start().line, found);
                     }
@@ -206,7 +220,10 @@ fn imports_point_down() {
                     allowed.join(", ")
                 ));
             } else if home == "demo" && matches!(target, "control" | "config") && source.path != DEMO_ABOVE_CONTROL {
-                wrong.push(format!("{}:{line}: only {DEMO_ABOVE_CONTROL} may start nodes; the app server is a double of a foreign one", source.path));
+                wrong.push(format!(
+                    "{}:{line}: only {DEMO_ABOVE_CONTROL} may start nodes; the app server is a double of a foreign one",
+                    source.path
+                ));
             }
         }
     }
@@ -224,7 +241,9 @@ fn the_protocols_do_not_know_each_other() {
             }
             for (line, path) in imports(&source) {
                 let target = path.join("::");
-                if let Some(other) = forbidden.iter().find(|other| target == **other || target.starts_with(&format!("{other}::"))) {
+                if let Some(other) =
+                    forbidden.iter().find(|other| target == **other || target.starts_with(&format!("{other}::")))
+                {
                     wrong.push(format!("{}:{line}: {module} may not know {other}; the session joins them, or hand over bytes and ranges", source.path));
                 }
             }
@@ -257,7 +276,9 @@ fn unsafe_has_an_address() {
     for source in sources().into_iter().filter(|source| !UNSAFE_LIVES_IN.contains(&source.module[0].as_str())) {
         let mut lines = Vec::new();
         find(source.tokens.iter().cloned().collect(), &mut lines);
-        wrong.extend(lines.iter().map(|line| format!("{}:{line}: unsafe lives in src/sys and src/mem; give it a safe function there", source.path)));
+        wrong.extend(lines.iter().map(|line| {
+            format!("{}:{line}: unsafe lives in src/sys and src/mem; give it a safe function there", source.path)
+        }));
     }
     assert!(wrong.is_empty(), "\n{}\n", wrong.join("\n"));
 }
@@ -316,6 +337,9 @@ fn every_http_refusal_has_a_counter() {
     use signalring::metrics::Counter;
     for error in signalring::proto::http::HttpError::ALL {
         let label = error.label();
-        assert!(Counter::labelled("refusals", label).is_some(), "add {label} to the family \"refusals\" in src/metrics/table.rs");
+        assert!(
+            Counter::labelled("refusals", label).is_some(),
+            "add {label} to the family \"refusals\" in src/metrics/table.rs"
+        );
     }
 }

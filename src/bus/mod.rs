@@ -44,6 +44,11 @@ pub struct Receiver<T> {
     bell: Doorbell,
 }
 
+/// What a queue takes: crossbeam's array has a stamp beside each place.
+pub const fn queue_bytes<T>() -> usize {
+    BUS_ORDERS * (size_of::<T>() + size_of::<usize>())
+}
+
 pub fn channel<T>() -> io::Result<(Sender<T>, Receiver<T>)> {
     let (sender, receiver) = channel::bounded(BUS_ORDERS);
     let bell = Doorbell::new()?;

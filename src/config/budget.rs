@@ -1,54 +1,29 @@
 //! What a configuration may cost in memory: one term per holder, so that "how much does it need" has an answer before it needs it.
+//!
+//! Sizes of our own things are those the compiler gives them, bounds are those of `limits`. Three figures are measured or
+//! customary instead, because nothing here decides them; they stand at the end of the constants, each with where it is from.
 use super::Config;
+use crate::bus::{self, ControlOrder, ShardOrder};
+use crate::limits::*;
+use crate::session::groups::MEMBERSHIP_BYTES;
+use crate::sys::ring::{BUFFER_ENTRY_BYTES, RING_BYTES, SENDS_BYTES};
+use crate::{metrics, shard};
 use core::fmt;
 
-/// What one of each thing takes. The constants belong to the modules that hold the things; they are handed in so that this one
-/// stays arithmetic.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Sizes {
-    /// Slot of a client or HTTP connection.
-    pub client_bytes: u64,
-    /// What a client keeps outside its slot: prepared context, view models, groups.
-    pub client_heap_bytes: u64,
-    /// Kernel memory of an idle TCP socket with its poll.
-    pub client_kernel_bytes: u64,
-    /// Provided receive buffers of a shard.
-    pub recv_buffer_bytes: u64,
-    pub recv_buffers_per_shard: u64,
-    /// Submission and completion queues of a shard.
-    pub ring_bytes: u64,
-    /// Encoded frames a shard keeps for re-use.
-    pub frame_pool_bytes: u64,
-    /// Timing wheel of a shard.
-    pub timers_bytes: u64,
-    /// Slot of a lane.
-    pub lane_bytes: u64,
-    pub lane_recv_buffer_bytes: u64,
-    pub lane_send_buffer_bytes: u64,
-    /// Queues of a shard towards the others and the control plane.
-    pub bus_bytes: u64,
-    /// Control plane: thread stacks, admin endpoint, dialling.
-    pub control_bytes: u64,
-}
-
-impl Sizes {
-    /// Estimates from `reference/io-architecture.md`, until the holders give their own.
-    pub const ESTIMATED: Sizes = Sizes {
-        client_bytes: 256,
-        client_heap_bytes: 256,
-        client_kernel_bytes: 4 * 1024,
-        recv_buffer_bytes: 16 * 1024,
-        recv_buffers_per_shard: 256,
-        ring_bytes: 512 * 1024,
-        frame_pool_bytes: 1024 * 1024,
-        timers_bytes: 64 * 1024,
-        lane_bytes: 1024,
-        lane_recv_buffer_bytes: 64 * 1024,
-        lane_send_buffer_bytes: 64 * 1024,
-        bus_bytes: 64 * 1024,
-        control_bytes: 4 * 1024 * 1024,
-    };
-}
+/// Lists, queues and numbers of one shard, buffers apart.
+const SHARD_BYTES: usize = shard::TURN_BYTES + SENDS_BYTES + metrics::METRICS_BYTES + bus::queue_bytes::<ShardOrder>();
+const RECV_BYTES: usize = RECV_BUFFER_BYTES as usize + BUFFER_ENTRY_BYTES;
+const LANE_RECV_BYTES: usize = LANE_RECV_BUFFER_BYTES as usize + BUFFER_ENTRY_BYTES;
+/// A context cannot be larger than this many times the request head it is made from: .NET's encoder writes some characters as
+/// `\\u0022`, which has seven bytes inside a JSON lane's string, and the user agent stands in it twice.
+const CONTEXT_GROWTH_MAX: usize = 2 * 7;
+/// A context with the headers of a browser (contract 3.3).
+const CONTEXT_BYTES_USUAL: usize = 1300;
+/// Kernel memory of an idle TCP socket and its file, and of the poll armed on it, as counted in /proc/slabinfo on Linux 6.18
+/// (`reference/io-architecture.md`, sections 0 and 2).
+const SOCKET_KERNEL_BYTES: usize = 3850 + 288;
+/// Stack of a thread that Rust starts. Pages that are never touched cost nothing.
+const STACK_BYTES: usize = 2 * 1024 * 1024;
 
 /// When a term is paid.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -82,29 +57,129 @@ pub struct Budget {
 }
 
 impl Budget {
-    pub fn of(config: &Config, sizes: &Sizes) -> Budget {
+    pub fn of(config: &Config) -> Budget {
         let (shards, lanes) = (u64::from(config.shards), u64::from(config.lanes()));
-        let clients = u64::from(config.limits.max_clients);
-        let message_bytes = u64::from(config.hub.maximum_receive_message_size);
-        let term = |name, paid, count, bytes_each, reason| Term { name, paid, count, bytes_each, reason };
+        let connections = shards * u64::from(config.connections_per_shard());
+        let message_bytes = config.hub.maximum_receive_message_size as usize;
+        let incomplete_bytes = message_bytes.max(HTTP_HEAD_BYTES_MAX + shard::HTTP_STAGE_BYTES);
+        let [send_queue, send_buffer, lane_queue] = [
+            config.limits.client_send_queue_bytes,
+            config.limits.client_send_buffer_bytes,
+            config.limits.upstream_queue_bytes,
+        ]
+        .map(|bytes| bytes as usize);
+        let term = |name, paid, count: u64, bytes_each: usize, reason| {
+            let bytes_each = bytes_each as u64;
+            Term { name, paid, count, bytes_each, reason }
+        };
         use Paid::{Client, Start, Worst};
         let terms = vec![
-            term("control plane", Start, 1, sizes.control_bytes, "stacks, admin endpoint, dialling"),
-            term("rings", Start, shards, sizes.ring_bytes, "submission and completion queues, one ring a shard"),
-            term("receive buffers", Start, shards * sizes.recv_buffers_per_shard, sizes.recv_buffer_bytes, "provided buffers, shared by a shard's clients"),
-            term("frame pools", Start, shards, sizes.frame_pool_bytes, "encoded frames kept for re-use"),
-            term("timers", Start, shards, sizes.timers_bytes, "one wheel a shard"),
-            term("bus", Start, shards, sizes.bus_bytes, "queues between shards and control plane"),
-            term("lane slots", Start, lanes, sizes.lane_bytes, "one a lane"),
-            term("lane receive buffers", Start, lanes, sizes.lane_recv_buffer_bytes, "one a lane"),
-            term("lane send buffers", Start, lanes, sizes.lane_send_buffer_bytes, "one a lane"),
-            term("client slots", Client, clients, sizes.client_bytes, "one of max_clients"),
-            term("client state", Client, clients, sizes.client_heap_bytes, "prepared context, view models, groups"),
-            term("client sockets (kernel)", Client, clients, sizes.client_kernel_bytes, "socket and poll; not in the process's own memory"),
-            term("messages in pieces", Worst, clients, message_bytes, "maximum_receive_message_size, while a client's message is incomplete"),
-            term("client send queues", Worst, clients, u64::from(config.limits.client_send_queue_bytes), "client_send_queue_bytes; then a client is disconnected"),
-            term("client send buffers (kernel)", Worst, clients, u64::from(config.limits.client_send_buffer_bytes), "client_send_buffer_bytes; the kernel may double it"),
-            term("messages waiting for lanes", Worst, lanes, u64::from(config.limits.upstream_queue_bytes), "upstream_queue_bytes; then clients get an error"),
+            term("thread stacks", Start, shards + 1, STACK_BYTES, "address space; shards and control plane"),
+            term("rings", Start, shards, RING_BYTES, "submissions and completions, one ring a shard"),
+            term(
+                "receive buffers",
+                Start,
+                shards * u64::from(RECV_BUFFERS),
+                RECV_BYTES,
+                "provided buffers, shared by a shard's clients",
+            ),
+            term(
+                "lane receive buffers",
+                Start,
+                shards * u64::from(LANE_RECV_BUFFERS),
+                LANE_RECV_BYTES,
+                "provided buffers, shared by a shard's lanes",
+            ),
+            term("shards", Start, shards, SHARD_BYTES, "lists of a turn, timers, metrics, orders"),
+            term("orders to control", Start, 1, bus::queue_bytes::<ControlOrder>(), "one queue for all shards"),
+            term("lanes", Start, lanes, shard::LANE_BYTES, "state of a lane, queues apart"),
+            term("client slots", Client, connections, shard::CONNECTION_BYTES, "socket, session, deadline"),
+            term(
+                "client contexts",
+                Client,
+                connections,
+                CONTEXT_BYTES_USUAL,
+                "what each message says of its client; usual headers",
+            ),
+            term("client groups", Client, connections, MEMBERSHIP_BYTES, "one group each, its name apart"),
+            term(
+                "client sockets (kernel)",
+                Client,
+                connections,
+                SOCKET_KERNEL_BYTES,
+                "socket, file and poll; measured, not in the process",
+            ),
+            term(
+                "messages in pieces",
+                Worst,
+                connections,
+                incomplete_bytes,
+                "an incomplete message or request head each",
+            ),
+            term(
+                "large contexts",
+                Worst,
+                connections,
+                CONTEXT_GROWTH_MAX * HTTP_HEAD_BYTES_MAX - CONTEXT_BYTES_USUAL,
+                "largest request heads, every byte escaped",
+            ),
+            term(
+                "many groups",
+                Worst,
+                connections,
+                (GROUPS_PER_CLIENT_MAX as usize - 1) * MEMBERSHIP_BYTES,
+                "further joins are dropped; names apart",
+            ),
+            term(
+                "client send queues",
+                Worst,
+                connections,
+                send_queue,
+                "client_send_queue_bytes; then a client is cut off",
+            ),
+            term(
+                "client send buffers (kernel)",
+                Worst,
+                connections,
+                send_buffer,
+                "client_send_buffer_bytes; the kernel may double it",
+            ),
+            term(
+                "kept byte buffers",
+                Worst,
+                shards * POOLED_BUFFERS_MAX as u64,
+                POOLED_BUFFER_BYTES_MAX,
+                "for the next message in pieces",
+            ),
+            term(
+                "messages waiting for lanes",
+                Worst,
+                lanes,
+                lane_queue,
+                "upstream_queue_bytes; then clients get an error",
+            ),
+            term(
+                "lane send queues",
+                Worst,
+                lanes,
+                LANE_SEND_BYTES_HIGH as usize,
+                "then messages wait in front of the lane",
+            ),
+            term("lane messages in pieces", Worst, lanes, LANE_RECORD_BYTES_MAX, "a larger one ends the lane"),
+            term(
+                "disconnect notices",
+                Worst,
+                lanes * LANE_NOTICES_MAX as u64,
+                shard::NOTICE_BYTES,
+                "of lanes that are down; then the oldest is dropped",
+            ),
+            term(
+                "admin requests",
+                Worst,
+                ADMIN_CONNECTIONS_MAX as u64,
+                HTTP_HEAD_BYTES_MAX,
+                "further connections are closed",
+            ),
         ];
         Budget { terms }
     }
@@ -122,7 +197,7 @@ impl fmt::Display for Budget {
         writeln!(f, "# {:<30} {:>10} x {:>10} = {:>10}", "holder", "count", "each", "bytes")?;
         for (paid, heading, sum) in [
             (Paid::Start, "held from start", "at start"),
-            (Paid::Client, "with max_clients connected and idle", "all clients idle"),
+            (Paid::Client, "with every place taken and idle", "all clients idle"),
             (Paid::Worst, "at most, if every queue is full at once", "all queues full"),
         ] {
             writeln!(f, "# {heading}:")?;
@@ -144,7 +219,11 @@ fn short(bytes: u64) -> String {
         value /= 1024.0;
         unit += 1;
     }
-    if unit == 0 || value >= 100.0 { format!("{value:.0} {}", UNITS[unit]) } else { format!("{value:.1} {}", UNITS[unit]) }
+    if unit == 0 || value >= 100.0 {
+        format!("{value:.0} {}", UNITS[unit])
+    } else {
+        format!("{value:.1} {}", UNITS[unit])
+    }
 }
 
 const UNITS: [&str; 5] = ["B", "KiB", "MiB", "GiB", "TiB"];
@@ -157,19 +236,70 @@ mod tests {
     fn budget(flags: RunFlags) -> Budget {
         let machine = Machine { cores: 2, nofile: 1 << 22 };
         let config = Config::resolve(None, std::iter::empty(), &flags.with(Key::Url, "http://app"), &machine).unwrap();
-        Budget::of(&config, &Sizes::ESTIMATED)
+        Budget::of(&config)
+    }
+
+    fn one_shard(clients: &str) -> Budget {
+        budget(RunFlags::default().with(Key::Shards, "1").with(Key::MaxClients, clients))
     }
 
     #[test]
     fn what_is_paid_follows_the_settings() {
-        let small = budget(RunFlags::default().with(Key::MaxClients, "1000"));
-        let large = budget(RunFlags::default().with(Key::MaxClients, "2000"));
+        let (small, large) = (one_shard("1000"), one_shard("2000"));
         assert_eq!(small.total(Paid::Start), large.total(Paid::Start));
         assert_eq!(small.total(Paid::Client) * 2, large.total(Paid::Client));
-        let per_client = Sizes::ESTIMATED.client_bytes + Sizes::ESTIMATED.client_heap_bytes + Sizes::ESTIMATED.client_kernel_bytes;
-        assert_eq!(small.total(Paid::Client), 1000 * per_client);
         let more_shards = budget(RunFlags::default().with(Key::MaxClients, "1000").with(Key::Shards, "4"));
         assert!(more_shards.total(Paid::Start) > small.total(Paid::Start));
+        let longer_queues = budget(
+            RunFlags::default()
+                .with(Key::Shards, "1")
+                .with(Key::MaxClients, "1000")
+                .with(Key::ClientSendQueueBytes, "1MiB"),
+        );
+        let more_each = u64::from((1 << 20) - CLIENT_SEND_QUEUE_BYTES_DEFAULT);
+        assert_eq!(longer_queues.total(Paid::Worst), small.total(Paid::Worst) + 1000 * more_each);
+    }
+
+    #[test]
+    fn the_sums_are_those_of_the_constants() {
+        let budget = one_shard("1000");
+        let each = |paid, count| {
+            let terms = budget.terms.iter().filter(|term| term.paid == paid && term.count == count);
+            terms.map(|term| term.bytes_each).sum::<u64>()
+        };
+        // Each client pays every term of an idle one, once.
+        let idle = shard::CONNECTION_BYTES + CONTEXT_BYTES_USUAL + MEMBERSHIP_BYTES + SOCKET_KERNEL_BYTES;
+        assert_eq!(each(Paid::Client, 1000), idle as u64);
+        assert_eq!(budget.total(Paid::Client), 1000 * idle as u64);
+        // What the kernel fills belongs to a shard, however many lanes and clients it has.
+        let provided = u64::from(RECV_BUFFERS) * u64::from(RECV_BUFFER_BYTES)
+            + u64::from(LANE_RECV_BUFFERS) * u64::from(LANE_RECV_BUFFER_BYTES);
+        let buffers = budget.terms.iter().filter(|term| term.name.contains("receive buffers"));
+        let entries = (usize::from(RECV_BUFFERS) + usize::from(LANE_RECV_BUFFERS)) * BUFFER_ENTRY_BYTES;
+        assert_eq!(buffers.map(Term::bytes).sum::<u64>(), provided + entries as u64);
+        // Entries of 64, 4 and 16 bytes are the kernel's interface.
+        assert!(RING_BYTES > RING_SUBMISSIONS as usize * (64 + 4) + RING_COMPLETIONS as usize * 16);
+        for paid in [Paid::Start, Paid::Client, Paid::Worst] {
+            let sum: u64 =
+                budget.terms.iter().filter(|term| term.paid == paid).map(|term| term.count * term.bytes_each).sum();
+            assert_eq!(budget.total(paid), sum);
+        }
+        assert!(budget.terms.iter().all(|term| term.bytes() > 0 && !term.reason.is_empty()));
+    }
+
+    #[test]
+    fn a_context_is_never_larger_than_its_bound() {
+        use crate::proto::dotnetify::context::{Embedding, Peer, prepare};
+        // The densest head: one header, the user agent, of what is escaped at greatest length.
+        let value = vec![b'"'; HTTP_HEAD_BYTES_MAX - 64];
+        let here = (core::net::IpAddr::from([127, 0, 0, 1]), 65_535);
+        let headers = [("user-agent", &value[..])];
+        let context = prepare(
+            &Peer { connection_id: "0HM6KABCDEF01", local: here, remote: here, headers: &headers },
+            Embedding::Json,
+        );
+        assert!(context.len() <= CONTEXT_GROWTH_MAX * HTTP_HEAD_BYTES_MAX, "{}", context.len());
+        assert!(context.len() > CONTEXT_GROWTH_MAX / 2 * HTTP_HEAD_BYTES_MAX, "{}", context.len());
     }
 
     #[test]

@@ -19,12 +19,13 @@ mod show;
 mod url;
 mod value;
 
-pub use budget::{Budget, Sizes};
+pub use budget::Budget;
 pub use fault::{Fault, Faults, Origin};
 pub use flags::RunFlags;
 pub use resolve::{Machine, Resolved};
 pub use settings::Key;
 
+use crate::limits::CONNECTIONS_SPARE;
 use crate::proto::dotnetify::context::HeaderPolicy;
 use core::time::Duration;
 use std::net::SocketAddr;
@@ -114,6 +115,13 @@ impl Config {
         machine: &Machine,
     ) -> Result<Config, Faults> {
         Resolved::of(file, env, flags, machine).map(|resolved| resolved.config)
+    }
+
+    /// Connections one shard holds. The kernel spreads connections by hash, not evenly: each of several shards may take a
+    /// quarter more than its part, so that the whole node may hold more than `max_clients`.
+    pub fn connections_per_shard(&self) -> u32 {
+        let (all, shards) = (self.limits.max_clients, u32::from(self.shards));
+        if shards == 1 { all } else { (all / shards + all / shards / 4 + CONNECTIONS_SPARE).min(all) }
     }
 
     /// Lanes in use: the pool, with at least one a shard.

@@ -1,5 +1,6 @@
 //! The admin endpoint: `/health`, `/ready`, `/metrics`. Plain HTTP for operators and their tools; loopback by default.
 use super::plane::State;
+use crate::limits::ADMIN_CONNECTIONS_MAX;
 use crate::metrics::{self, Counter, LaneState};
 use crate::proto::http;
 use core::time::Duration;
@@ -10,8 +11,6 @@ use tokio_uring::net::TcpStream;
 use tracing::warn;
 
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
-/// Connections at once: operators and scrapers, not clients.
-const CONNECTIONS_MAX: usize = 64;
 /// A shard turns at least once a second, whatever happens; one that does not for this long is stuck.
 const STUCK: Duration = Duration::from_secs(5);
 
@@ -22,7 +21,7 @@ pub(super) async fn serve(listener: TcpListener, state: Rc<State>) {
     let open = Rc::new(());
     loop {
         match listener.accept().await {
-            Ok((stream, _)) if Rc::strong_count(&open) <= CONNECTIONS_MAX => {
+            Ok((stream, _)) if Rc::strong_count(&open) <= ADMIN_CONNECTIONS_MAX => {
                 let (state, watch, open) = (state.clone(), watch.clone(), open.clone());
                 tokio_uring::spawn(async move {
                     answer(stream, &state, &watch).await;

@@ -10,7 +10,7 @@ mod plane;
 use crate::bus;
 use crate::config::Config;
 use crate::ids::{LaneIndex, LaneKey, OriginKey, ShardId};
-use crate::limits::{CONNECTIONS_SPARE, UPSTREAM_MESSAGE_BYTES_DEFAULT};
+use crate::limits::UPSTREAM_MESSAGE_BYTES_DEFAULT;
 use crate::metrics::Published;
 use crate::proto::http::{HttpPolicy, OriginPolicy};
 use crate::session::client::ClientSettings;
@@ -186,13 +186,7 @@ fn shard_settings(config: &Config, shard: ShardId, secrets: &Secrets) -> io::Res
             keep_alive: config.hub.keep_alive_interval,
             message_bytes_max: config.hub.maximum_receive_message_size,
         },
-        // The kernel spreads connections by hash, not evenly: each shard may take a quarter more than its part.
-        connections_max: if count == 1 {
-            config.limits.max_clients
-        } else {
-            (config.limits.max_clients / count + config.limits.max_clients / count / 4 + CONNECTIONS_SPARE)
-                .min(config.limits.max_clients)
-        },
+        connections_max: config.connections_per_shard(),
         send_queue_bytes_max: config.limits.client_send_queue_bytes,
         send_buffer_bytes: config.limits.client_send_buffer_bytes,
         request_head_timeout: config.limits.request_head_timeout,

@@ -3,7 +3,7 @@
 //! A frame that goes to many clients is encoded once and counted; what goes to one client alone is gathered in a frame of its
 //! own at the end of its queue, so that everything queued in a turn leaves in one send. An idle connection's queue is 16 bytes.
 
-use crate::limits::{FRAME_GATHER_BYTES, FRAME_KEPT_BYTES_MAX};
+use crate::limits::{FRAME_GATHER_BYTES, FRAME_KEPT_BYTES_MAX, FRAME_POOL_KEPT_BYTES_MAX};
 
 const NONE: u32 = u32::MAX;
 
@@ -55,6 +55,8 @@ pub struct FramePool {
     free_frames: Vec<u32>,
     nodes: Vec<Node>,
     free_nodes: Vec<u32>,
+    /// Memory of the free frames.
+    kept_bytes: usize,
 }
 
 impl FramePool {
@@ -72,6 +74,7 @@ impl FramePool {
         if let Some(index) = self.free_frames.pop() {
             let frame = &mut self.frames[index as usize];
             debug_assert!(frame.references == 0 && frame.bytes.is_empty());
+            self.kept_bytes -= frame.bytes.capacity();
             frame.references = 1;
             return FrameRef(index);
         }
@@ -202,11 +205,13 @@ impl FramePool {
         assert!(frame.references > 0, "a frame was released twice");
         frame.references -= 1;
         if frame.references == 0 {
-            // One giant message must not keep its memory for ever.
-            if frame.bytes.capacity() > FRAME_KEPT_BYTES_MAX {
+            // Neither one giant message nor one great crowd may keep its memory for ever.
+            let room = frame.bytes.capacity();
+            if room > FRAME_KEPT_BYTES_MAX || self.kept_bytes + room > FRAME_POOL_KEPT_BYTES_MAX {
                 frame.bytes = Vec::new();
             } else {
                 frame.bytes.clear();
+                self.kept_bytes += room;
             }
             self.free_frames.push(index);
         }
@@ -245,6 +250,23 @@ mod tests {
         assert_eq!(pool.clear(&mut b), 4);
         assert_eq!(pool.live(), 0);
         assert!(a.is_empty() && b.is_empty() && a.bytes() == 0);
+    }
+
+    #[test]
+    fn what_a_crowd_used_is_given_back() {
+        let mut pool = FramePool::new();
+        let frames: Vec<FrameRef> = (0..2 * FRAME_POOL_KEPT_BYTES_MAX / FRAME_KEPT_BYTES_MAX)
+            .map(|_| {
+                let frame = pool.create();
+                pool.bytes_mut(&frame).reserve_exact(FRAME_KEPT_BYTES_MAX);
+                frame
+            })
+            .collect();
+        frames.into_iter().for_each(|frame| pool.release(frame));
+        assert_eq!(pool.kept_bytes, FRAME_POOL_KEPT_BYTES_MAX);
+        let kept: usize = pool.frames.iter().map(|frame| frame.bytes.capacity()).sum();
+        assert_eq!(kept, pool.kept_bytes);
+        assert!(pool.create() == FrameRef(pool.frames.len() as u32 - 1) && pool.kept_bytes <= kept);
     }
 
     proptest! {

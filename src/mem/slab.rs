@@ -14,6 +14,9 @@ pub struct Slab<T> {
 }
 
 impl<T> Slab<T> {
+    /// What one slot takes: its entry, and its place in the list of free ones.
+    pub const SLOT_BYTES: usize = size_of::<Entry<T>>() + size_of::<u32>();
+
     pub fn new(capacity: u32) -> Slab<T> {
         assert!(capacity <= crate::ids::SLOT_MAX);
         Slab { entries: Vec::with_capacity(capacity as usize), free: Vec::new(), capacity }

@@ -1,4 +1,4 @@
-//! A timing wheel: one deadline per connection, set and cleared in constant time, eight bytes of links each.
+//! A timing wheel: one deadline per connection, set and cleared in constant time, twelve bytes of links each.
 //!
 //! Deadlines fire at the first tick after them, up to `TICK` late, never early. One further away than the wheel reaches fires at
 //! the wheel's end; its owner looks at its own clock and sets it again.
@@ -16,6 +16,10 @@ struct Link {
     next: u32,
     bucket: u16,
 }
+
+/// What one connection's deadline takes.
+pub const LINK_BYTES: usize = size_of::<Link>();
+const _: () = assert!(LINK_BYTES == 12);
 
 pub struct Wheel {
     links: Vec<Link>,

@@ -45,7 +45,8 @@ pub struct LaneInfo {
 
 /// The whole page: `published[n]` are the numbers of shard n.
 pub fn encode(published: &[&Published], lanes: &[LaneInfo]) -> String {
-    let shards = published.iter().enumerate().map(|(shard, published)| (shard.to_string(), published.snapshot())).collect();
+    let shards =
+        published.iter().enumerate().map(|(shard, published)| (shard.to_string(), published.snapshot())).collect();
     let mut registry = Registry::with_prefix("signalring");
     registry.register_collector(Box::new(Snapshot { shards, lanes: lanes.to_vec() }));
     let mut text = String::with_capacity(16 * 1024);
@@ -69,7 +70,9 @@ impl Collector for Snapshot {
         self.families(&mut encoder, COUNTERS, 0, MetricType::Counter, |mut metric, value| {
             metric.encode_counter::<NoLabelSet, _, u64>(&value, None)
         })?;
-        self.families(&mut encoder, GAUGES, GAUGES_AT, MetricType::Gauge, |mut metric, value| metric.encode_gauge(&value))?;
+        self.families(&mut encoder, GAUGES, GAUGES_AT, MetricType::Gauge, |mut metric, value| {
+            metric.encode_gauge(&value)
+        })?;
         for (index, series) in HISTOGRAMS.iter().enumerate() {
             let at = HISTOGRAMS_AT + index * HISTOGRAM_CELLS;
             let mut family = encoder.encode_descriptor(series.family, series.help, None, MetricType::Histogram)?;
@@ -79,13 +82,22 @@ impl Collector for Snapshot {
                 let bounds = series.bounds_us.iter().map(|&us| seconds(us)).chain([f64::INFINITY]);
                 let buckets: Vec<(f64, u64)> = bounds.zip(counts.iter().copied()).collect();
                 let labels = [("shard", shard.as_str())];
-                family.encode_family(&labels)?.encode_histogram::<NoLabelSet>(sum, counts.iter().sum(), &buckets, None)?;
+                family.encode_family(&labels)?.encode_histogram::<NoLabelSet>(
+                    sum,
+                    counts.iter().sum(),
+                    &buckets,
+                    None,
+                )?;
             }
         }
-        let mut family = encoder.encode_descriptor("lane_up", "Whether a lane carries messages", None, MetricType::Gauge)?;
+        // One series a state, as OpenMetrics writes an enumeration: sums and alerts need no knowledge of the other states.
+        let mut family = encoder.encode_descriptor("lane_state", LANE_STATE_HELP, None, MetricType::Gauge)?;
         for lane in &self.lanes {
-            let up = i64::from(lane.state == LaneState::Up);
-            family.encode_family(&lane.labels().each_ref().map(|(name, value)| (*name, value.as_str())))?.encode_gauge(&up)?;
+            for state in LaneState::ALL {
+                let (shard, number) = (lane.shard.to_string(), lane.lane.to_string());
+                let labels = [("shard", shard.as_str()), ("lane", number.as_str()), ("state", state.label())];
+                family.encode_family(&labels)?.encode_gauge(&i64::from(lane.state == state))?;
+            }
         }
         Ok(())
     }
@@ -117,11 +129,8 @@ impl Snapshot {
     }
 }
 
-impl LaneInfo {
-    fn labels(&self) -> [(&'static str, String); 2] {
-        [("shard", self.shard.to_string()), ("lane", self.lane.to_string())]
-    }
-}
+const LANE_STATE_HELP: &str =
+    "The state of each lane as the control plane knows it: 1 for the one it is in, 0 for the others";
 
 fn seconds(us: u64) -> f64 {
     us as f64 / 1e6
@@ -171,14 +180,20 @@ mod tests {
                 assert_eq!(page.matches(&line).count(), 1, "{line}");
             }
             for histogram in HISTOGRAMS {
-                assert!(page.contains(&format!("\nsignalring_{}_count{{shard=\"{shard}\"}} ", histogram.family)), "{}", histogram.family);
+                assert!(
+                    page.contains(&format!("\nsignalring_{}_count{{shard=\"{shard}\"}} ", histogram.family)),
+                    "{}",
+                    histogram.family
+                );
             }
         }
         for line in [
             "signalring_refusals_total{reason=\"not_found\",shard=\"1\"} 8",
             "signalring_clients{shard=\"0\"} 3",
-            "signalring_lane_up{shard=\"0\",lane=\"0\"} 1",
-            "signalring_lane_up{shard=\"1\",lane=\"0\"} 0",
+            "signalring_lane_state{shard=\"0\",lane=\"0\",state=\"up\"} 1",
+            "signalring_lane_state{shard=\"0\",lane=\"0\",state=\"waiting\"} 0",
+            "signalring_lane_state{shard=\"1\",lane=\"0\",state=\"up\"} 0",
+            "signalring_lane_state{shard=\"1\",lane=\"0\",state=\"waiting\"} 1",
             "signalring_queue_wait_seconds_count{shard=\"0\"} 2",
             "signalring_queue_wait_seconds_sum{shard=\"0\"} 60.0015",
             "signalring_queue_wait_seconds_bucket{le=\"0.001\",shard=\"0\"} 0",
@@ -202,7 +217,9 @@ mod tests {
                 let mut words = descriptor.splitn(3, ' ');
                 let (what, name, rest) = (words.next().unwrap(), words.next().unwrap(), words.next().unwrap());
                 match what {
-                    "TYPE" => assert_eq!(types.insert(name.to_string(), rest.to_string()), None, "{name} has two types"),
+                    "TYPE" => {
+                        assert_eq!(types.insert(name.to_string(), rest.to_string()), None, "{name} has two types")
+                    }
                     "HELP" => assert!(!rest.is_empty()),
                     _ => panic!("{line}"),
                 }
@@ -221,9 +238,14 @@ mod tests {
     }
 
     #[test]
-    fn lane_states_are_the_labels_of_the_gauge() {
-        for state in LaneState::ALL {
-            assert!(Gauge::labelled("lanes", state.label()).is_some(), "{state:?}");
+    fn every_lane_is_in_exactly_one_state() {
+        let page = page();
+        for (shard, state) in [(0, LaneState::Up), (1, LaneState::Waiting)] {
+            let lane = format!("signalring_lane_state{{shard=\"{shard}\",lane=\"0\",state=");
+            let lines: Vec<&str> = page.lines().filter(|line| line.starts_with(&lane)).collect();
+            assert_eq!(lines.len(), LaneState::ALL.len());
+            let present: Vec<&&str> = lines.iter().filter(|line| line.ends_with(" 1")).collect();
+            assert!(present.len() == 1 && present[0].contains(state.label()), "{lines:?}");
         }
     }
 }

@@ -22,6 +22,9 @@ pub(crate) const GAUGES_AT: usize = COUNTERS.len();
 pub(crate) const HISTOGRAMS_AT: usize = GAUGES_AT + GAUGES.len();
 pub(crate) const CELLS: usize = HISTOGRAMS_AT + HISTOGRAMS.len() * HISTOGRAM_CELLS;
 
+/// What a shard's numbers take: its own, and where others read them.
+pub const METRICS_BYTES: usize = 2 * CELLS * size_of::<u64>();
+
 /// A shard's own numbers: no atomics, no allocation after `new`.
 pub struct ShardMetrics {
     cells: Box<[u64; CELLS]>,
@@ -130,7 +133,10 @@ mod tests {
             assert_eq!(published.gauge(*gauge), 5000 + index as u64);
             assert_eq!(published.gauge(*gauge), metrics.gauge(*gauge));
         }
-        assert!(published.snapshot().iter().filter(|&&cell| cell > 0).count() >= Counter::ALL.len() + Gauge::ALL.len() + 2 * Histogram::ALL.len());
+        assert!(
+            published.snapshot().iter().filter(|&&cell| cell > 0).count()
+                >= Counter::ALL.len() + Gauge::ALL.len() + 2 * Histogram::ALL.len()
+        );
     }
 
     #[test]

@@ -34,6 +34,9 @@ struct Membership {
     next: u32,
 }
 
+/// What being in one group takes: the entry, its place in the group's list, and its place in the list of free ones.
+pub const MEMBERSHIP_BYTES: usize = size_of::<Membership>() + 2 * size_of::<u32>();
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Joined {
     New,

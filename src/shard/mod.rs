@@ -28,6 +28,25 @@ use core::time::Duration;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
+/// A connection's place in the table, whatever it is: its socket, its state, its deadline.
+pub const CONNECTION_BYTES: usize = Slab::<socket::Conn>::SLOT_BYTES + crate::mem::wheel::LINK_BYTES;
+/// What an HTTP connection has beside it until it is upgraded.
+pub const HTTP_STAGE_BYTES: usize = size_of::<socket::HttpStage>();
+/// A lane, its queues apart.
+pub const LANE_BYTES: usize = size_of::<lane::Lane>();
+/// A disconnect notice in front of a lane that is down.
+pub const NOTICE_BYTES: usize = size_of::<crate::ids::OriginId>();
+/// What a turn gathers, and the wheel.
+pub const TURN_BYTES: usize = size_of::<Wheel>()
+    + COMPLETIONS_KEPT * size_of::<Completion>()
+    + DIRTY_KEPT * size_of::<SlotKey>()
+    + crate::limits::SEND_BATCH * (size_of::<turn::Attempt>() + size_of::<ShortSend>())
+    + ENDING_KEPT * (size_of::<(SlotKey, End)>() + size_of::<SlotKey>());
+/// Room of a turn's lists from the start; they grow where a turn has more.
+const COMPLETIONS_KEPT: usize = 4096;
+const DIRTY_KEPT: usize = 4096;
+const ENDING_KEPT: usize = 256;
+
 /// What a shard is told at start. The control plane makes it from the configuration.
 #[derive(Clone)]
 pub struct Settings {
@@ -131,7 +150,8 @@ impl<I: Io> Shard<I> {
     ) -> Shard<I> {
         let now = io.now();
         let mut shard = Shard {
-            conns: Slab::new(settings.connections_max),
+            // The spare places are for connections that are told there is none (`on_new_connection`).
+            conns: Slab::new(settings.connections_max + crate::limits::CONNECTIONS_SPARE),
             lanes: (0..settings.lanes.max(1)).map(|_| lane::Lane::default()).collect(),
             frames: FramePool::new(),
             pool: BytePool::new(),
@@ -142,12 +162,12 @@ impl<I: Io> Shard<I> {
             control,
             metrics: ShardMetrics::new(),
             published,
-            completions: Vec::with_capacity(4096),
-            dirty: Vec::with_capacity(4096),
+            completions: Vec::with_capacity(COMPLETIONS_KEPT),
+            dirty: Vec::with_capacity(DIRTY_KEPT),
             sending: Vec::with_capacity(crate::limits::SEND_BATCH),
             short: Vec::with_capacity(crate::limits::SEND_BATCH),
-            ending: Vec::with_capacity(256),
-            starved: Vec::with_capacity(256),
+            ending: Vec::with_capacity(ENDING_KEPT),
+            starved: Vec::with_capacity(ENDING_KEPT),
             accept_again: None,
             stopping: None,
             stopped: false,

@@ -20,6 +20,22 @@ const SEND_FLAGS: i32 = libc::MSG_DONTWAIT | libc::MSG_WAITALL | libc::MSG_NOSIG
 /// `IORING_ENTER_GETEVENTS`: deferred task work runs only in an enter that carries it.
 const ENTER_GETEVENTS: u32 = 1;
 
+/// Queues of a shard's ring: entries of 64 and 16 bytes and an index of four a submission, shared with the kernel; and the
+/// completions taken early, on our side.
+pub const RING_BYTES: usize = RING_SUBMISSIONS as usize * (size_of::<squeue::Entry>() + size_of::<u32>())
+    + RING_COMPLETIONS as usize * size_of::<cqueue::Entry>()
+    + EARLY_KEPT * size_of::<Completion>();
+/// What a batch of sends is gathered in.
+pub const SENDS_BYTES: usize = SEND_BATCH
+    * (size_of::<OneSend>()
+        + SEND_PARTS * size_of::<libc::iovec>()
+        + size_of::<libc::msghdr>()
+        + size_of::<ShortSend>());
+/// A provided buffer's entry in the ring it is handed over by.
+pub const BUFFER_ENTRY_BYTES: usize = size_of::<BufRingEntry>();
+/// Room for completions that arrive while a batch of sends is submitted; it grows where more come.
+const EARLY_KEPT: usize = RING_COMPLETIONS as usize / 4;
+
 pub struct Ring {
     ring: IoUring,
     client_buffers: BufferRing,
@@ -40,16 +56,14 @@ impl Ring {
             .setup_defer_taskrun()
             .setup_cqsize(RING_COMPLETIONS)
             .build(RING_SUBMISSIONS)?;
-        let client_buffers =
-            BufferRing::register(&ring, BufferGroup::Client, RECV_BUFFERS, RECV_BUFFER_BYTES)?;
-        let lane_buffers =
-            BufferRing::register(&ring, BufferGroup::Lane, LANE_RECV_BUFFERS, LANE_RECV_BUFFER_BYTES)?;
+        let client_buffers = BufferRing::register(&ring, BufferGroup::Client, RECV_BUFFERS, RECV_BUFFER_BYTES)?;
+        let lane_buffers = BufferRing::register(&ring, BufferGroup::Lane, LANE_RECV_BUFFERS, LANE_RECV_BUFFER_BYTES)?;
         Ok(Ring {
             ring,
             client_buffers,
             lane_buffers,
             sends: Sends::new(),
-            early: Vec::with_capacity(RING_COMPLETIONS as usize / 4),
+            early: Vec::with_capacity(EARLY_KEPT),
             short: Vec::with_capacity(SEND_BATCH),
             started,
         })
