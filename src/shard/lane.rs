@@ -324,7 +324,7 @@ impl<I: Io> Shard<I> {
     }
 
     fn on_lane_input(&mut self, now: Time, index: LaneIndex, input: LaneInput<'_>) {
-        let Shard { io, conns, lanes, frames, pool, dirty, ending, random, metrics, settings, .. } = self;
+        let Shard { io, conns, lanes, frames, pool, dirty, random, metrics, settings, .. } = self;
         let lane = &mut lanes[index.0 as usize];
         let State::Up(Link { socket, session }) = &mut lane.state else { return };
         let bytes = match input {
@@ -333,11 +333,11 @@ impl<I: Io> Shard<I> {
         };
         let mut side = super::delivery::LaneSide {
             socket,
+            index,
             groups: &mut lane.groups,
             conns,
             frames,
             dirty,
-            ending,
             random,
             metrics,
             settings,
@@ -387,12 +387,15 @@ impl<I: Io> Shard<I> {
     pub(super) fn lane_ends(&mut self, now: Time, index: LaneIndex, end: LaneEnd) {
         let name = self.lane_key(index);
         let lane = &mut self.lanes[index.0 as usize];
-        let State::Up(Link { mut socket, mut session }) = core::mem::take(&mut lane.state) else {
-            // Already lost: the peer's end after ours.
-            if let State::Over(socket) = &mut lane.state {
+        let (mut socket, mut session) = match core::mem::take(&mut lane.state) {
+            State::Up(Link { socket, session }) => (socket, session),
+            // Already lost: the peer's end after ours. The socket stays the lane's until the kernel has let go of it (`join`).
+            State::Over(mut socket) => {
                 socket.end(&mut self.io, &mut self.frames);
+                lane.state = State::Over(socket);
+                return;
             }
-            return;
+            State::Down => return,
         };
         let stopping = end == LaneEnd::Stopping;
         if stopping || matches!(end, LaneEnd::ServerClose { .. } | LaneEnd::CloseFrame(_)) {
