@@ -150,6 +150,7 @@ const _: () = assert!(LANE_SILENCE_MS >= 2 * LANE_KEEP_ALIVE_MS);
 pub const LANES_PER_SHARD_MAX: u16 = 1024;
 /// Places kept free beyond the connection limit, so that one too many is told so (503) and not just cut off.
 pub const CONNECTIONS_SPARE: u32 = 64;
+const _: () = assert!(CLIENTS_MAX + CONNECTIONS_SPARE + (LANES_PER_SHARD_MAX as u32) < 1 << 24);
 /// How long accepting rests when the process has no descriptor left.
 pub const ACCEPT_REST_MS: u64 = 100;
 /// The app server's `MaximumReceiveMessageSize`: it closes a lane that carries a larger message (contract 4.6).

@@ -165,7 +165,9 @@ impl<I: Io> Shard<I> {
         });
         let Shard { conns, lanes, io, frames, wheel, .. } = self;
         let Some(Conn { socket, stage }) = conns.get_mut(key) else { return };
-        let Stage::Client(mut client) = core::mem::replace(stage, Stage::Over) else { return };
+        let Stage::Client(mut client) = core::mem::replace(stage, Stage::Over) else {
+            unreachable!("only `connection_ends` and the handlers of clients call this, with a client");
+        };
         let lane = &mut lanes[client.lane.0 as usize];
         lane.clients -= 1;
         lane.groups.leave_all(&mut client.memberships);
@@ -187,7 +189,10 @@ impl<I: Io> Shard<I> {
     /// Ends the clients that were found to be at their end while other bytes were handled.
     pub(super) fn end_clients(&mut self, now: Time) {
         while let Some((key, end)) = self.ending.pop() {
-            self.client_ends(now, key, end);
+            // Found twice, or ended by itself meanwhile: its goodbye may be on its way and must not be cut.
+            if self.conns.get(key).is_some_and(|conn| conn.socket.life == Life::Open) {
+                self.connection_ends(now, key, end);
+            }
         }
     }
 

@@ -13,6 +13,7 @@ mod turn;
 
 use crate::bus::{ControlOrder, Receiver, Sender, ShardOrder};
 use crate::ids::{OriginKey, ShardId, SlotKey, Time};
+use crate::limits::CONNECTIONS_SPARE;
 use crate::mem::frames::FramePool;
 use crate::mem::pool::BytePool;
 use crate::mem::slab::Slab;
@@ -76,7 +77,7 @@ pub struct Shard<I: Io> {
     dirty: Vec<SlotKey>,
     sending: Vec<turn::Attempt>,
     short: Vec<ShortSend>,
-    /// Clients found to be at their end while somebody else's bytes were handled.
+    /// Connections found to be at their end while somebody else's bytes were handled.
     ending: Vec<(SlotKey, End)>,
     /// Sockets whose receive found no buffer; tried again in the next turn.
     starved: Vec<SlotKey>,
@@ -130,12 +131,14 @@ impl<I: Io> Shard<I> {
         published: Arc<Published>,
     ) -> Shard<I> {
         let now = io.now();
+        // The spare places are for saying 503 to the connections over the limit.
+        let places = settings.connections_max + CONNECTIONS_SPARE;
         let mut shard = Shard {
-            conns: Slab::new(settings.connections_max),
+            conns: Slab::new(places),
             lanes: (0..settings.lanes.max(1)).map(|_| lane::Lane::default()).collect(),
             frames: FramePool::new(),
             pool: BytePool::new(),
-            wheel: Wheel::new(settings.connections_max, now),
+            wheel: Wheel::new(places, now),
             random: Random(settings.seed),
             clock: WallClock::default(),
             orders,

@@ -1,5 +1,5 @@
 //! The loop of a shard: what completed, what is due, what was ordered, what is to be sent.
-use super::Shard;
+use super::{Settings, Shard};
 use super::lane::{LANE_SLOTS, lane_of};
 use super::socket::{Life, Ops, Socket, Stage};
 use crate::bus::ShardOrder;
@@ -114,6 +114,14 @@ impl<I: Io> Shard<I> {
         socket.ops.done(Ops::RECEIVE);
         let again = core::mem::take(&mut socket.again) || nonempty || full;
         let life = socket.life;
+        // A buffer that comes back with nothing in it is still ours to return.
+        let received = match received {
+            Some(empty) if result <= 0 => {
+                self.io.give_back(empty);
+                None
+            }
+            received => received,
+        };
         match result {
             1.. => {
                 let Some(received) = received else { return };
@@ -213,7 +221,7 @@ impl<I: Io> Shard<I> {
         while !self.dirty.is_empty() {
             self.sending.clear();
             self.short.clear();
-            let Shard { io, conns, lanes, frames, dirty, sending, short, .. } = self;
+            let Shard { io, conns, lanes, frames, dirty, sending, short, ending, settings, .. } = self;
             let frames = &*frames;
             io.send_batch(
                 |batch| {
@@ -226,6 +234,10 @@ impl<I: Io> Shard<I> {
                         };
                         let Some(socket) = socket else { continue };
                         socket.dirty = false;
+                        if is_too_slow(socket, settings) {
+                            ending.push((key, End::SlowClient));
+                            continue;
+                        }
                         if socket.blocked || socket.queue.is_empty() || socket.life == Life::Ending {
                             continue;
                         }
@@ -270,7 +282,7 @@ impl<I: Io> Shard<I> {
             }
             let sent = result.max(0) as u32;
             self.metrics.add(counter, u64::from(sent));
-            let Shard { io, conns, lanes, frames, dirty, .. } = self;
+            let Shard { io, conns, lanes, frames, dirty, ending, settings, .. } = self;
             let socket = match lane_of(*key) {
                 Some(lane) => lanes[lane.0 as usize].socket(*key),
                 None => conns.get_mut(*key).map(|conn| &mut conn.socket),
@@ -279,6 +291,9 @@ impl<I: Io> Shard<I> {
             frames.advance(&mut socket.queue, sent);
             if sent < *bytes {
                 socket.arm_writable(io);
+                if is_too_slow(socket, settings) {
+                    ending.push((*key, End::SlowClient));
+                }
             } else {
                 // More parts than one send takes: again in the next batch.
                 socket.mark(dirty);
@@ -340,6 +355,16 @@ impl<I: Io> Shard<I> {
         metrics.set(Gauge::Frames, self.frames.live() as u64);
         self.metrics.publish(&self.published);
     }
+}
+
+/// The bound of a connection's send queue, in the one place that everything written to it passes: deliveries, answers, pongs,
+/// refusals, HTTP replies. Only what the kernel's full buffer has left behind counts, so a burst that still fits there is no fault.
+/// A lane is not bounded here but at `Lane::is_free`.
+fn is_too_slow(socket: &Socket, settings: &Settings) -> bool {
+    socket.blocked
+        && socket.life == Life::Open
+        && lane_of(socket.key).is_none()
+        && socket.queue.bytes() > settings.send_queue_bytes_max
 }
 
 fn group_of(key: SlotKey) -> BufferGroup {
