@@ -130,12 +130,14 @@ impl Socket {
         self.drained(io);
     }
 
-    /// Shuts our side once everything has left.
-    pub(super) fn drained(&mut self, io: &mut impl Io) {
-        if self.life == Life::Draining && self.queue.is_empty() {
+    /// Shuts our side once everything has left. True when it just did.
+    pub(super) fn drained(&mut self, io: &mut impl Io) -> bool {
+        let done = self.life == Life::Draining && self.queue.is_empty();
+        if done {
             self.life = Life::Lingering;
             io.shutdown_write(self.fd);
         }
+        done
     }
 
     /// Nothing more to say or to hear: drops what is queued and calls the kernel's operations back.
@@ -186,6 +188,8 @@ pub(super) struct HttpStage {
     pub(super) scanned: usize,
     /// Bytes of a body still to be thrown away.
     pub(super) body_left: u64,
+    /// Its deadline. Kept, because it may lie further away than the wheel reaches.
+    pub(super) until: Time,
 }
 
 pub(super) struct Client {

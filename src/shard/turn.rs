@@ -76,7 +76,12 @@ impl<I: Io> Shard<I> {
                 let Some((socket, io)) = self.socket_and_io(key) else { return };
                 if !completion.more {
                     socket.ops.done(Ops::READABLE);
-                    if socket.life != Life::Ending && completion.result >= 0 {
+                    if socket.life != Life::Ending && completion.result < 0 {
+                        // Nobody called it back: the kernel cannot watch this socket, and unwatched it would stay for ever.
+                        self.on_socket_error(now, key, -completion.result);
+                        return self.join(now, key);
+                    }
+                    if socket.life != Life::Ending {
                         socket.arm_readable(io);
                     }
                 }
@@ -139,7 +144,7 @@ impl<I: Io> Shard<I> {
                 self.starved.push(key);
             }
             _ if result == -libc::EAGAIN || result == -libc::EINTR => {
-                if again {
+                if again || result == -libc::EINTR {
                     self.receive(key);
                 }
             }
@@ -183,6 +188,8 @@ impl<I: Io> Shard<I> {
     fn on_end_of_stream(&mut self, now: Time, key: SlotKey) {
         match lane_of(key) {
             Some(lane) => self.lane_ends(now, lane, LaneEnd::Gone),
+            // A peer that shut only its side still gets what we have said; its end is met again when that has left.
+            None if self.conns.get(key).is_some_and(|conn| conn.socket.life == Life::Draining) => {}
             None => self.connection_ends(now, key, End::PeerGone),
         }
     }
@@ -297,7 +304,10 @@ impl<I: Io> Shard<I> {
             } else {
                 // More parts than one send takes: again in the next batch.
                 socket.mark(dirty);
-                socket.drained(io);
+                if socket.drained(io) {
+                    // The peer's end may have been there before ours: it does not become readable twice.
+                    socket.receive(io, group_of(*key));
+                }
             }
         }
         debug_assert!(reported.peek().is_none(), "every short send belongs to an attempt of the batch");
