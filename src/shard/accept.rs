@@ -30,17 +30,25 @@ impl<I: Io> Shard<I> {
         }
     }
 
-    /// Out of descriptors or memory: the kernel ended the multishot accept. Rest a moment instead of spinning; connections wait
+    /// Mostly out of descriptors or memory: the kernel ended the multishot accept. Rest a moment instead of spinning; connections wait
     /// in the backlog meanwhile.
     fn on_accept_error(&mut self, now: Time, errno: i32) {
         if self.listener.is_none() {
             return;
         }
         self.metrics.add(Counter::AcceptErrors, 1);
-        if matches!(errno, libc::EMFILE | libc::ENFILE | libc::ENOMEM | libc::ENOBUFS) {
-            let error = std::io::Error::from_raw_os_error(errno);
-            warn!("accepting pauses: {error}; raise the descriptor limit (LimitNOFILE, ulimit -n) or lower max_clients");
-            self.accept_again = Some(now.after(Duration::from_millis(ACCEPT_REST_MS)));
+        // A connection that was gone before it was accepted says nothing about the next one.
+        if matches!(errno, libc::ECONNABORTED | libc::EINTR | libc::EAGAIN) {
+            return;
+        }
+        self.accept_again = Some(now.after(Duration::from_millis(ACCEPT_REST_MS)));
+        let Some(suppressed) = self.quiet.accept.admit(now) else { return };
+        let error = std::io::Error::from_raw_os_error(errno);
+        match errno {
+            libc::EMFILE | libc::ENFILE | libc::ENOMEM | libc::ENOBUFS => warn!(
+                "accepting pauses: {error}; raise the descriptor limit (LimitNOFILE, ulimit -n) or lower max_clients{suppressed}"
+            ),
+            _ => warn!("accepting pauses: {error}{suppressed}"),
         }
     }
 
@@ -150,7 +158,7 @@ impl<I: Io> Shard<I> {
                 if let Some(error) = refused {
                     self.metrics.add(Counter::refusal(error.label()), 1);
                     if error == HttpError::OriginForbidden {
-                        self.warn_origin(&head);
+                        self.warn_origin(now, &head);
                     }
                 }
                 keep_alive
@@ -258,8 +266,11 @@ impl<I: Io> Shard<I> {
         self.clock.last / 10_000_000
     }
 
-    fn warn_origin(&self, head: &http::Head<'_>) {
+    fn warn_origin(&mut self, now: Time, head: &http::Head<'_>) {
+        let Some(suppressed) = self.quiet.origin.admit(now) else { return };
         let origin = head.header("origin").map(String::from_utf8_lossy).unwrap_or_default();
-        warn!("refused a request from origin {origin}: add it to `allowed_origins` if that page may use this node");
+        // Whole heads have been put into a header before.
+        let origin: String = origin.chars().take(256).collect();
+        warn!("refused a request from origin {origin}: add it to `allowed_origins` if that page may use this node{suppressed}");
     }
 }

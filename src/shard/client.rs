@@ -178,10 +178,12 @@ impl<I: Io> Shard<I> {
             socket.end(io, frames);
         }
         self.metrics.add(Counter::client_end(end.label()), 1);
-        if end.is_ordinary() {
-            debug!(client = ?client.origin, "client gone: {}", end.label());
+        if !end.is_ordinary()
+            && let Some(suppressed) = self.quiet.client_ended.admit(now)
+        {
+            info!(client = ?client.origin, "client ended: {} ({end:?}){suppressed}", end.label());
         } else {
-            info!(client = ?client.origin, "client ended: {} ({end:?})", end.label());
+            debug!(client = ?client.origin, "client gone: {}", end.label());
         }
         self.join(now, key);
     }

@@ -17,6 +17,7 @@ use crate::session::fault::{End, LaneEnd, Refusal};
 use crate::session::groups::Groups;
 use crate::session::lane::{LaneEnv, LaneSession};
 use crate::sys::{Io, Received};
+use core::time::Duration;
 use std::collections::VecDeque;
 use std::os::fd::{IntoRawFd, OwnedFd};
 use tracing::{info, warn};
@@ -114,6 +115,14 @@ impl Lane {
             State::Down => return None,
         };
         (socket.key == key).then_some(socket)
+    }
+
+    /// Closes its socket at the very end of its shard.
+    pub(super) fn abandon(&mut self, io: &mut impl Io) {
+        if let State::Up(Link { socket, .. }) | State::Over(socket) = core::mem::take(&mut self.state) {
+            io.shutdown(socket.fd);
+            io.close(socket.fd);
+        }
     }
 
     /// Can a message be written right now, without overtaking one that waits?
@@ -215,7 +224,7 @@ impl Lane {
     pub(super) fn next_wake(&self, settings: &Settings) -> Time {
         let expires = self.waiting.front().map_or(Time::NEVER, |w| w.since.after(settings.lane_queue_timeout));
         let timed = if matches!(self.state, State::Down) { Time::NEVER } else { self.next_time };
-        let report = if self.is_reportable() { Time(0) } else { Time::NEVER };
+        let report = if self.is_reportable() { self.next_time } else { Time::NEVER };
         expires.min(timed).min(report)
     }
 
@@ -366,11 +375,14 @@ impl<I: Io> Shard<I> {
                 }
             }
             if lane.is_reportable()
+                && now >= lane.next_time
                 && let Some(reason) = lane.unreported.take()
                 && let Err(ControlOrder::LaneLost { reason, .. }) =
                     control.send(ControlOrder::LaneLost { lane: name, reason })
             {
                 lane.unreported = Some(reason);
+                // The control plane's queue is full: it is at work on what it has.
+                lane.next_time = now.after(Duration::from_millis(LANE_REPORT_AGAIN_MS));
             }
             if !lane.waiting.is_empty() || !lane.notices.is_empty() {
                 lane.drain(now, conns, &mut gate);
@@ -429,8 +441,10 @@ impl<I: Io> Shard<I> {
     }
 
     /// A lost lane's socket is closed: it can be dialled again.
-    pub(super) fn lane_closed(&mut self, _now: Time, index: LaneIndex) {
-        self.lanes[index.0 as usize].state = State::Down;
+    pub(super) fn lane_closed(&mut self, now: Time, index: LaneIndex) {
+        let lane = &mut self.lanes[index.0 as usize];
+        lane.state = State::Down;
+        lane.next_time = now;
     }
 
     /// Lanes that have been told to go and whose app server does not close its side.

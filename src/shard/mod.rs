@@ -8,6 +8,7 @@ mod accept;
 mod client;
 mod delivery;
 mod lane;
+mod quiet;
 mod socket;
 mod turn;
 
@@ -85,6 +86,15 @@ pub struct Shard<I: Io> {
     accept_again: Option<Time>,
     stopping: Option<Time>,
     stopped: bool,
+    quiet: QuietLines,
+}
+
+/// The log lines that peers can cause, each with its own bound.
+#[derive(Default)]
+struct QuietLines {
+    accept: quiet::Quiet,
+    origin: quiet::Quiet,
+    client_ended: quiet::Quiet,
 }
 
 /// A small generator for what need not be secret: masks of frames to the app server (RFC 6455 §5.3 guards against what
@@ -154,6 +164,7 @@ impl<I: Io> Shard<I> {
             accept_again: None,
             stopping: None,
             stopped: false,
+            quiet: QuietLines::default(),
             listener: Some(listener),
             settings,
             io,
@@ -168,6 +179,16 @@ impl<I: Io> Shard<I> {
     /// Runs until the control plane orders it to stop and everybody has been told.
     pub fn run(mut self) {
         while self.turn() {}
+        // Whoever did not close its side in time. The kernel's polls end with the ring, which goes next.
+        for slot in 0..self.conns.slots() {
+            if let Some(conn) = self.conns.at_mut(slot) {
+                self.io.shutdown(conn.socket.fd);
+                self.io.close(conn.socket.fd);
+            }
+        }
+        for lane in &mut self.lanes {
+            lane.abandon(&mut self.io);
+        }
     }
 
     /// Connections of every kind.
