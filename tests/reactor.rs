@@ -75,11 +75,8 @@ fn who_never_reads_is_dropped_whatever_it_makes_the_node_say() {
         [("pongs", true, ping), ("completions", true, unknown), ("replies", false, negotiate.as_bytes().to_vec())]
     {
         let before = node.metric("signalring_connections_closed");
-        let mut stream = if upgraded {
-            Socket::connect(node.address).stream
-        } else {
-            TcpStream::connect(node.address).unwrap()
-        };
+        let mut stream =
+            if upgraded { Socket::connect(node.address).stream } else { TcpStream::connect(node.address).unwrap() };
         let flood = once.repeat(64 * 1024 / once.len());
         stream.set_write_timeout(Some(PATIENCE)).unwrap();
         let mut sent = 0;
@@ -194,7 +191,8 @@ fn two_thousand_resets_leave_nothing_behind() {
     let before = descriptors(&node.process);
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     let upgrade = format!("{}\r\n", upgrade_head(node.address, "/dotnetify")).into_bytes();
-    let whole = [upgrade, record(HANDSHAKE), record(REQUEST), record(r#"{"type":6}"#), frame(FIN | PING, b"?")].concat();
+    let whole =
+        [upgrade, record(HANDSHAKE), record(REQUEST), record(r#"{"type":6}"#), frame(FIN | PING, b"?")].concat();
     runtime.block_on(async {
         use tokio::io::{AsyncReadExt, AsyncWriteExt};
         for n in 0..2000usize {

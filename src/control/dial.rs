@@ -6,8 +6,8 @@ use super::random;
 use crate::config::UpstreamUrl;
 use crate::limits::INTERIM_REPLIES_MAX;
 use crate::proto::http;
-use crate::proto::signalr::negotiate::{NegotiateAnswer, parse_negotiate_answer};
 use crate::proto::signalr::handshake::{self, Protocol};
+use crate::proto::signalr::negotiate::{NegotiateAnswer, parse_negotiate_answer};
 use crate::proto::signalr::record::find_separator;
 use crate::proto::ws::frame::write_frame;
 use crate::proto::ws::{Decoder, Event, Opcode, Role};
@@ -52,7 +52,8 @@ pub(super) async fn dial(url: &UpstreamUrl, hub_path: &str) -> Result<Dialled, S
     })
     .await?;
     // The copy is the shard's; tokio-uring closes its own when the stream is dropped, which leaves the connection alone.
-    let socket = socket::duplicate(stream.as_raw_fd()).map_err(|error| format!("cannot hand the socket over: {error}"))?;
+    let socket =
+        socket::duplicate(stream.as_raw_fd()).map_err(|error| format!("cannot hand the socket over: {error}"))?;
     Ok(Dialled { socket, early })
 }
 
@@ -182,8 +183,9 @@ async fn shake_hands(stream: &TcpStream, input: &mut BytesMut) -> Result<Vec<u8>
     let mut payload = Vec::new();
     loop {
         while !input.is_empty() {
-            let (used, event) =
-                decoder.next(input).map_err(|error| format!("the app server broke the WebSocket protocol ({error:?})"))?;
+            let (used, event) = decoder
+                .next(input)
+                .map_err(|error| format!("the app server broke the WebSocket protocol ({error:?})"))?;
             let piece = input.split_to(used);
             match event {
                 None | Some(Event::Pong) => {}

@@ -271,6 +271,8 @@ impl<I: Io> Shard<I> {
         let origin = head.header("origin").map(String::from_utf8_lossy).unwrap_or_default();
         // Whole heads have been put into a header before.
         let origin: String = origin.chars().take(256).collect();
-        warn!("refused a request from origin {origin}: add it to `allowed_origins` if that page may use this node{suppressed}");
+        warn!(
+            "refused a request from origin {origin}: add it to `allowed_origins` if that page may use this node{suppressed}"
+        );
     }
 }

@@ -1,7 +1,7 @@
 //! The loop of a shard: what completed, what is due, what was ordered, what is to be sent.
-use super::{Settings, Shard};
 use super::lane::{LANE_SLOTS, lane_of};
 use super::socket::{Life, Ops, Socket, Stage};
+use super::{Settings, Shard};
 use crate::bus::ShardOrder;
 use crate::ids::{SLOT_MAX, SlotKey, Time};
 use crate::limits::*;

@@ -40,10 +40,8 @@ impl Ring {
             .setup_defer_taskrun()
             .setup_cqsize(RING_COMPLETIONS)
             .build(RING_SUBMISSIONS)?;
-        let client_buffers =
-            BufferRing::register(&ring, BufferGroup::Client, RECV_BUFFERS, RECV_BUFFER_BYTES)?;
-        let lane_buffers =
-            BufferRing::register(&ring, BufferGroup::Lane, LANE_RECV_BUFFERS, LANE_RECV_BUFFER_BYTES)?;
+        let client_buffers = BufferRing::register(&ring, BufferGroup::Client, RECV_BUFFERS, RECV_BUFFER_BYTES)?;
+        let lane_buffers = BufferRing::register(&ring, BufferGroup::Lane, LANE_RECV_BUFFERS, LANE_RECV_BUFFER_BYTES)?;
         Ok(Ring {
             ring,
             client_buffers,
