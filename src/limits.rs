@@ -152,7 +152,20 @@ const _: () = assert!(LANE_SILENCE_MS >= 2 * LANE_KEEP_ALIVE_MS);
 pub const LANES_PER_SHARD_MAX: u16 = 1024;
 /// Places kept free beyond the connection limit, so that one too many is told so (503) and not just cut off.
 pub const CONNECTIONS_SPARE: u32 = 64;
+const _: () = assert!(CLIENTS_MAX + CONNECTIONS_SPARE + (LANES_PER_SHARD_MAX as u32) < 1 << 24);
 /// How long accepting rests when the process has no descriptor left.
 pub const ACCEPT_REST_MS: u64 = 100;
 /// The app server's `MaximumReceiveMessageSize`: it closes a lane that carries a larger message (contract 4.6).
 pub const UPSTREAM_MESSAGE_BYTES_DEFAULT: u32 = 32 * 1024;
+/// Log lines of one kind that peers cause, a shard and window: enough to see what happens, too few to fill a disk.
+pub const LOG_LINES_MAX: u32 = 10;
+pub const LOG_WINDOW_MS: u64 = 10_000;
+/// Interim answers (1xx) an app server may send before the real one.
+pub const INTERIM_REPLIES_MAX: usize = 8;
+/// How much longer than its shards a stopping node waits for its control plane, which may hang in the system's resolver.
+pub const STOP_GRACE_MS: u64 = 2_000;
+/// How soon the loss of a lane is reported again when the control plane's queue was full.
+pub const LANE_REPORT_AGAIN_MS: u64 = 10;
+/// Constant part of a client's context, escaped for a JSON lane: half of what an app server takes as a message by default, so
+/// that the other half is left for what the client says. A browser's has 1.4 KB (contract 4.6).
+pub const CONTEXT_BYTES_MAX: usize = 16 * 1024;

@@ -75,6 +75,29 @@ impl<T> Sender<T> {
     }
 }
 
+/// An order that was not taken.
+#[derive(Debug)]
+pub enum Unsent<T> {
+    /// For now.
+    Full(T),
+    /// The receiver has ended.
+    Closed(T),
+}
+
+impl<T> Sender<T> {
+    /// As `send`, for those who would wait: says whether that has any sense.
+    pub fn offer(&self, order: T) -> Result<(), Unsent<T>> {
+        match self.queue.try_send(order) {
+            Ok(()) => {
+                self.bell.ring();
+                Ok(())
+            }
+            Err(channel::TrySendError::Full(order)) => Err(Unsent::Full(order)),
+            Err(channel::TrySendError::Disconnected(order)) => Err(Unsent::Closed(order)),
+        }
+    }
+}
+
 impl<T> Receiver<T> {
     pub fn try_next(&self) -> Option<T> {
         self.queue.try_recv().ok()
@@ -98,7 +121,9 @@ mod tests {
         assert_eq!(sender.send(7), Err(7));
         receiver.bell().quiet();
         assert_eq!((0..=BUS_ORDERS).map_while(|_| receiver.try_next()).count(), BUS_ORDERS);
+        assert!(matches!((0..=BUS_ORDERS).find_map(|n| sender.offer(n).err()), Some(Unsent::Full(BUS_ORDERS))));
         drop(receiver);
+        assert!(matches!(sender.offer(9), Err(Unsent::Closed(9))));
         assert_eq!(sender.send(1), Err(1));
     }
 }

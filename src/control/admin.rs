@@ -60,7 +60,18 @@ async fn answer(stream: TcpStream, state: &State, watch: &Watch) {
         Ok(head) => route(head.path, state, watch, head.method == "GET"),
         Err(error) => reply(error.status(), "text/plain", error.label(), "", true),
     };
-    let (_, _) = stream.write_all(reply.into_bytes()).await;
+    let writing = tokio_uring::spawn({
+        let stream = stream.clone();
+        async move {
+            let (_, _) = stream.write_all(reply.into_bytes()).await;
+        }
+    });
+    let mut writing = core::pin::pin!(writing);
+    if tokio::time::timeout(REQUEST_TIMEOUT, &mut writing).await.is_err() {
+        // It does not read: its place is somebody else's, or a few such would silence the endpoint.
+        let _ = stream.shutdown(Shutdown::Both);
+        let _ = writing.await;
+    }
     let _ = stream.shutdown(Shutdown::Write);
 }
 

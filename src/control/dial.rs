@@ -4,9 +4,10 @@
 //! dropped half-way. An exchange runs as a task of its own, and its deadline shuts the socket down, which ends the task.
 use super::random;
 use crate::config::UpstreamUrl;
+use crate::limits::INTERIM_REPLIES_MAX;
 use crate::proto::http;
-use crate::proto::signalr::negotiate::{NegotiateAnswer, parse_negotiate_answer};
 use crate::proto::signalr::handshake::{self, Protocol};
+use crate::proto::signalr::negotiate::{NegotiateAnswer, parse_negotiate_answer};
 use crate::proto::signalr::record::find_separator;
 use crate::proto::ws::frame::write_frame;
 use crate::proto::ws::{Decoder, Event, Opcode, Role};
@@ -38,6 +39,8 @@ pub(super) async fn dial(url: &UpstreamUrl, hub_path: &str) -> Result<Dialled, S
     let host = host_header(url);
     let path = format!("{}{hub_path}", url.base);
     let token = negotiate(url, &host, &path).await?;
+    // It comes from the network and goes into a request line.
+    let token: String = url::form_urlencoded::byte_serialize(token.as_bytes()).collect();
     let stream = connect(url).await?;
     let (early, stream) = within(EXCHANGE_TIMEOUT, &stream, "upgrading", {
         let stream = stream.clone();
@@ -49,7 +52,8 @@ pub(super) async fn dial(url: &UpstreamUrl, hub_path: &str) -> Result<Dialled, S
     })
     .await?;
     // The copy is the shard's; tokio-uring closes its own when the stream is dropped, which leaves the connection alone.
-    let socket = socket::duplicate(stream.as_raw_fd()).map_err(|error| format!("cannot hand the socket over: {error}"))?;
+    let socket =
+        socket::duplicate(stream.as_raw_fd()).map_err(|error| format!("cannot hand the socket over: {error}"))?;
     Ok(Dialled { socket, early })
 }
 
@@ -116,6 +120,9 @@ async fn negotiate(url: &UpstreamUrl, host: &str, path: &str) -> Result<String, 
             }
             loop {
                 let body = match head.content_length {
+                    Some(length) if length > ANSWER_BYTES_MAX as u64 => {
+                        return Err("negotiate's answer is too long".into());
+                    }
                     Some(length) if input.len() as u64 >= length => Some(input[..length as usize].to_vec()),
                     Some(_) => None,
                     None if head.chunked => http::decode_chunked(&input, ANSWER_BYTES_MAX)
@@ -176,8 +183,9 @@ async fn shake_hands(stream: &TcpStream, input: &mut BytesMut) -> Result<Vec<u8>
     let mut payload = Vec::new();
     loop {
         while !input.is_empty() {
-            let (used, event) =
-                decoder.next(input).map_err(|error| format!("the app server broke the WebSocket protocol ({error:?})"))?;
+            let (used, event) = decoder
+                .next(input)
+                .map_err(|error| format!("the app server broke the WebSocket protocol ({error:?})"))?;
             let piece = input.split_to(used);
             match event {
                 None | Some(Event::Pong) => {}
@@ -235,13 +243,22 @@ async fn read_more(stream: &TcpStream, input: &mut BytesMut) -> Result<(), Strin
     }
 }
 
+/// The head of the answer; interim ones (100, 103) before it are skipped.
 async fn read_response_head(stream: &TcpStream, input: &mut BytesMut) -> Result<http::ResponseHead, String> {
+    let mut interim = 0;
     loop {
         let head = http::parse_response(input)
             .map_err(|error| format!("the app server's HTTP answer is malformed ({})", error.label()))?;
         if let Some(head) = head {
             input.advance(head.bytes);
-            return Ok(head);
+            if !(100..200).contains(&head.status) || head.status == 101 {
+                return Ok(head);
+            }
+            interim += 1;
+            if interim > INTERIM_REPLIES_MAX {
+                return Err("the app server sends interim answers without end".into());
+            }
+            continue;
         }
         if input.len() > ANSWER_BYTES_MAX {
             return Err("the app server's HTTP answer is too long".into());

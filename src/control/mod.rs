@@ -10,7 +10,7 @@ mod plane;
 use crate::bus;
 use crate::config::Config;
 use crate::ids::{LaneIndex, LaneKey, OriginKey, ShardId};
-use crate::limits::UPSTREAM_MESSAGE_BYTES_DEFAULT;
+use crate::limits::{STOP_GRACE_MS, STOP_MS, UPSTREAM_MESSAGE_BYTES_DEFAULT};
 use crate::metrics::Published;
 use crate::proto::http::{HttpPolicy, OriginPolicy};
 use crate::session::client::ClientSettings;
@@ -18,6 +18,7 @@ use crate::session::token::TokenKey;
 use crate::shard::{Settings, Shard};
 use crate::sys::ring::Ring;
 use crate::sys::{probe, socket};
+use core::time::Duration;
 use std::io;
 use std::net::{SocketAddr, TcpListener};
 use std::os::fd::OwnedFd;
@@ -25,7 +26,7 @@ use std::sync::{Arc, mpsc};
 use std::thread::JoinHandle;
 use std::time::Instant;
 use tokio::sync::mpsc as tokio_mpsc;
-use tracing::info;
+use tracing::{info, warn};
 
 /// A running node.
 pub struct Node {
@@ -33,6 +34,8 @@ pub struct Node {
     admin: SocketAddr,
     commands: tokio_mpsc::UnboundedSender<plane::Command>,
     threads: Vec<JoinHandle<()>>,
+    /// Disconnected when every thread has ended; carries nothing.
+    ended: mpsc::Receiver<()>,
 }
 
 impl Node {
@@ -53,6 +56,7 @@ impl Node {
         let mut shards = Vec::new();
         let mut threads = Vec::new();
         let (ready, readied) = mpsc::channel();
+        let (alive, ended) = mpsc::channel::<()>();
         for (index, listener) in listeners.into_iter().enumerate() {
             let (orders, ordered) = bus::channel()?;
             let published = Arc::new(Published::new());
@@ -60,8 +64,9 @@ impl Node {
             let settings = shard_settings(&config, shard, &secrets)?;
             let lanes = (0..settings.lanes).map(|lane| LaneKey { shard, index: LaneIndex(lane) }).collect();
             shards.push(plane::ShardHandle { orders, published: published.clone(), lanes });
-            let (to_control, ready) = (to_control.clone(), ready.clone());
+            let (to_control, ready, alive) = (to_control.clone(), ready.clone(), alive.clone());
             let thread = std::thread::Builder::new().name(format!("shard-{index}")).spawn(move || {
+                let _alive = alive;
                 socket::pin_to_processor(index % probe::processors());
                 match Ring::new(started) {
                     Ok(ring) => {
@@ -81,9 +86,12 @@ impl Node {
         }
         drop(ready);
         let plane = plane::Plane { config, shards, from_shards, commanded, admin_listener };
-        let control = std::thread::Builder::new().name("control".into()).spawn(move || plane.run())?;
+        let control = std::thread::Builder::new().name("control".into()).spawn(move || {
+            let _alive = alive;
+            plane.run();
+        })?;
         threads.push(control);
-        let node = Node { listen, admin, commands, threads };
+        let node = Node { listen, admin, commands, threads, ended };
         // A shard that could not start ends the ones that could.
         if let Some(error) = readied.iter().find_map(Result::err) {
             node.stop();
@@ -102,9 +110,15 @@ impl Node {
         self.admin
     }
 
-    /// Tells every client to come back later, tells the app server who is gone, and ends; bounded by `limits::STOP_MS`.
+    /// Tells every client to come back later, tells the app server who is gone, and ends; bounded by `limits::STOP_MS` and a
+    /// little more.
     pub fn stop(self) {
         let _ = self.commands.send(plane::Command::Stop);
+        let patience = Duration::from_millis(STOP_MS + STOP_GRACE_MS);
+        if self.ended.recv_timeout(patience) == Err(mpsc::RecvTimeoutError::Timeout) {
+            // The runtime of the control plane waits for the system's resolver, which nobody can call back. The process need not.
+            return warn!("a thread does not end; it is left behind");
+        }
         for thread in self.threads {
             let _ = thread.join();
         }

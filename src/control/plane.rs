@@ -3,7 +3,7 @@ use super::admin;
 use super::backoff::Backoff;
 use super::dial::dial;
 use super::random;
-use crate::bus::{ControlOrder, Receiver, Sender, ShardOrder};
+use crate::bus::{ControlOrder, Receiver, Sender, ShardOrder, Unsent};
 use crate::config::Config;
 use crate::ids::{HubId, LaneKey};
 use crate::limits::STOP_MS;
@@ -89,11 +89,13 @@ impl Plane {
         // The sender is the node's handle: without it nobody can ask for anything any more.
         let _ = commanded.recv().await;
         state.stopping.set(true);
+        let mut told = 0;
         for shard in &shards {
-            send_order(&shard.orders, ShardOrder::Stop).await;
+            // One that never started, or is gone, says no goodbye.
+            told += usize::from(send_order(&shard.orders, ShardOrder::Stop).await);
         }
         let all_ended = async {
-            for _ in &shards {
+            for _ in 0..told {
                 if ending.recv().await.is_none() {
                     break;
                 }
@@ -162,9 +164,10 @@ fn jitter() -> u64 {
 /// Puts an order into a shard's queue, waiting while it is full. False if the shard has ended.
 async fn send_order(orders: &Sender<ShardOrder>, mut order: ShardOrder) -> bool {
     for _ in 0..1000 {
-        match orders.send(order) {
+        match orders.offer(order) {
             Ok(()) => return true,
-            Err(back) => order = back,
+            Err(Unsent::Closed(_)) => return false,
+            Err(Unsent::Full(back)) => order = back,
         }
         tokio::time::sleep(Duration::from_millis(10)).await;
     }

@@ -93,6 +93,15 @@ impl FramePool {
         self.frames[frame.0 as usize].bytes.len()
     }
 
+    /// Bytes that wait behind the frame that is being sent.
+    pub fn bytes_behind_head(&self, queue: &SendQueue) -> u32 {
+        if queue.is_empty() {
+            return 0;
+        }
+        let head = self.nodes[queue.head as usize].frame;
+        queue.bytes - (self.frames[head as usize].bytes.len() as u32 - queue.sent)
+    }
+
     /// Queues a frame on a connection, taking one more reference.
     pub fn share(&mut self, frame: &FrameRef, queue: &mut SendQueue) {
         self.frames[frame.0 as usize].references += 1;
@@ -304,6 +313,9 @@ mod tests {
                 for (q, m) in queues.iter().zip(&model) {
                     prop_assert_eq!(&gathered(&pool, q), m);
                     prop_assert_eq!(q.bytes() as usize, m.len());
+                    let mut head = 0;
+                    pool.unsent(q, |part| { head = part.len() as u32; false });
+                    prop_assert_eq!(pool.bytes_behind_head(q), q.bytes() - head);
                 }
             }
             for q in &mut queues {

@@ -30,17 +30,25 @@ impl<I: Io> Shard<I> {
         }
     }
 
-    /// Out of descriptors or memory: the kernel ended the multishot accept. Rest a moment instead of spinning; connections wait
+    /// Mostly out of descriptors or memory: the kernel ended the multishot accept. Rest a moment instead of spinning; connections wait
     /// in the backlog meanwhile.
     fn on_accept_error(&mut self, now: Time, errno: i32) {
         if self.listener.is_none() {
             return;
         }
         self.metrics.add(Counter::AcceptErrors, 1);
-        if matches!(errno, libc::EMFILE | libc::ENFILE | libc::ENOMEM | libc::ENOBUFS) {
-            let error = std::io::Error::from_raw_os_error(errno);
-            warn!("accepting pauses: {error}; raise the descriptor limit (LimitNOFILE, ulimit -n) or lower max_clients");
-            self.accept_again = Some(now.after(Duration::from_millis(ACCEPT_REST_MS)));
+        // A connection that was gone before it was accepted says nothing about the next one.
+        if matches!(errno, libc::ECONNABORTED | libc::EINTR | libc::EAGAIN) {
+            return;
+        }
+        self.accept_again = Some(now.after(Duration::from_millis(ACCEPT_REST_MS)));
+        let Some(suppressed) = self.quiet.accept.admit(now) else { return };
+        let error = std::io::Error::from_raw_os_error(errno);
+        match errno {
+            libc::EMFILE | libc::ENFILE | libc::ENOMEM | libc::ENOBUFS => warn!(
+                "accepting pauses: {error}; raise the descriptor limit (LimitNOFILE, ulimit -n) or lower max_clients{suppressed}"
+            ),
+            _ => warn!("accepting pauses: {error}{suppressed}"),
         }
     }
 
@@ -52,8 +60,8 @@ impl<I: Io> Shard<I> {
             return self.io.close(fd);
         };
         self.io.prepare_client(fd, self.settings.send_buffer_bytes);
-        let buffer = Vec::new();
-        let stage = HttpStage { local, peer, buffer, scanned: 0, body_left: 0 };
+        let until = now.after(self.settings.request_head_timeout);
+        let stage = HttpStage { local, peer, buffer: Vec::new(), scanned: 0, body_left: 0, until };
         let conn = |key| Conn { socket: Socket::new(key, fd), stage: Stage::Http(Box::new(stage)) };
         let Some(key) = self.conns.insert_with(conn) else {
             // Even the spare places are taken.
@@ -61,7 +69,7 @@ impl<I: Io> Shard<I> {
             self.metrics.add(Counter::ConnectionsClosed, 1);
             return self.io.close(fd);
         };
-        self.wheel.set(key.slot, now.after(self.settings.request_head_timeout));
+        self.wheel.set(key.slot, until);
         if self.conns.len() > self.settings.connections_max {
             return self.refuse_request(now, key, HttpError::Overloaded, Cors::None);
         }
@@ -76,8 +84,10 @@ impl<I: Io> Shard<I> {
         if http.buffer.capacity() == 0 {
             http.buffer = pool.take();
         }
-        if http.buffer.is_empty() {
-            wheel.set(key.slot, now.after(settings.request_head_timeout));
+        // A body has the rest of its request's time: not a new deadline with every byte that drips.
+        if http.buffer.is_empty() && http.body_left == 0 {
+            http.until = now.after(settings.request_head_timeout);
+            wheel.set(key.slot, http.until);
         }
         http.buffer.extend_from_slice(io.buffer(received));
         self.serve_requests(now, key);
@@ -85,6 +95,7 @@ impl<I: Io> Shard<I> {
 
     /// Answers every whole request in the buffer.
     fn serve_requests(&mut self, now: Time, key: SlotKey) {
+        let mut served = false;
         loop {
             let Some(Conn { socket, stage: Stage::Http(http) }) = self.conns.get_mut(key) else { return };
             if socket.life != Life::Open {
@@ -93,6 +104,10 @@ impl<I: Io> Shard<I> {
             let skipped = http.body_left.min(http.buffer.len() as u64);
             http.buffer.drain(..skipped as usize);
             http.body_left -= skipped;
+            if skipped > 0 && http.body_left == 0 && http.buffer.is_empty() {
+                http.until = now.after(Duration::from_millis(HTTP_IDLE_MS));
+                self.wheel.set(key.slot, http.until);
+            }
             if http.buffer.is_empty() {
                 // Nothing held while it is idle.
                 self.pool.give(core::mem::take(&mut http.buffer));
@@ -100,7 +115,14 @@ impl<I: Io> Shard<I> {
             }
             let head_bytes = match http::head_end(&http.buffer, &mut http.scanned) {
                 Ok(Some(end)) => end,
-                Ok(None) => return,
+                Ok(None) => {
+                    if served {
+                        // The beginning of the next request came with the last one: its time runs from now, not idly.
+                        http.until = now.after(self.settings.request_head_timeout);
+                        self.wheel.set(key.slot, http.until);
+                    }
+                    return;
+                }
                 Err(error) => return self.refuse_request(now, key, error, Cors::None),
             };
             http.scanned = 0;
@@ -116,6 +138,7 @@ impl<I: Io> Shard<I> {
             if !more {
                 return;
             }
+            served = true;
         }
     }
 
@@ -135,7 +158,7 @@ impl<I: Io> Shard<I> {
                 if let Some(error) = refused {
                     self.metrics.add(Counter::refusal(error.label()), 1);
                     if error == HttpError::OriginForbidden {
-                        self.warn_origin(&head);
+                        self.warn_origin(now, &head);
                     }
                 }
                 keep_alive
@@ -160,12 +183,18 @@ impl<I: Io> Shard<I> {
                 return false;
             }
         };
-        let Shard { conns, frames, dirty, wheel, io, .. } = self;
+        let Shard { conns, frames, dirty, wheel, io, settings, .. } = self;
         if let Some(Conn { socket, stage: Stage::Http(http) }) = conns.get_mut(key) {
             socket.out(frames, dirty, |out| out.extend_from_slice(&reply));
             http.body_left = head.content_length;
             if keep_alive {
-                wheel.set(key.slot, now.after(Duration::from_millis(HTTP_IDLE_MS)));
+                // A body that is announced has to come at once; a next request need not.
+                http.until = if http.body_left > 0 {
+                    now.after(settings.request_head_timeout)
+                } else {
+                    now.after(Duration::from_millis(HTTP_IDLE_MS))
+                };
+                wheel.set(key.slot, http.until);
             } else {
                 socket.drain(io);
                 wheel.set(key.slot, linger_until(now));
@@ -199,13 +228,14 @@ impl<I: Io> Shard<I> {
     pub(super) fn on_connection_time(&mut self, now: Time, key: SlotKey) {
         let Some(conn) = self.conns.get_mut(key) else { return };
         match (conn.socket.life, &conn.stage) {
+            (Life::Open, Stage::Http(http)) if now < http.until => self.wheel.set(key.slot, http.until),
             (Life::Open, Stage::Http(http)) if !http.buffer.is_empty() => {
                 self.refuse_request(now, key, HttpError::HeadTimeout, Cors::None);
             }
             (Life::Open, Stage::Client(_)) => self.on_client_time(now, key),
             // An idle HTTP connection; or a peer that does not close its side in time.
             _ => {
-                conn.socket.end(&mut self.io, &mut self.frames);
+                conn.socket.end(&mut self.io, &mut self.frames, &mut self.metrics);
                 self.join(now, key);
             }
         }
@@ -220,7 +250,7 @@ impl<I: Io> Shard<I> {
         if let Stage::Http(http) = &mut conn.stage {
             self.pool.give(core::mem::take(&mut http.buffer));
         }
-        conn.socket.end(&mut self.io, &mut self.frames);
+        conn.socket.end(&mut self.io, &mut self.frames, &mut self.metrics);
         self.join(now, key);
     }
 
@@ -236,8 +266,13 @@ impl<I: Io> Shard<I> {
         self.clock.last / 10_000_000
     }
 
-    fn warn_origin(&self, head: &http::Head<'_>) {
+    fn warn_origin(&mut self, now: Time, head: &http::Head<'_>) {
+        let Some(suppressed) = self.quiet.origin.admit(now) else { return };
         let origin = head.header("origin").map(String::from_utf8_lossy).unwrap_or_default();
-        warn!("refused a request from origin {origin}: add it to `allowed_origins` if that page may use this node");
+        // Whole heads have been put into a header before.
+        let origin: String = origin.chars().take(256).collect();
+        warn!(
+            "refused a request from origin {origin}: add it to `allowed_origins` if that page may use this node{suppressed}"
+        );
     }
 }

@@ -3,6 +3,7 @@ use super::Shard;
 use super::lane::{Gate, Lane};
 use super::socket::{Client, Conn, Life, Socket, Stage, linger_until};
 use crate::ids::{Address, SlotKey, Time};
+use crate::limits::CONTEXT_BYTES_MAX;
 use crate::metrics::Counter;
 use crate::proto::dotnetify::context::{self, Embedding, Peer};
 use crate::proto::dotnetify::request::{Call, Request};
@@ -11,7 +12,7 @@ use crate::session::client::{ClientEnv, ClientSession, Note};
 use crate::session::fault::{self, End, Refusal};
 use crate::session::groups::Memberships;
 use crate::sys::{Io, Received};
-use tracing::{debug, info};
+use tracing::{debug, info, warn};
 
 /// What a client's session acts on: its own socket and its lane.
 struct ClientSide<'a> {
@@ -84,22 +85,32 @@ impl<I: Io> Shard<I> {
     pub(super) fn upgrade(&mut self, now: Time, key: SlotKey, head: &Head<'_>, accept: &[u8; 28], early: &[u8]) {
         let lane = self.choose_lane();
         let name = self.random.next();
-        let Shard { conns, frames, dirty, settings, .. } = self;
+        let Shard { conns, frames, dirty, settings, metrics, quiet, .. } = self;
         let Some(Conn { socket, stage }) = conns.get_mut(key) else { return };
         let Stage::Http(http) = stage else { return };
         let (local, peer) = (http.local, http.peer);
-        let headers: Vec<(&str, &[u8])> =
-            head.headers().filter(|(name, _)| settings.forward_headers.admits(name)).collect();
-        let context = context::prepare(
-            &Peer {
-                // The HTTP connection's own name; Kestrel's look like this, too.
-                connection_id: &format!("{name:016X}"),
-                local: (local.ip(), local.port()),
-                remote: (peer.ip(), peer.port()),
-                headers: &headers,
-            },
-            Embedding::Json,
-        );
+        // The HTTP connection's own name; Kestrel's look like this, too.
+        let connection_id = format!("{name:016X}");
+        let context = |admits: &dyn Fn(&str) -> bool| {
+            let headers: Vec<(&str, &[u8])> = head.headers().filter(|(name, _)| admits(name)).collect();
+            let (local, remote) = ((local.ip(), local.port()), (peer.ip(), peer.port()));
+            context::prepare(&Peer { connection_id: &connection_id, local, remote, headers: &headers }, Embedding::Json)
+        };
+        let policy = &settings.forward_headers;
+        let mut prepared = context(&|name| policy.admits(name));
+        if prepared.len() > CONTEXT_BYTES_MAX {
+            // It goes with every message and is kept as long as the client lives. First what identifies the client is kept
+            // (contract 6.6), then nothing.
+            let few = ["host", "user-agent"];
+            prepared = context(&|name| policy.admits(name) && few.iter().any(|few| few.eq_ignore_ascii_case(name)));
+            if prepared.len() > CONTEXT_BYTES_MAX {
+                prepared = context(&|_| false);
+            }
+            metrics.add(Counter::DroppedHeaders, 1);
+            if let Some(suppressed) = quiet.headers.admit(now) {
+                warn!(%peer, "the app server is shown few of this client's headers, they are too long; name those it needs in `forward_headers`{suppressed}");
+            }
+        }
         socket.out(frames, dirty, |out| http::upgrade_reply(accept, out));
         let session = ClientSession::new(now, &settings.client);
         let origin = settings.origin_key.seal(Address { shard: settings.shard, key });
@@ -109,7 +120,7 @@ impl<I: Io> Shard<I> {
             forwarded: false,
             origin,
             memberships: Memberships::default(),
-            context,
+            context: prepared,
         });
         self.lanes[lane.0 as usize].clients += 1;
         self.metrics.add(Counter::ClientsOpened, 1);
@@ -125,7 +136,26 @@ impl<I: Io> Shard<I> {
         }
     }
 
+    /// A client that nobody upstream knows yet need not wait for its lane while another is up.
+    fn leave_dead_lane(&mut self, key: SlotKey) {
+        let Some(Conn { stage: Stage::Client(client), .. }) = self.conns.get(key) else { return };
+        let lane = &self.lanes[client.lane.0 as usize];
+        // What waits in front of the lane may be this client's: overtaking it would break its order.
+        if client.forwarded || lane.is_up() || lane.waiting() > 0 {
+            return;
+        }
+        let better = self.choose_lane();
+        if let Some(Conn { stage: Stage::Client(client), .. }) = self.conns.get_mut(key)
+            && self.lanes[better.0 as usize].is_up()
+        {
+            self.lanes[client.lane.0 as usize].clients -= 1;
+            self.lanes[better.0 as usize].clients += 1;
+            client.lane = better;
+        }
+    }
+
     pub(super) fn on_client_bytes(&mut self, now: Time, key: SlotKey, received: &Received) {
+        self.leave_dead_lane(key);
         let result = with_client!(self, now, key, |session, side, io, pool| {
             let was_open = session.is_open();
             let result = session.on_bytes(now, io.buffer(received), &side.gate.settings.client, pool, &mut side);
@@ -163,9 +193,11 @@ impl<I: Io> Shard<I> {
                 side.lane.disconnected(&side.origin, side.context, &mut side.gate);
             }
         });
-        let Shard { conns, lanes, io, frames, wheel, .. } = self;
+        let Shard { conns, lanes, io, frames, wheel, metrics, .. } = self;
         let Some(Conn { socket, stage }) = conns.get_mut(key) else { return };
-        let Stage::Client(mut client) = core::mem::replace(stage, Stage::Over) else { return };
+        let Stage::Client(mut client) = core::mem::replace(stage, Stage::Over) else {
+            unreachable!("only `connection_ends` and the handlers of clients call this, with a client");
+        };
         let lane = &mut lanes[client.lane.0 as usize];
         lane.clients -= 1;
         lane.groups.leave_all(&mut client.memberships);
@@ -173,13 +205,15 @@ impl<I: Io> Shard<I> {
             socket.drain(io);
             wheel.set(key.slot, linger_until(now));
         } else {
-            socket.end(io, frames);
+            socket.end(io, frames, metrics);
         }
         self.metrics.add(Counter::client_end(end.label()), 1);
-        if end.is_ordinary() {
-            debug!(client = ?client.origin, "client gone: {} ({end:?})", end.label());
+        if !end.is_ordinary()
+            && let Some(suppressed) = self.quiet.client_ended.admit(now)
+        {
+            info!(client = ?client.origin, "client ended: {} ({end:?}){suppressed}", end.label());
         } else {
-            info!(client = ?client.origin, "client ended: {} ({end:?})", end.label());
+            debug!(client = ?client.origin, "client gone: {} ({end:?})", end.label());
         }
         self.join(now, key);
     }
@@ -187,7 +221,10 @@ impl<I: Io> Shard<I> {
     /// Ends the clients that were found to be at their end while other bytes were handled.
     pub(super) fn end_clients(&mut self, now: Time) {
         while let Some((key, end)) = self.ending.pop() {
-            self.client_ends(now, key, end);
+            // Found twice, or ended by itself meanwhile: its goodbye may be on its way and must not be cut.
+            if self.conns.get(key).is_some_and(|conn| conn.socket.life == Life::Open) {
+                self.connection_ends(now, key, end);
+            }
         }
     }
 

@@ -1,7 +1,7 @@
 //! From the app server to clients: whom a delivery addresses, and its frame, encoded once and queued on each of them.
 use super::socket::{Conn, Life, Socket, Stage};
 use super::{Random, Settings};
-use crate::ids::SlotKey;
+use crate::ids::{LaneIndex, SlotKey};
 use crate::mem::frames::FramePool;
 use crate::mem::slab::Slab;
 use crate::metrics::{Counter, ShardMetrics};
@@ -9,18 +9,18 @@ use crate::proto::dotnetify::response::{self, Delivery, Recipients};
 use crate::proto::signalr::Span;
 use crate::proto::ws::Opcode;
 use crate::proto::ws::frame::write_frame;
-use crate::session::fault::End;
 use crate::session::groups::{Groups, Joined};
 use crate::session::lane::{LaneEnv, LaneNote};
 
 /// What a lane's session acts on: its own socket, its groups, and the shard's clients.
 pub(super) struct LaneSide<'a> {
     pub(super) socket: &'a mut Socket,
+    /// Which lane it is: its groups are for clients pinned to it.
+    pub(super) index: LaneIndex,
     pub(super) groups: &'a mut Groups,
     pub(super) conns: &'a mut Slab<Conn>,
     pub(super) frames: &'a mut FramePool,
     pub(super) dirty: &'a mut Vec<SlotKey>,
-    pub(super) ending: &'a mut Vec<(SlotKey, End)>,
     pub(super) random: &'a mut Random,
     pub(super) metrics: &'a mut ShardMetrics,
     pub(super) settings: &'a Settings,
@@ -82,7 +82,7 @@ impl LaneEnv for LaneSide<'_> {
             Delivery::AddToGroup { group, who } => {
                 let name = group.of(record);
                 response::each_recipient(record, who, |id| {
-                    if let Some((key, memberships)) = find_memberships(self.settings, self.conns, id) {
+                    if let Some((key, memberships)) = find_memberships(self.settings, self.conns, self.index, id) {
                         if self.groups.join(key, memberships, name) == Joined::TooMany {
                             self.metrics.add(Counter::DroppedGroupJoin, 1);
                         }
@@ -94,7 +94,7 @@ impl LaneEnv for LaneSide<'_> {
             Delivery::RemoveFromGroup { group, who } => {
                 let name = group.of(record);
                 response::each_recipient(record, who, |id| {
-                    if let Some((_, memberships)) = find_memberships(self.settings, self.conns, id) {
+                    if let Some((_, memberships)) = find_memberships(self.settings, self.conns, self.index, id) {
                         self.groups.leave(memberships, name);
                     }
                 });
@@ -118,9 +118,6 @@ impl LaneSide<'_> {
         };
         socket.out(self.frames, self.dirty, |out| write_client_frame(out, vm, data));
         self.metrics.add(Counter::DeliveredOne, 1);
-        if socket.queue.bytes() > self.settings.send_queue_bytes_max {
-            self.ending.push((key, End::SlowClient));
-        }
     }
 
     fn send_to_group(&mut self, record: &[u8], group: Span, except: Option<Recipients>, vm: Span, data: Span) {
@@ -138,7 +135,7 @@ impl LaneSide<'_> {
                 }
             });
         }
-        let LaneSide { groups, conns, frames, dirty, ending, metrics, settings, .. } = self;
+        let LaneSide { groups, conns, frames, dirty, metrics, settings, .. } = self;
         for key in groups.members(group.of(record)) {
             let is_left_out = if count <= left_out.len() {
                 left_out[..count].contains(&key)
@@ -150,19 +147,19 @@ impl LaneSide<'_> {
                 found
             };
             if !is_left_out {
-                share(&frame, key, Counter::DeliveredGroup, conns, frames, dirty, ending, metrics, settings);
+                share(&frame, key, Counter::DeliveredGroup, conns, frames, dirty, metrics);
             }
         }
         self.frames.release(frame);
     }
 
     fn share(&mut self, frame: &crate::mem::frames::FrameRef, key: SlotKey, kind: Counter) {
-        let LaneSide { conns, frames, dirty, ending, metrics, settings, .. } = self;
-        share(frame, key, kind, conns, frames, dirty, ending, metrics, settings);
+        let LaneSide { conns, frames, dirty, metrics, .. } = self;
+        share(frame, key, kind, conns, frames, dirty, metrics);
     }
 }
 
-#[allow(clippy::too_many_arguments)] // The fields of `LaneSide` that are free while its groups are walked.
+// The fields of `LaneSide` that are free while its groups are walked.
 fn share(
     frame: &crate::mem::frames::FrameRef,
     key: SlotKey,
@@ -170,9 +167,7 @@ fn share(
     conns: &mut Slab<Conn>,
     frames: &mut FramePool,
     dirty: &mut Vec<SlotKey>,
-    ending: &mut Vec<(SlotKey, End)>,
     metrics: &mut ShardMetrics,
-    settings: &Settings,
 ) {
     let Some(socket) = client_socket(conns, key) else {
         return metrics.add(Counter::DroppedUnknownClient, 1);
@@ -180,9 +175,6 @@ fn share(
     frames.share(frame, &mut socket.queue);
     socket.mark(dirty);
     metrics.add(kind, 1);
-    if socket.queue.bytes() > settings.send_queue_bytes_max {
-        ending.push((key, End::SlowClient));
-    }
 }
 
 fn write_client_frame(out: &mut Vec<u8>, vm: &[u8], data: &[u8]) {
@@ -202,14 +194,17 @@ fn client_socket(conns: &mut Slab<Conn>, key: SlotKey) -> Option<&mut Socket> {
     }
 }
 
+/// The group list of a client pinned to this lane. An app server that names another lane's client gets nothing: that list leads
+/// into the other lane's table.
 fn find_memberships<'a>(
     settings: &Settings,
     conns: &'a mut Slab<Conn>,
+    lane: LaneIndex,
     id: Option<&[u8]>,
 ) -> Option<(SlotKey, &'a mut crate::session::groups::Memberships)> {
     let key = client_of(settings, id?)?;
     match &mut conns.get_mut(key)?.stage {
-        Stage::Client(client) => Some((key, &mut client.memberships)),
+        Stage::Client(client) if client.lane == lane => Some((key, &mut client.memberships)),
         _ => None,
     }
 }

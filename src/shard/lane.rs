@@ -17,6 +17,7 @@ use crate::session::fault::{End, LaneEnd, Refusal};
 use crate::session::groups::Groups;
 use crate::session::lane::{LaneEnv, LaneSession};
 use crate::sys::{Io, Received};
+use core::time::Duration;
 use std::collections::VecDeque;
 use std::os::fd::{IntoRawFd, OwnedFd};
 use tracing::{info, warn};
@@ -114,6 +115,14 @@ impl Lane {
             State::Down => return None,
         };
         (socket.key == key).then_some(socket)
+    }
+
+    /// Closes its socket at the very end of its shard.
+    pub(super) fn abandon(&mut self, io: &mut impl Io) {
+        if let State::Up(Link { socket, .. }) | State::Over(socket) = core::mem::take(&mut self.state) {
+            io.shutdown(socket.fd);
+            io.close(socket.fd);
+        }
     }
 
     /// Can a message be written right now, without overtaking one that waits?
@@ -215,8 +224,15 @@ impl Lane {
     pub(super) fn next_wake(&self, settings: &Settings) -> Time {
         let expires = self.waiting.front().map_or(Time::NEVER, |w| w.since.after(settings.lane_queue_timeout));
         let timed = if matches!(self.state, State::Down) { Time::NEVER } else { self.next_time };
-        let report = if self.is_reportable() { Time(0) } else { Time::NEVER };
-        expires.min(timed).min(report)
+        let report = if self.is_reportable() { self.next_time } else { Time::NEVER };
+        // The lane took everything and more waits: go on at once, nothing else would wake the shard.
+        let drains = match &self.state {
+            State::Up(link) if link.socket.queue.bytes() < LANE_SEND_BYTES_HIGH => {
+                !self.waiting.is_empty() || !self.notices.is_empty()
+            }
+            _ => false,
+        };
+        expires.min(timed).min(report).min(if drains { Time(0) } else { Time::NEVER })
     }
 
     fn is_reportable(&self) -> bool {
@@ -324,7 +340,7 @@ impl<I: Io> Shard<I> {
     }
 
     fn on_lane_input(&mut self, now: Time, index: LaneIndex, input: LaneInput<'_>) {
-        let Shard { io, conns, lanes, frames, pool, dirty, ending, random, metrics, settings, .. } = self;
+        let Shard { io, conns, lanes, frames, pool, dirty, random, metrics, settings, .. } = self;
         let lane = &mut lanes[index.0 as usize];
         let State::Up(Link { socket, session }) = &mut lane.state else { return };
         let bytes = match input {
@@ -333,11 +349,11 @@ impl<I: Io> Shard<I> {
         };
         let mut side = super::delivery::LaneSide {
             socket,
+            index,
             groups: &mut lane.groups,
             conns,
             frames,
             dirty,
-            ending,
             random,
             metrics,
             settings,
@@ -366,11 +382,14 @@ impl<I: Io> Shard<I> {
                 }
             }
             if lane.is_reportable()
+                && now >= lane.next_time
                 && let Some(reason) = lane.unreported.take()
                 && let Err(ControlOrder::LaneLost { reason, .. }) =
                     control.send(ControlOrder::LaneLost { lane: name, reason })
             {
                 lane.unreported = Some(reason);
+                // The control plane's queue is full: it is at work on what it has.
+                lane.next_time = now.after(Duration::from_millis(LANE_REPORT_AGAIN_MS));
             }
             if !lane.waiting.is_empty() || !lane.notices.is_empty() {
                 lane.drain(now, conns, &mut gate);
@@ -387,12 +406,15 @@ impl<I: Io> Shard<I> {
     pub(super) fn lane_ends(&mut self, now: Time, index: LaneIndex, end: LaneEnd) {
         let name = self.lane_key(index);
         let lane = &mut self.lanes[index.0 as usize];
-        let State::Up(Link { mut socket, mut session }) = core::mem::take(&mut lane.state) else {
-            // Already lost: the peer's end after ours.
-            if let State::Over(socket) = &mut lane.state {
-                socket.end(&mut self.io, &mut self.frames);
+        let (mut socket, mut session) = match core::mem::take(&mut lane.state) {
+            State::Up(Link { socket, session }) => (socket, session),
+            // Already lost: the peer's end after ours. The socket stays the lane's until the kernel has let go of it (`join`).
+            State::Over(mut socket) => {
+                socket.end(&mut self.io, &mut self.frames, &mut self.metrics);
+                lane.state = State::Over(socket);
+                return;
             }
-            return;
+            State::Down => return,
         };
         let stopping = end == LaneEnd::Stopping;
         if stopping || matches!(end, LaneEnd::ServerClose { .. } | LaneEnd::CloseFrame(_)) {
@@ -400,7 +422,7 @@ impl<I: Io> Shard<I> {
             session.close(pool, &mut Pinger { socket: &mut socket, frames, dirty, random });
             socket.drain(&mut self.io);
         } else {
-            socket.end(&mut self.io, &mut self.frames);
+            socket.end(&mut self.io, &mut self.frames, &mut self.metrics);
         }
         let lane = &mut self.lanes[index.0 as usize];
         let key = socket.key;
@@ -426,8 +448,10 @@ impl<I: Io> Shard<I> {
     }
 
     /// A lost lane's socket is closed: it can be dialled again.
-    pub(super) fn lane_closed(&mut self, _now: Time, index: LaneIndex) {
-        self.lanes[index.0 as usize].state = State::Down;
+    pub(super) fn lane_closed(&mut self, now: Time, index: LaneIndex) {
+        let lane = &mut self.lanes[index.0 as usize];
+        lane.state = State::Down;
+        lane.next_time = now;
     }
 
     /// Lanes that have been told to go and whose app server does not close its side.
@@ -437,7 +461,7 @@ impl<I: Io> Shard<I> {
             if let State::Over(socket) = &mut lane.state
                 && now >= lane.next_time
             {
-                socket.end(&mut self.io, &mut self.frames);
+                socket.end(&mut self.io, &mut self.frames, &mut self.metrics);
                 lane.next_time = Time::NEVER;
                 let key = socket.key;
                 self.join(now, key);

@@ -8,11 +8,13 @@ mod accept;
 mod client;
 mod delivery;
 mod lane;
+mod quiet;
 mod socket;
 mod turn;
 
 use crate::bus::{ControlOrder, Receiver, Sender, ShardOrder};
 use crate::ids::{OriginKey, ShardId, SlotKey, Time};
+use crate::limits::CONNECTIONS_SPARE;
 use crate::mem::frames::FramePool;
 use crate::mem::pool::BytePool;
 use crate::mem::slab::Slab;
@@ -95,7 +97,7 @@ pub struct Shard<I: Io> {
     dirty: Vec<SlotKey>,
     sending: Vec<turn::Attempt>,
     short: Vec<ShortSend>,
-    /// Clients found to be at their end while somebody else's bytes were handled.
+    /// Connections found to be at their end while somebody else's bytes were handled.
     ending: Vec<(SlotKey, End)>,
     /// Sockets whose receive found no buffer; tried again in the next turn.
     starved: Vec<SlotKey>,
@@ -103,6 +105,16 @@ pub struct Shard<I: Io> {
     accept_again: Option<Time>,
     stopping: Option<Time>,
     stopped: bool,
+    quiet: QuietLines,
+}
+
+/// The log lines that peers can cause, each with its own bound.
+#[derive(Default)]
+struct QuietLines {
+    accept: quiet::Quiet,
+    origin: quiet::Quiet,
+    client_ended: quiet::Quiet,
+    headers: quiet::Quiet,
 }
 
 /// A small generator for what need not be secret: masks of frames to the app server (RFC 6455 §5.3 guards against what
@@ -149,13 +161,14 @@ impl<I: Io> Shard<I> {
         published: Arc<Published>,
     ) -> Shard<I> {
         let now = io.now();
+        // The spare places are for saying 503 to the connections over the limit.
+        let places = settings.connections_max + CONNECTIONS_SPARE;
         let mut shard = Shard {
-            // The spare places are for connections that are told there is none (`on_new_connection`).
-            conns: Slab::new(settings.connections_max + crate::limits::CONNECTIONS_SPARE),
+            conns: Slab::new(places),
             lanes: (0..settings.lanes.max(1)).map(|_| lane::Lane::default()).collect(),
             frames: FramePool::new(),
             pool: BytePool::new(),
-            wheel: Wheel::new(settings.connections_max, now),
+            wheel: Wheel::new(places, now),
             random: Random(settings.seed),
             clock: WallClock::default(),
             orders,
@@ -171,6 +184,7 @@ impl<I: Io> Shard<I> {
             accept_again: None,
             stopping: None,
             stopped: false,
+            quiet: QuietLines::default(),
             listener: Some(listener),
             settings,
             io,
@@ -185,6 +199,16 @@ impl<I: Io> Shard<I> {
     /// Runs until the control plane orders it to stop and everybody has been told.
     pub fn run(mut self) {
         while self.turn() {}
+        // Whoever did not close its side in time. The kernel's polls end with the ring, which goes next.
+        for slot in 0..self.conns.slots() {
+            if let Some(conn) = self.conns.at_mut(slot) {
+                self.io.shutdown(conn.socket.fd);
+                self.io.close(conn.socket.fd);
+            }
+        }
+        for lane in &mut self.lanes {
+            lane.abandon(&mut self.io);
+        }
     }
 
     /// Connections of every kind.

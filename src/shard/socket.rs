@@ -8,6 +8,7 @@
 use crate::ids::{LaneIndex, OriginId, SlotKey, Time};
 use crate::limits::LINGER_MS;
 use crate::mem::frames::{FramePool, SendQueue};
+use crate::metrics::{Counter, ShardMetrics};
 use crate::session::client::ClientSession;
 use crate::session::groups::Memberships;
 use crate::session::lane::LaneSession;
@@ -130,21 +131,23 @@ impl Socket {
         self.drained(io);
     }
 
-    /// Shuts our side once everything has left.
-    pub(super) fn drained(&mut self, io: &mut impl Io) {
-        if self.life == Life::Draining && self.queue.is_empty() {
+    /// Shuts our side once everything has left. True when it just did.
+    pub(super) fn drained(&mut self, io: &mut impl Io) -> bool {
+        let done = self.life == Life::Draining && self.queue.is_empty();
+        if done {
             self.life = Life::Lingering;
             io.shutdown_write(self.fd);
         }
+        done
     }
 
     /// Nothing more to say or to hear: drops what is queued and calls the kernel's operations back.
-    pub(super) fn end(&mut self, io: &mut impl Io, frames: &mut FramePool) {
+    pub(super) fn end(&mut self, io: &mut impl Io, frames: &mut FramePool, metrics: &mut ShardMetrics) {
         if self.life == Life::Ending {
             return;
         }
         self.life = Life::Ending;
-        frames.clear(&mut self.queue);
+        metrics.add(Counter::DroppedUnsent, u64::from(frames.clear(&mut self.queue)));
         io.shutdown(self.fd);
         for (op, kind) in [(Ops::READABLE, Op::Readable), (Ops::WRITABLE, Op::Writable)] {
             if self.ops.has(op) {
@@ -186,6 +189,8 @@ pub(super) struct HttpStage {
     pub(super) scanned: usize,
     /// Bytes of a body still to be thrown away.
     pub(super) body_left: u64,
+    /// Its deadline. Kept, because it may lie further away than the wheel reaches.
+    pub(super) until: Time,
 }
 
 pub(super) struct Client {

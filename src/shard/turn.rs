@@ -1,10 +1,11 @@
 //! The loop of a shard: what completed, what is due, what was ordered, what is to be sent.
-use super::Shard;
 use super::lane::{LANE_SLOTS, lane_of};
 use super::socket::{Life, Ops, Socket, Stage};
+use super::{Settings, Shard};
 use crate::bus::ShardOrder;
 use crate::ids::{SLOT_MAX, SlotKey, Time};
 use crate::limits::*;
+use crate::mem::frames::FramePool;
 use crate::metrics::{Counter, Gauge, Histogram};
 use crate::session::fault::{End, LaneEnd};
 use crate::sys::{BufferGroup, Completion, Io, Op, Token};
@@ -76,7 +77,12 @@ impl<I: Io> Shard<I> {
                 let Some((socket, io)) = self.socket_and_io(key) else { return };
                 if !completion.more {
                     socket.ops.done(Ops::READABLE);
-                    if socket.life != Life::Ending && completion.result >= 0 {
+                    if socket.life != Life::Ending && completion.result < 0 {
+                        // Nobody called it back: the kernel cannot watch this socket, and unwatched it would stay for ever.
+                        self.on_socket_error(now, key, -completion.result);
+                        return self.join(now, key);
+                    }
+                    if socket.life != Life::Ending {
                         socket.arm_readable(io);
                     }
                 }
@@ -114,6 +120,14 @@ impl<I: Io> Shard<I> {
         socket.ops.done(Ops::RECEIVE);
         let again = core::mem::take(&mut socket.again) || nonempty || full;
         let life = socket.life;
+        // A buffer that comes back with nothing in it is still ours to return.
+        let received = match received {
+            Some(empty) if result <= 0 => {
+                self.io.give_back(empty);
+                None
+            }
+            received => received,
+        };
         match result {
             1.. => {
                 let Some(received) = received else { return };
@@ -131,7 +145,7 @@ impl<I: Io> Shard<I> {
                 self.starved.push(key);
             }
             _ if result == -libc::EAGAIN || result == -libc::EINTR => {
-                if again {
+                if again || result == -libc::EINTR {
                     self.receive(key);
                 }
             }
@@ -175,6 +189,8 @@ impl<I: Io> Shard<I> {
     fn on_end_of_stream(&mut self, now: Time, key: SlotKey) {
         match lane_of(key) {
             Some(lane) => self.lane_ends(now, lane, LaneEnd::Gone),
+            // A peer that shut only its side still gets what we have said; its end is met again when that has left.
+            None if self.conns.get(key).is_some_and(|conn| conn.socket.life == Life::Draining) => {}
             None => self.connection_ends(now, key, End::PeerGone),
         }
     }
@@ -213,7 +229,7 @@ impl<I: Io> Shard<I> {
         while !self.dirty.is_empty() {
             self.sending.clear();
             self.short.clear();
-            let Shard { io, conns, lanes, frames, dirty, sending, short, .. } = self;
+            let Shard { io, conns, lanes, frames, dirty, sending, short, ending, settings, .. } = self;
             let frames = &*frames;
             io.send_batch(
                 |batch| {
@@ -226,6 +242,10 @@ impl<I: Io> Shard<I> {
                         };
                         let Some(socket) = socket else { continue };
                         socket.dirty = false;
+                        if is_too_slow(socket, frames, settings) {
+                            ending.push((key, End::SlowClient));
+                            continue;
+                        }
                         if socket.blocked || socket.queue.is_empty() || socket.life == Life::Ending {
                             continue;
                         }
@@ -270,7 +290,7 @@ impl<I: Io> Shard<I> {
             }
             let sent = result.max(0) as u32;
             self.metrics.add(counter, u64::from(sent));
-            let Shard { io, conns, lanes, frames, dirty, .. } = self;
+            let Shard { io, conns, lanes, frames, dirty, ending, settings, .. } = self;
             let socket = match lane_of(*key) {
                 Some(lane) => lanes[lane.0 as usize].socket(*key),
                 None => conns.get_mut(*key).map(|conn| &mut conn.socket),
@@ -279,10 +299,16 @@ impl<I: Io> Shard<I> {
             frames.advance(&mut socket.queue, sent);
             if sent < *bytes {
                 socket.arm_writable(io);
+                if is_too_slow(socket, frames, settings) {
+                    ending.push((*key, End::SlowClient));
+                }
             } else {
                 // More parts than one send takes: again in the next batch.
                 socket.mark(dirty);
-                socket.drained(io);
+                if socket.drained(io) {
+                    // The peer's end may have been there before ours: it does not become readable twice.
+                    socket.receive(io, group_of(*key));
+                }
             }
         }
         debug_assert!(reported.peek().is_none(), "every short send belongs to an attempt of the batch");
@@ -340,6 +366,17 @@ impl<I: Io> Shard<I> {
         metrics.set(Gauge::Frames, self.frames.live() as u64);
         self.metrics.publish(&self.published);
     }
+}
+
+/// The bound of a connection's send queue, in the one place that everything written to it passes: deliveries, answers, pongs,
+/// refusals, HTTP replies. Only what the kernel's full buffer has left behind counts, so a burst that
+/// still fits there is no fault; nor is one message that is larger than the bound by itself.
+/// A lane is not bounded here but at `Lane::is_free`.
+fn is_too_slow(socket: &Socket, frames: &FramePool, settings: &Settings) -> bool {
+    socket.blocked
+        && socket.life == Life::Open
+        && lane_of(socket.key).is_none()
+        && frames.bytes_behind_head(&socket.queue) > settings.send_queue_bytes_max
 }
 
 fn group_of(key: SlotKey) -> BufferGroup {

@@ -95,16 +95,36 @@ impl Ring {
         }
     }
 
-    /// Takes every completion out of the queue: short sends for the batch, all others for the next `wait`.
+    /// Takes every completion out of the queue: short sends for the batch, all others for the next `wait`. Those that found the
+    /// queue full stand in a list of the kernel's, which an enter empties into the queue: a short send must not stay in it, or
+    /// it would count as sent.
     fn reap_early(&mut self) {
-        let Ring { ring, early, short, .. } = self;
-        for entry in ring.completion() {
-            if let Some(completion) = completion(&entry) {
-                if completion.token.op == Op::Send {
-                    short.push(ShortSend { key: completion.token.key, result: completion.result });
-                } else {
-                    early.push(completion);
+        loop {
+            let Ring { ring, early, short, .. } = self;
+            for entry in ring.completion() {
+                if let Some(completion) = completion(&entry) {
+                    if completion.token.op == Op::Send {
+                        short.push(ShortSend { key: completion.token.key, result: completion.result });
+                    } else {
+                        early.push(completion);
+                    }
                 }
+            }
+            if !ring.submission().cq_overflow() {
+                return;
+            }
+            self.enter(0);
+        }
+    }
+
+    /// Hands `queued` entries over, runs deferred work, and does not wait.
+    fn enter(&mut self, queued: u32) {
+        // SAFETY: no argument is passed; `queued` entries have been pushed and are valid.
+        let entered = unsafe { self.ring.submitter().enter::<libc::sigset_t>(queued, 0, ENTER_GETEVENTS, None) };
+        if let Err(error) = entered {
+            match error.raw_os_error() {
+                Some(libc::EINTR | libc::EBUSY | libc::EAGAIN | libc::ENOMEM) => {}
+                _ => panic!("io_uring_enter failed: {error}"),
             }
         }
     }
@@ -120,6 +140,8 @@ impl Ring {
     fn submit_sends(&mut self, short: &mut Vec<ShortSend>) {
         // What else is queued goes first, so that all sends of the batch fit into the submission queue.
         self.submit_all();
+        // And what that completed is taken out, so that the completion queue has room for every send that falls short.
+        self.reap_early();
         self.sends.point();
         for send in &self.sends.list {
             let parts = &self.sends.parts[send.first..send.first + send.count];
@@ -206,20 +228,13 @@ impl Io for Ring {
                 Ok(_) => {}
                 Err(error) => match error.raw_os_error() {
                     // Nothing completed in time; a signal; or completions have to be taken first.
-                    Some(libc::ETIME | libc::EINTR | libc::EBUSY | libc::EAGAIN) => {}
+                    Some(libc::ETIME | libc::EINTR | libc::EBUSY | libc::EAGAIN | libc::ENOMEM) => {}
                     _ => panic!("io_uring_enter failed: {error}"),
                 },
             }
         } else {
             let queued = self.ring.submission().len() as u32;
-            // SAFETY: no argument is passed; `queued` entries have been pushed and are valid.
-            let entered = unsafe { self.ring.submitter().enter::<libc::sigset_t>(queued, 0, ENTER_GETEVENTS, None) };
-            if let Err(error) = entered {
-                match error.raw_os_error() {
-                    Some(libc::EINTR | libc::EBUSY | libc::EAGAIN) => {}
-                    _ => panic!("io_uring_enter failed: {error}"),
-                }
-            }
+            self.enter(queued);
         }
         completions.append(&mut self.early);
         for entry in self.ring.completion() {
@@ -415,5 +430,95 @@ impl SendSink for Sends {
         assert!(send.count < SEND_PARTS, "a send has at most SEND_PARTS parts");
         send.count += 1;
         self.parts.push(libc::iovec { iov_base: bytes.as_ptr() as *mut _, iov_len: bytes.len() });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::sys::doorbell::Doorbell;
+    use core::time::Duration;
+    use std::io::Read;
+    use std::os::fd::AsRawFd;
+    use std::os::unix::net::UnixStream;
+
+    fn ring() -> Ring {
+        Ring::new(Instant::now()).expect("this machine has io_uring")
+    }
+
+    fn key(slot: u32) -> SlotKey {
+        SlotKey { slot, generation: 1 }
+    }
+
+    /// More completions than the queue holds, and then sends that fall short: none of either may be lost.
+    #[test]
+    fn a_short_send_is_told_however_full_the_completion_queue_is() {
+        let mut ring = ring();
+        let bell = Doorbell::new().unwrap();
+        let polls = RING_COMPLETIONS + 2 * RING_SUBMISSIONS;
+        // An eventfd is always writable: each poll completes while it is submitted.
+        for slot in 0..polls {
+            ring.arm_writable(bell.fd(), Token { op: Op::Writable, key: key(slot) });
+        }
+        let pairs: Vec<_> = (0..8).map(|_| UnixStream::pair().unwrap()).collect();
+        let large = vec![7u8; 8 * 1024 * 1024];
+        let mut short = Vec::new();
+        ring.send_batch(
+            |batch| {
+                for (slot, (from, _)) in pairs.iter().enumerate() {
+                    batch.begin(key(slot as u32), from.as_raw_fd());
+                    // Every other one fits.
+                    batch.part(if slot % 2 == 0 { &large } else { b"whole" });
+                }
+            },
+            &mut short,
+        );
+        assert_eq!(short.iter().map(|send| send.key.slot).collect::<Vec<_>>(), [0, 2, 4, 6]);
+        for send in &short {
+            assert!(send.result > 0 && (send.result as usize) < large.len(), "{send:?}");
+            // What is said to have left has left, and no more.
+            let mut to = &pairs[send.key.slot as usize].1;
+            to.set_nonblocking(true).unwrap();
+            let mut arrived = Vec::new();
+            assert!(to.read_to_end(&mut arrived).is_err());
+            assert_eq!(arrived.len(), send.result as usize);
+        }
+        let mut completions = Vec::new();
+        while (completions.len() as u32) < polls {
+            let before = completions.len();
+            ring.wait(ring.now().after(Duration::from_secs(5)), &mut completions);
+            assert!(completions.len() > before, "only {before} of {polls} completions came");
+        }
+        let mut slots: Vec<u32> = completions.iter().map(|completion| completion.token.key.slot).collect();
+        slots.sort();
+        assert!(slots.iter().copied().eq(0..polls));
+    }
+
+    /// A receive answers at once whatever the socket holds, and its buffer can be used again without end.
+    #[test]
+    fn receives_never_wait_and_buffers_go_round() {
+        use std::io::Write;
+        let mut ring = ring();
+        let (mut ours, theirs) = UnixStream::pair().unwrap();
+        let mut completions = Vec::new();
+        let mut next = |ring: &mut Ring| {
+            ring.receive(theirs.as_raw_fd(), key(0), BufferGroup::Client);
+            while completions.is_empty() {
+                ring.wait(ring.now().after(Duration::from_secs(5)), &mut completions);
+            }
+            assert_eq!(completions.len(), 1);
+            completions.pop().unwrap()
+        };
+        assert_eq!(next(&mut ring).result, -libc::EAGAIN);
+        for round in 0..3 * u32::from(RECV_BUFFERS) {
+            ours.write_all(&round.to_be_bytes()).unwrap();
+            let completion = next(&mut ring);
+            let received = completion.received.expect("a buffer was chosen");
+            assert_eq!(ring.buffer(&received), round.to_be_bytes());
+            ring.give_back(received);
+        }
+        drop(ours);
+        let completion = next(&mut ring);
+        assert_eq!((completion.result, completion.received), (0, None));
     }
 }
