@@ -69,7 +69,8 @@ fn invoke(criterion: &mut Criterion) {
     };
     for (name, embedding) in [("write_json", Embedding::Json), ("write_msgpack", Embedding::MessagePack)] {
         let tail = context::prepare(&peer, embedding);
-        let mut group = criterion.benchmark_group(format!("forward::{name}, browser's context of {} bytes", tail.len() + 130));
+        let mut group =
+            criterion.benchmark_group(format!("forward::{name}, browser's context of {} bytes", tail.len() + 130));
         for (size, record) in updates() {
             let message = json::parse(&record).unwrap();
             let request = request::parse(&record, &message).unwrap();
@@ -142,7 +143,9 @@ fn back(criterion: &mut Criterion) {
         bencher.iter(|| {
             let record = black_box(&record[..]);
             let message = json::parse(record).unwrap();
-            let Ok(response::Delivery::SendToMany { to, .. }) = response::parse_json(record, &message) else { panic!() };
+            let Ok(response::Delivery::SendToMany { to, .. }) = response::parse_json(record, &message) else {
+                panic!()
+            };
             let mut bytes = 0;
             response::each_recipient(record, to, |id| bytes += id.map_or(0, <[u8]>::len));
             assert_eq!(black_box(bytes), 22 * 1000);
@@ -156,10 +159,8 @@ fn message_pack(criterion: &mut Criterion) {
     let log = include_str!("../tests/vectors/npm-client-msgpack.log");
     let line = log.lines().find(|line| line.starts_with("WS-IN BIN 40")).unwrap();
     let digits = &line.as_bytes()["WS-IN BIN 40".len()..];
-    let body: Vec<u8> = digits
-        .chunks(2)
-        .map(|pair| u8::from_str_radix(std::str::from_utf8(pair).unwrap(), 16).unwrap())
-        .collect();
+    let body: Vec<u8> =
+        digits.chunks(2).map(|pair| u8::from_str_radix(std::str::from_utf8(pair).unwrap(), 16).unwrap()).collect();
     group.throughput(Throughput::Bytes(body.len() as u64));
     group.bench_function("ours", |bencher| bencher.iter(|| black_box(msgpack::parse(black_box(&body)).unwrap())));
     copy(&mut group, "", &body);

@@ -145,7 +145,7 @@ pub const STOP_MS: u64 = 5_000;
 
 const _: () = assert!(RECV_BUFFERS.is_power_of_two() && LANE_RECV_BUFFERS.is_power_of_two());
 const _: () = assert!(SEND_BATCH <= RING_SUBMISSIONS as usize);
-const _: () = assert!(POOLED_BUFFER_BYTES_MAX >= MESSAGE_BYTES_DEFAULT as usize + 1);
+const _: () = assert!(POOLED_BUFFER_BYTES_MAX > MESSAGE_BYTES_DEFAULT as usize);
 const _: () = assert!(POOLED_BUFFER_BYTES_MAX >= HTTP_HEAD_BYTES_MAX);
 const _: () = assert!(LANE_SILENCE_MS >= 2 * LANE_KEEP_ALIVE_MS);
 /// Lanes of one shard.

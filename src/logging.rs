@@ -10,7 +10,9 @@ pub fn init(filter: &str, format: LogFormat) {
         .with_env_filter(EnvFilter::new(filter))
         .with_writer(BoxMakeWriter::new(std::io::stderr))
         // Colours are for eyes: never into a file or a collector, nor where NO_COLOR asks for none.
-        .with_ansi(std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty()));
+        .with_ansi(
+            std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty()),
+        );
     // An error means that a test harness installed its own: theirs stays.
     let _ = match format {
         LogFormat::Text => builder.try_init(),

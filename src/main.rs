@@ -104,9 +104,9 @@ fn main() -> ExitCode {
             Ok(resolved) => check(&resolved),
             Err(faults) => return refuse(&faults),
         },
-        Cmd::App { listen } => {
-            with_default_log("info", || signalring::demo::app::run(listen, signalring::demo::app::AppOptions::default()))
-        }
+        Cmd::App { listen } => with_default_log("info", || {
+            signalring::demo::app::run(listen, signalring::demo::app::AppOptions::default())
+        }),
         Cmd::Demo { listen } => with_default_log("warn", || signalring::demo::run(listen)),
         Cmd::WsEcho { listen } => with_default_log("info", || {
             let listener = TcpListener::bind(listen)

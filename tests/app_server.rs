@@ -68,7 +68,9 @@ impl Peer {
             match timeout(PATIENCE, self.socket.next()).await.expect("something within ten seconds") {
                 Some(Ok(Message::Text(text))) => {
                     let records = text.as_str().strip_suffix('\u{1e}').expect("whole records");
-                    self.unread.extend(records.split('\u{1e}').map(|record| serde_json::from_str::<Value>(record).expect("JSON")));
+                    self.unread.extend(
+                        records.split('\u{1e}').map(|record| serde_json::from_str::<Value>(record).expect("JSON")),
+                    );
                 }
                 Some(Ok(Message::Close(_)) | Err(_)) | None => return None,
                 Some(Ok(_)) => {}
@@ -96,7 +98,11 @@ impl Peer {
             if record["type"] == 3 {
                 assert_eq!(record["invocationId"], id.as_str(), "completions come in order");
                 let error = record["error"].as_str().map(str::to_owned);
-                assert_eq!(record.get("result").is_some(), error.is_none(), "a void method's completion has result null");
+                assert_eq!(
+                    record.get("result").is_some(),
+                    error.is_none(),
+                    "a void method's completion has result null"
+                );
                 return (responses, error);
             }
             responses.push(response(&record));
@@ -208,7 +214,10 @@ async fn negotiate_versions_and_tokens() {
     assert_eq!(one["negotiateVersion"], 1);
     assert_eq!(one["connectionId"].as_str().map(str::len), Some(22));
     assert_ne!(one["connectionId"], one["connectionToken"]);
-    assert_eq!(one["availableTransports"], json!([{ "transport": "WebSockets", "transferFormats": ["Text", "Binary"] }]));
+    assert_eq!(
+        one["availableTransports"],
+        json!([{ "transport": "WebSockets", "transferFormats": ["Text", "Binary"] }])
+    );
     let zero = body(&http(&server, "POST /dotnetify/negotiate HTTP/1.1\r\n").await);
     assert_eq!(zero["negotiateVersion"], 0);
     assert!(zero.get("connectionToken").is_none());
@@ -233,9 +242,11 @@ async fn cross_origin_calls_with_credentials() {
     let preflight = "OPTIONS /dotnetify/negotiate HTTP/1.1\r\nOrigin: http://page\r\nAccess-Control-Request-Headers: x-requested-with\r\n";
     let answer = http(&server, preflight).await.to_lowercase();
     assert!(answer.starts_with("http/1.1 204"), "{answer}");
-    for header in
-        ["access-control-allow-origin: http://page", "access-control-allow-credentials: true", "access-control-allow-headers: x-requested-with"]
-    {
+    for header in [
+        "access-control-allow-origin: http://page",
+        "access-control-allow-credentials: true",
+        "access-control-allow-headers: x-requested-with",
+    ] {
         assert!(answer.contains(header), "{answer}");
     }
 }
@@ -259,7 +270,8 @@ async fn handshake_errors_end_without_a_close_message() {
 
 #[tokio::test]
 async fn a_silent_handshake_is_canceled() {
-    let server = server_with(AppOptions { handshake_timeout: Duration::from_millis(50), ..AppOptions::default() }).await;
+    let server =
+        server_with(AppOptions { handshake_timeout: Duration::from_millis(50), ..AppOptions::default() }).await;
     let mut peer = Peer::raw(&server, "").await;
     assert_eq!(peer.rest().await, [json!({ "error": "Handshake was canceled." })]);
 }
@@ -282,7 +294,11 @@ async fn records_may_be_split_and_joined() {
 
 #[tokio::test]
 async fn pings_come_and_only_a_peer_that_pinged_can_time_out() {
-    let options = AppOptions { keep_alive: Duration::from_millis(20), client_timeout: Duration::from_millis(300), ..AppOptions::default() };
+    let options = AppOptions {
+        keep_alive: Duration::from_millis(20),
+        client_timeout: Duration::from_millis(300),
+        ..AppOptions::default()
+    };
     let server = server_with(options).await;
     let mut never_pinged = Peer::connect(&server).await;
     let mut pinged = Peer::connect(&server).await;
@@ -371,10 +387,17 @@ async fn hello_world_sends_only_what_changed() {
     assert_eq!(state[0][0], "HelloWorldVM");
     let mut shown = data(&state[0]);
     shown.as_object_mut().unwrap().remove("ServerTime");
-    assert_eq!(shown, json!({ "FirstName": "Hello", "LastName": "World", "FullName": "Hello World", "Greetings": "Hello World!" }));
+    assert_eq!(
+        shown,
+        json!({ "FirstName": "Hello", "LastName": "World", "FullName": "Hello World", "Greetings": "Hello World!" })
+    );
 
     let news = client.call("Update_VM", json!(["HelloWorldVM", { "FirstName": "Jo" }])).await;
-    assert_eq!(data(&news[0]), json!({ "FullName": "Jo World", "Greetings": "Jo World!" }), "not what the client set itself");
+    assert_eq!(
+        data(&news[0]),
+        json!({ "FullName": "Jo World", "Greetings": "Jo World!" }),
+        "not what the client set itself"
+    );
     // Keys apply in order, and a later one of the same name wins.
     client.send_text("{\"type\":1,\"target\":\"Update_VM\",\"arguments\":[\"HelloWorldVM\",{\"LastName\":\"b\",\"FirstName\":\"z\",\"LastName\":\"a\"}]}\u{1e}").await;
     assert_eq!(data(&client.pushed().await)["FullName"], "z a");
@@ -443,8 +466,16 @@ async fn binding_errors_complete_with_the_texts_of_the_reference() {
     let server = server().await;
     let mut client = Peer::connect(&server).await;
     for (target, arguments, expected) in [
-        ("Nope", json!([]), "Failed to invoke 'Nope' due to an error on the server. HubException: Method does not exist."),
-        ("OnDisconnectedAsync", json!([null]), "Failed to invoke 'OnDisconnectedAsync' due to an error on the server. HubException: Method does not exist."),
+        (
+            "Nope",
+            json!([]),
+            "Failed to invoke 'Nope' due to an error on the server. HubException: Method does not exist.",
+        ),
+        (
+            "OnDisconnectedAsync",
+            json!([null]),
+            "Failed to invoke 'OnDisconnectedAsync' due to an error on the server. HubException: Method does not exist.",
+        ),
         ("Update_VM", json!(["a"]), "Failed to invoke 'Update_VM' due to an error on the server."),
         ("Invoke", json!(["Dispose_VM", [], null]), "An unexpected error occurred invoking 'Invoke' on the server."),
     ] {
@@ -592,7 +623,12 @@ async fn users_are_sent_twice() {
     let mut lane = Peer::connect(&server).await;
     lane.request("UserAlertVM", json!({}), "a", "h").await;
     let own = lane.update("UserAlertVM", json!({ "Alert": { "Users": ["u1", "u2"], "Text": "x" } }), "a", "h").await;
-    assert_eq!(own, [json!(["SendToUsersAsync", [["u1", "u2"], "UserAlertVM", "{\"Alert\":\"x\"}"], { "$fwdConnId": "[\"u1\",\"u2\"]" }])]);
+    assert_eq!(
+        own,
+        [
+            json!(["SendToUsersAsync", [["u1", "u2"], "UserAlertVM", "{\"Alert\":\"x\"}"], { "$fwdConnId": "[\"u1\",\"u2\"]" }])
+        ]
+    );
 }
 
 #[tokio::test]
@@ -635,11 +671,15 @@ async fn a_lane_is_sequential_and_others_go_on() {
     let (mut slow, mut quick) = (Peer::connect(&server).await, Peer::connect(&server).await);
     let invoke = |id: &str, method: &str, arguments: Value, origin: &str| {
         let metadata = json!({ "$fwdConnContext": context(origin, "h") });
-        format!("{}\u{1e}", json!({ "type": 1, "invocationId": id, "target": "Invoke", "arguments": [method, arguments, metadata] }))
+        format!(
+            "{}\u{1e}",
+            json!({ "type": 1, "invocationId": id, "target": "Invoke", "arguments": [method, arguments, metadata] })
+        )
     };
     let delay = json!({ "$vmArg": { "Delay": 1500 } }).to_string();
     let begin = Instant::now();
-    let both = invoke("1", "Request_VM", json!(["SlowVM", delay]), "a") + &invoke("2", "Request_VM", json!(["HelloWorldVM", QUIET_HELLO]), "b");
+    let both = invoke("1", "Request_VM", json!(["SlowVM", delay]), "a")
+        + &invoke("2", "Request_VM", json!(["HelloWorldVM", QUIET_HELLO]), "b");
     slow.send_text(&both).await;
     eventually("the slow request is begun", || server.state().invokes == 1).await;
     assert_eq!(server.state().bindings, 1, "bound before its creation is done");
@@ -648,7 +688,11 @@ async fn a_lane_is_sequential_and_others_go_on() {
     let mut order = Vec::new();
     for _ in 0..4 {
         let record = slow.next().await.unwrap();
-        order.push(if record["type"] == 3 { record["invocationId"].clone() } else { record["arguments"][0][2]["$fwdConnId"].clone() });
+        order.push(if record["type"] == 3 {
+            record["invocationId"].clone()
+        } else {
+            record["arguments"][0][2]["$fwdConnId"].clone()
+        });
     }
     assert_eq!(order, ["a", "1", "b", "2"]);
     assert!(begin.elapsed() >= Duration::from_millis(1500));
@@ -693,7 +737,11 @@ async fn arguments_that_are_not_json_fail_the_invocation() {
     let bad_context = json!({ "$fwdConnContext": "{\"ConnectionId\":\"a\",\"TimeStamp\":null}" });
     assert!(lane.try_call("Invoke", json!(["Dispose_VM", ["a"], bad_context])).await.1.is_some());
     let state = server.state();
-    assert_eq!((state.failed_invocations, state.invokes, state.bindings), (8, 8, 0), "a failed conversion touches nothing");
+    assert_eq!(
+        (state.failed_invocations, state.invokes, state.bindings),
+        (8, 8, 0),
+        "a failed conversion touches nothing"
+    );
     // What the original gets right, and the inline form of a JSON lane.
     for argument in [json!("\"hello\""), json!("true"), json!("5.10"), json!(null), json!({ "TickInterval": 0 })] {
         assert_eq!(lane.call("Invoke", json!(["Request_VM", ["HelloWorldVM", argument], fwd])).await.len(), 1);
@@ -718,18 +766,29 @@ async fn a_messagepack_lane_where_the_server_has_it() {
     let answer = timeout(PATIENCE, lane.socket.next()).await.unwrap().unwrap().unwrap();
     assert_eq!(answer, Message::binary(b"{}\x1e".to_vec()));
     let bytes = |hex: &str| -> Vec<u8> {
-        hex.as_bytes().chunks(2).map(|pair| u8::from_str_radix(std::str::from_utf8(pair).unwrap(), 16).unwrap()).collect()
+        hex.as_bytes()
+            .chunks(2)
+            .map(|pair| u8::from_str_radix(std::str::from_utf8(pair).unwrap(), 16).unwrap())
+            .collect()
     };
-    let request = bytes("71960180c0a6496e766f6b6593aa526571756573745f564d92ac48656c6c6f576f726c64564db77b2224766d417267223a7b224e616d65223a2278227d7d81af24667764436f6e6e436f6e74657874d9207b224875624964223a2268222c22436f6e6e656374696f6e4964223a2263227d90");
+    let request = bytes(
+        "71960180c0a6496e766f6b6593aa526571756573745f564d92ac48656c6c6f576f726c64564db77b2224766d417267223a7b224e616d65223a2278227d7d81af24667764436f6e6e436f6e74657874d9207b224875624964223a2268222c22436f6e6e656374696f6e4964223a2263227d90",
+    );
     // Split anywhere, as the byte stream it is.
     lane.socket.send(Message::binary(request[..50].to_vec())).await.unwrap();
     lane.socket.send(Message::binary(request[50..].to_vec())).await.unwrap();
     let state = timeout(PATIENCE, lane.socket.next()).await.unwrap().unwrap().unwrap().into_data();
-    for part in [&b"\xabResponse_VM\x91\x93\xa9SendAsync\x92\xacHelloWorldVM"[..], b"\"FullName\":\"Hello World\"", b"\x81\xaa$fwdConnId\xa1c\x90"] {
+    for part in [
+        &b"\xabResponse_VM\x91\x93\xa9SendAsync\x92\xacHelloWorldVM"[..],
+        b"\"FullName\":\"Hello World\"",
+        b"\x81\xaa$fwdConnId\xa1c\x90",
+    ] {
         assert!(state.windows(part.len()).any(|window| window == part), "{state:?}");
     }
     assert_eq!(server.state().hub_ids, [Some("h".to_owned())]);
-    let off = bytes("56960180c0a6496e766f6b6593b34f6e446973636f6e6e65637465644173796e6391c081af24667764436f6e6e436f6e74657874d9207b224875624964223a2268222c22436f6e6e656374696f6e4964223a2263227d90");
+    let off = bytes(
+        "56960180c0a6496e766f6b6593b34f6e446973636f6e6e65637465644173796e6391c081af24667764436f6e6e436f6e74657874d9207b224875624964223a2268222c22436f6e6e656374696f6e4964223a2263227d90",
+    );
     lane.socket.send(Message::binary(off)).await.unwrap();
     eventually("the client is disconnected", || server.state().bindings == 0).await;
 }
@@ -793,7 +852,8 @@ async fn the_double_shows_itself() {
     let server = server().await;
     let mut lane = Peer::connect(&server).await;
     lane.request("HelloWorldVM", quiet(), "a", "h").await;
-    let shown: app::Snapshot = serde_json::from_value(body(&http(&server, "GET /__double HTTP/1.1\r\n").await)).unwrap();
+    let shown: app::Snapshot =
+        serde_json::from_value(body(&http(&server, "GET /__double HTTP/1.1\r\n").await)).unwrap();
     assert_eq!(shown, server.state());
     assert_eq!(shown.hub_ids, [Some("h".to_owned())]);
     let bindings: Vec<app::BindingSnapshot> =

@@ -94,7 +94,10 @@ fn all_faults_come_at_once_with_their_places_and_exit_code_2() {
         }
         assert!(said.contains("  SIGNALRING_ADMN: unknown variable; did you mean SIGNALRING_ADMIN?"), "{said}");
         assert!(said.contains("  SIGNALRING_LOG: log: \"loud\" is not a log level"), "{said}");
-        assert!(said.contains("  --pool-size: upstream.connection_pool_size: 0 is out of range; it takes 1 to 1024"), "{said}");
+        assert!(
+            said.contains("  --pool-size: upstream.connection_pool_size: 0 is out of range; it takes 1 to 1024"),
+            "{said}"
+        );
         assert!(said.contains("has 15 faults"), "{said}");
     }
 }
@@ -104,7 +107,11 @@ fn what_is_not_toml_says_the_line() {
     let file = File::new("syntax", "listen = \"127.0.0.1:5000\"\nshards = [1,\n[hub\n");
     let output = signalring(&["check", "--config", file.path()], &[]);
     assert_eq!(output.status.code(), Some(2));
-    assert!(stderr(&output).contains(&format!("{}:", file.path())) && stderr(&output).contains("not TOML"), "{}", stderr(&output));
+    assert!(
+        stderr(&output).contains(&format!("{}:", file.path())) && stderr(&output).contains("not TOML"),
+        "{}",
+        stderr(&output)
+    );
 }
 
 #[test]
@@ -112,7 +119,11 @@ fn an_unreadable_file_hides_no_other_fault() {
     let output = signalring(&["run", "--config", "/nonexistent/node.toml", "--shards", "many"], &[]);
     let said = stderr(&output);
     assert_eq!(output.status.code(), Some(2));
-    assert!(said.contains("/nonexistent/node.toml: cannot be read") && said.contains("--shards: shards: \"many\" is not a whole number"), "{said}");
+    assert!(
+        said.contains("/nonexistent/node.toml: cannot be read")
+            && said.contains("--shards: shards: \"many\" is not a whole number"),
+        "{said}"
+    );
     assert!(!said.contains("no app server"), "the file may name it: {said}");
 }
 
@@ -135,14 +146,18 @@ fn no_port_is_opened_before_the_configuration_is_valid() {
 
 #[test]
 fn flags_go_before_variables_before_the_file_and_check_says_which() {
-    let file = File::new("precedence", "shards = 1\nhub_path = \"/file\"\nlog = \"warn\"\n[[upstream]]\nurl = \"http://file:1\"\n");
+    let file = File::new(
+        "precedence",
+        "shards = 1\nhub_path = \"/file\"\nlog = \"warn\"\n[[upstream]]\nurl = \"http://file:1\"\n",
+    );
     let output = signalring(
         &["check", "--shards", "3"],
         &[("SIGNALRING_CONFIG", file.path()), ("SIGNALRING_SHARDS", "2"), ("SIGNALRING_HUB_PATH", "/env")],
     );
     let shown = stdout(&output);
     assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
-    let line = |start: &str| shown.lines().find(|line| line.starts_with(start)).unwrap_or_else(|| panic!("{start}\n{shown}"));
+    let line =
+        |start: &str| shown.lines().find(|line| line.starts_with(start)).unwrap_or_else(|| panic!("{start}\n{shown}"));
     assert!(line("shards = 3 ").ends_with("# --shards"), "{shown}");
     assert!(line("hub_path = \"/env\" ").ends_with("# SIGNALRING_HUB_PATH"), "{shown}");
     assert!(line("log = \"warn\" ").ends_with(&format!("# {}:3", file.path())), "{shown}");
@@ -153,7 +168,16 @@ fn flags_go_before_variables_before_the_file_and_check_says_which() {
 
 #[test]
 fn what_check_prints_reads_back_to_the_same_configuration() {
-    let flags = ["--allow-origin", "https://a.example", "--forward-headers", "Cookie,User-Agent", "--handshake-timeout", "1500ms", "--max-clients", "500"];
+    let flags = [
+        "--allow-origin",
+        "https://a.example",
+        "--forward-headers",
+        "Cookie,User-Agent",
+        "--handshake-timeout",
+        "1500ms",
+        "--max-clients",
+        "500",
+    ];
     let mut arguments = vec!["check"];
     arguments.extend(APP);
     arguments.extend(flags);
@@ -177,7 +201,11 @@ fn the_help_documents_every_setting() {
         assert_eq!(output.status.code(), Some(0));
         let help = stdout(&output).split_whitespace().collect::<Vec<_>>().join(" ");
         for setting in SETTINGS {
-            for part in [format!("--{} <", setting.flag), format!("[env: {}]", setting.env), format!("[default: {}]", setting.default)] {
+            for part in [
+                format!("--{} <", setting.flag),
+                format!("[env: {}]", setting.env),
+                format!("[default: {}]", setting.default),
+            ] {
                 assert!(help.contains(&part), "{command} --help lacks {part}\n{help}");
             }
         }
@@ -198,7 +226,10 @@ fn every_setting_can_be_said_in_every_source() {
         let env = [(setting.env.to_string(), "\u{1}".to_string())];
         let faults = Config::resolve(None, env.into_iter(), &RunFlags::default(), &machine).unwrap_err().to_string();
         assert!(faults.contains(&format!("{}: {}: ", setting.env, setting.path())), "{faults}");
-        let faults = Config::resolve(None, std::iter::empty(), &RunFlags::default().with(setting.key, "\u{1}"), &machine).unwrap_err().to_string();
+        let faults =
+            Config::resolve(None, std::iter::empty(), &RunFlags::default().with(setting.key, "\u{1}"), &machine)
+                .unwrap_err()
+                .to_string();
         assert!(faults.contains(&format!("--{}: {}: ", setting.flag, setting.path())), "{faults}");
         let header = match setting.table.name() {
             "" => String::new(),
@@ -206,7 +237,9 @@ fn every_setting_can_be_said_in_every_source() {
             table => format!("[{table}]"),
         };
         let text = format!("{header}\n{} = 1979-05-27\n", setting.name);
-        let faults = Config::resolve(Some(("f", &text)), std::iter::empty(), &RunFlags::default(), &machine).unwrap_err().to_string();
+        let faults = Config::resolve(Some(("f", &text)), std::iter::empty(), &RunFlags::default(), &machine)
+            .unwrap_err()
+            .to_string();
         assert!(faults.contains(&format!("f:2: {}: ", setting.path())), "{faults}");
     }
 }

@@ -16,21 +16,28 @@ async fn get(addr: SocketAddr, path: &str) -> String {
 #[tokio::test]
 async fn the_page_and_its_parts() {
     let nodes = vec!["http://127.0.0.1:5000".to_owned(), "http://127.0.0.1:5001".to_owned()];
-    let server = page::serve(TcpListener::bind("127.0.0.1:0").await.expect("a free port"), nodes).await.expect("a page");
+    let server =
+        page::serve(TcpListener::bind("127.0.0.1:0").await.expect("a free port"), nodes).await.expect("a page");
     assert_eq!(server.origin(), format!("http://{}", server.local_addr));
 
     let index = get(server.local_addr, "/?node=http://127.0.0.1:5001").await;
     assert!(index.starts_with("HTTP/1.1 200"), "{index}");
     assert!(index.contains("content-type: text/html"));
     assert!(index.contains("content-security-policy: default-src 'none'"));
-    for id in ["first", "last", "full", "greetings", "time", "chat-input", "chat-send", "chat-log", "users", "status", "node"] {
+    for id in
+        ["first", "last", "full", "greetings", "time", "chat-input", "chat-send", "chat-log", "users", "status", "node"]
+    {
         assert_eq!(index.matches(&format!("id=\"{id}\"")).count(), 1, "tests find the element #{id}");
     }
     // Each form field has a label.
     for field in ["first", "last", "name", "chat-input", "node"] {
-        assert!(index.contains(&format!("<label for=\"{field}\">")) || index.contains(&format!("for=\"{field}\"")), "{field}");
+        assert!(
+            index.contains(&format!("<label for=\"{field}\">")) || index.contains(&format!("for=\"{field}\"")),
+            "{field}"
+        );
     }
-    for (path, kind) in [("/client.js", "text/javascript"), ("/page.js", "text/javascript"), ("/style.css", "text/css")] {
+    for (path, kind) in [("/client.js", "text/javascript"), ("/page.js", "text/javascript"), ("/style.css", "text/css")]
+    {
         let file = get(server.local_addr, path).await;
         assert!(file.starts_with("HTTP/1.1 200") && file.contains(&format!("content-type: {kind}")), "{path}");
         assert!(index.contains(&path[1..]) || path == "/client.js", "the page uses {path}");

@@ -122,7 +122,10 @@ fn every_json_type_is_read() {
     let table: [(&str, Kind); 23] = [
         (r#"{"type":1,"target":"Add","arguments":[42]}"#, Kind::Invocation),
         (r#"{"target":"Add","arguments":[42],"invocationId":"0","type":1}"#, Kind::Invocation),
-        (r#"{"type":1,"headers":{"a":"b"},"invocationId":"","target":"Add","arguments":[],"streamIds":["1"]}"#, Kind::Invocation),
+        (
+            r#"{"type":1,"headers":{"a":"b"},"invocationId":"","target":"Add","arguments":[],"streamIds":["1"]}"#,
+            Kind::Invocation,
+        ),
         (r#"{"\u0074ype":1,"t\u0061rget":"Add","arguments":[]}"#, Kind::Invocation),
         (r#"{"type":7,"type":1,"target":"Sub","target":"Add","arguments":[]}"#, Kind::Invocation),
         (r#"{"invocationId":"1","item":5,"type":2}"#, Kind::StreamItem),
@@ -168,7 +171,10 @@ fn json_views_point_at_the_right_bytes() {
     assert_eq!(show(text, json::parse(text).unwrap().result.unwrap()), "{}");
     assert_eq!(json::parse(br#"{"type":8,"sequenceId":300}"#).unwrap().sequence_id, Some(300));
     // An empty id of an invocation is none.
-    assert_eq!(json::parse(br#"{"type":1,"invocationId":"","target":"T","arguments":[]}"#).unwrap().invocation_id, None);
+    assert_eq!(
+        json::parse(br#"{"type":1,"invocationId":"","target":"T","arguments":[]}"#).unwrap().invocation_id,
+        None
+    );
 }
 
 #[test]
@@ -237,7 +243,8 @@ fn json_depth_is_bounded_like_dotnets() {
         assert_eq!(nested(10_000), Err(MessageError::TooDeep));
         let argument = |depth: usize| {
             let inner = format!("{}0{}", open.repeat(depth), close.repeat(depth));
-            json::parse(format!("{{\"type\":1,\"target\":\"T\",\"arguments\":[{inner}]}}").as_bytes()).map(|message| message.kind)
+            json::parse(format!("{{\"type\":1,\"target\":\"T\",\"arguments\":[{inner}]}}").as_bytes())
+                .map(|message| message.kind)
         };
         assert_eq!(argument(62), Ok(Kind::Invocation));
         assert_eq!(argument(63), Err(MessageError::TooDeep));
@@ -288,8 +295,16 @@ fn framed_messagepack_vectors() {
             "0d 96 01 80 a1 37 a3 41 64 64 92 28 02 90",
             Shown { target: "Add", id: "7", arguments: &["28", "02"], ..none() },
         ),
-        (Kind::Invocation, "0c 95 01 80 c0 a3 53 61 79 91 a2 68 69", Shown { target: "Say", arguments: &["a26869"], ..none() }),
-        (Kind::Invocation, "0c 96 01 80 a1 38 a2 55 70 90 91 a1 39", Shown { target: "Up", id: "8", has_streams: true, ..none() }),
+        (
+            Kind::Invocation,
+            "0c 95 01 80 c0 a3 53 61 79 91 a2 68 69",
+            Shown { target: "Say", arguments: &["a26869"], ..none() },
+        ),
+        (
+            Kind::Invocation,
+            "0c 96 01 80 a1 38 a2 55 70 90 91 a1 39",
+            Shown { target: "Up", id: "8", has_streams: true, ..none() },
+        ),
         (
             Kind::Invocation,
             "1b 96 01 81 ab 74 72 61 63 65 70 61 72 65 6e 74 a1 78 c0 a3 53 61 79 91 a2 68 69 90",
@@ -343,7 +358,10 @@ fn framed_messagepack_vectors() {
 fn messagepack_records_a_node_writes_itself() {
     assert_eq!(encode::PING_MSGPACK, unhex("02 91 06"));
     assert_eq!(written(|out| encode::completion_null_msgpack(b"7", out)), unhex("07 95 03 80 a1 37 03 c0"));
-    assert_eq!(written(|out| encode::completion_error_msgpack(b"7", "boom", out)), unhex("0b 95 03 80 a1 37 01 a4 62 6f 6f 6d"));
+    assert_eq!(
+        written(|out| encode::completion_error_msgpack(b"7", "boom", out)),
+        unhex("0b 95 03 80 a1 37 01 a4 62 6f 6f 6d")
+    );
     assert_eq!(written(|out| encode::close_msgpack(None, false, out)), unhex("04 93 07 c0 c2"));
     assert_eq!(written(|out| encode::close_msgpack(Some("bye"), true, out)), unhex("07 93 07 a3 62 79 65 c3"));
     // Prefixes of every length, behind something that must stay.
@@ -424,7 +442,8 @@ fn npm_json_recording_is_understood() {
             seen.push((show(text, message.invocation_id.unwrap()), request.call, show(text, request.vm_id), argument));
         }
     }
-    let entry = |id: &str, call, vm: &str, argument: &str| (id.to_string(), call, format!("\"{vm}\""), argument.to_string());
+    let entry =
+        |id: &str, call, vm: &str, argument: &str| (id.to_string(), call, format!("\"{vm}\""), argument.to_string());
     let first = [
         entry("0", Call::RequestVm, "HelloWorldVM", "{}"),
         entry(
@@ -459,7 +478,12 @@ fn npm_messagepack_recording_is_understood() {
             assert_eq!(message.kind, Kind::Invocation);
             let vm = msgpack::text(message.arguments.spans[0].of(body)).unwrap();
             let vm = show(message.arguments.spans[0].of(body), vm);
-            seen.push((show(body, message.invocation_id.unwrap()), show(body, message.target.unwrap()), vm, message.arguments.count));
+            seen.push((
+                show(body, message.invocation_id.unwrap()),
+                show(body, message.target.unwrap()),
+                vm,
+                message.arguments.count,
+            ));
         }
     }
     let entry = |id: &str, target: &str, vm: &str, count| (id.to_string(), target.to_string(), vm.to_string(), count);
@@ -483,7 +507,8 @@ fn npm_messagepack_recording_is_understood() {
 #[test]
 fn other_clients_requests() {
     // The load tester's (contract 1.3), and names in any case and any spelling.
-    let text = br#"{"type":1,"target":"Request_VM","arguments":["EchoVM",{"$vmArg":{"PingInterval":"1000"},"$headers":{}}]}"#;
+    let text =
+        br#"{"type":1,"target":"Request_VM","arguments":["EchoVM",{"$vmArg":{"PingInterval":"1000"},"$headers":{}}]}"#;
     assert_eq!(ask(text).unwrap().call, Call::RequestVm);
     for (target, call) in [
         ("request_vm", Call::RequestVm),
@@ -521,10 +546,17 @@ fn other_clients_requests() {
 /// The texts of reference section 13.2.
 #[test]
 fn request_errors_have_the_servers_words() {
-    let text = |error: RequestError, target: &[u8]| String::from_utf8(written(|out| error.write_text(target, out))).unwrap();
+    let text =
+        |error: RequestError, target: &[u8]| String::from_utf8(written(|out| error.write_text(target, out))).unwrap();
     assert_eq!(text(RequestError::UnknownMethod, b"Invoke"), "Unknown hub method 'Invoke'");
-    assert_eq!(text(RequestError::ArgumentCount, b"Update_VM"), "Failed to invoke 'Update_VM' due to an error on the server.");
-    assert_eq!(text(RequestError::ArgumentType, b"Update_VM"), "Failed to invoke 'Update_VM' due to an error on the server.");
+    assert_eq!(
+        text(RequestError::ArgumentCount, b"Update_VM"),
+        "Failed to invoke 'Update_VM' due to an error on the server."
+    );
+    assert_eq!(
+        text(RequestError::ArgumentType, b"Update_VM"),
+        "Failed to invoke 'Update_VM' due to an error on the server."
+    );
     assert_eq!(
         text(RequestError::Streaming, b"Update_VM"),
         "The client attempted to invoke the non-streaming 'Update_VM' method with a streaming invocation."
@@ -534,7 +566,10 @@ fn request_errors_have_the_servers_words() {
     let long = format!("{}é{}", "x".repeat(127), "y\\ny".repeat(50));
     assert_eq!(text(RequestError::UnknownMethod, long.as_bytes()), format!("Unknown hub method '{}'", "x".repeat(127)));
     let exact = format!("{}é\\ny", "x".repeat(126));
-    assert_eq!(text(RequestError::UnknownMethod, exact.as_bytes()), format!("Unknown hub method '{}é'", "x".repeat(126)));
+    assert_eq!(
+        text(RequestError::UnknownMethod, exact.as_bytes()),
+        format!("Unknown hub method '{}é'", "x".repeat(126))
+    );
 }
 
 // ---- Proxy to app server (contract 2.2 to 2.4) ----------------------------------------------------------------------
@@ -581,7 +616,8 @@ fn upstream_json_vectors_come_out_byte_for_byte() {
 #[test]
 fn upstream_update_means_what_the_vector_means() {
     let data = r#"{"FirstName":"Jé \"x\"","Age":5}"#;
-    let ours = upstream(&Forward::Vm { call: Call::UpdateVm, vm_id: b"\"HelloWorldVM\"", argument: Some(data.as_bytes()) });
+    let ours =
+        upstream(&Forward::Vm { call: Call::UpdateVm, vm_id: b"\"HelloWorldVM\"", argument: Some(data.as_bytes()) });
     let parse = |text: &str| serde_json::from_str::<serde_json::Value>(text).unwrap();
     let (mut ours, mut theirs) = (parse(&ours), parse(vector(UPSTREAM_JSON, "UPD")));
     for frame in [&mut ours, &mut theirs] {
@@ -610,7 +646,9 @@ fn upstream_invokes_are_no_requests() {
 /// Contract 2.2: the argument's JSON text, quotes kept on strings, booleans in lower case.
 #[test]
 fn arguments_go_as_their_json_text() {
-    for argument in ["{ \"a\" : 1 }", "[1]", "5.10", "1e3", "\"hello\"", "\"\"", "true", "\"{\\\"a\\\":1}\"", "\"\\ud83d\\u0000\""] {
+    for argument in
+        ["{ \"a\" : 1 }", "[1]", "5.10", "1e3", "\"hello\"", "\"\"", "true", "\"{\\\"a\\\":1}\"", "\"\\ud83d\\u0000\""]
+    {
         for call in [Call::RequestVm, Call::UpdateVm] {
             let frame = upstream(&Forward::Vm { call, vm_id: b"\"X\"", argument: Some(argument.as_bytes()) });
             let frame: serde_json::Value = serde_json::from_str(&frame).unwrap();
@@ -647,8 +685,18 @@ fn upstream_messagepack_reads_back() {
             "Request_VM",
             vec![Some("a\"b"), Some("{\"x\": 1}")],
         ),
-        (Forward::Vm { call: Call::RequestVm, vm_id: b"\"X\"", argument: Some(b"null") }, None, "Request_VM", vec![Some("X"), None]),
-        (Forward::Vm { call: Call::UpdateVm, vm_id: b"\"X\"", argument: Some(b"null") }, None, "Update_VM", vec![Some("X"), Some("null")]),
+        (
+            Forward::Vm { call: Call::RequestVm, vm_id: b"\"X\"", argument: Some(b"null") },
+            None,
+            "Request_VM",
+            vec![Some("X"), None],
+        ),
+        (
+            Forward::Vm { call: Call::UpdateVm, vm_id: b"\"X\"", argument: Some(b"null") },
+            None,
+            "Update_VM",
+            vec![Some("X"), Some("null")],
+        ),
         (Forward::Vm { call: Call::DisposeVm, vm_id: b"\"X\"", argument: None }, None, "Dispose_VM", vec![Some("X")]),
         (Forward::Disconnected, Some(u64::MAX), "OnDisconnectedAsync", vec![None]),
     ] {
@@ -665,7 +713,8 @@ fn upstream_messagepack_reads_back() {
         assert_eq!(found.iter().map(Option::as_deref).collect::<Vec<_>>(), arguments);
         let metadata = metadata.of(body);
         let mut pairs = Vec::new();
-        msgpack::members(metadata, |key, value| pairs.push((plain(key.of(metadata)), plain(value.of(metadata))))).unwrap();
+        msgpack::members(metadata, |key, value| pairs.push((plain(key.of(metadata)), plain(value.of(metadata)))))
+            .unwrap();
         assert_eq!(pairs, [(Some("$fwdConnContext".into()), Some(String::from_utf8(text.clone()).unwrap()))]);
     }
 }
@@ -773,19 +822,24 @@ fn ids(names: &[&str]) -> Vec<Option<String>> {
 /// A delivery written out: method, group, whom, vm, data.
 fn describe(record: &[u8], delivery: Delivery) -> (&'static str, String, Vec<Option<String>>, String, String) {
     let text = |span: Span| show(record, span);
-    let who = |recipients: Option<Recipients>| recipients.map(|recipients| listed(record, recipients)).unwrap_or_default();
+    let who =
+        |recipients: Option<Recipients>| recipients.map(|recipients| listed(record, recipients)).unwrap_or_default();
     let nothing = String::new;
     match delivery {
         Delivery::Send { to, vm, data } => ("send", nothing(), who(Some(to)), text(vm), text(data)),
         Delivery::SendToMany { to, vm, data } => ("many", nothing(), who(Some(to)), text(vm), text(data)),
         Delivery::SendToGroup { group, vm, data } => ("group", text(group), vec![], text(vm), text(data)),
-        Delivery::SendToGroupExcept { group, except, vm, data } => ("except", text(group), who(except), text(vm), text(data)),
+        Delivery::SendToGroupExcept { group, except, vm, data } => {
+            ("except", text(group), who(except), text(vm), text(data))
+        }
         Delivery::SendToUsers { users, listed: by_metadata, vm, data } => {
             let by_argument = users.map(Recipients::Many);
             ("users", nothing(), who(by_argument.or(by_metadata)), text(vm), text(data))
         }
         Delivery::AddToGroup { group, who: whom } => ("add", text(group), who(Some(whom)), nothing(), nothing()),
-        Delivery::RemoveFromGroup { group, who: whom } => ("remove", text(group), who(Some(whom)), nothing(), nothing()),
+        Delivery::RemoveFromGroup { group, who: whom } => {
+            ("remove", text(group), who(Some(whom)), nothing(), nothing())
+        }
         Delivery::ToLane => ("lane", nothing(), vec![], nothing(), nothing()),
     }
 }
@@ -801,9 +855,23 @@ fn json_responses_of_the_table() {
     check(r#"["RemoveFromGroupAsync",["grp"],{"$fwdConnId":"abc"}]"#, "remove", "grp", &["abc"], "", "");
     let (vm, data) = (r#""HelloWorldVM""#, r#""{\"a\":1}""#);
     check(r#"["SendAsync",["HelloWorldVM","{\"a\":1}"],{"$fwdConnId":"abc"}]"#, "send", "", &["abc"], vm, data);
-    check(r#"["SendToManyAsync",["VM","{}"],{"$fwdConnId":"[\"a-_b\",\"c\"]"}]"#, "many", "", &["a-_b", "c"], "\"VM\"", "\"{}\"");
+    check(
+        r#"["SendToManyAsync",["VM","{}"],{"$fwdConnId":"[\"a-_b\",\"c\"]"}]"#,
+        "many",
+        "",
+        &["a-_b", "c"],
+        "\"VM\"",
+        "\"{}\"",
+    );
     check(r#"["SendToGroupAsync",["grp","VM","{}"],null]"#, "group", "grp", &[], "\"VM\"", "\"{}\"");
-    check(r#"["SendToGroupExceptAsync",["grp","VM","{}"],{"$fwdConnId":"[null]"}]"#, "except", "grp", &["null"], "\"VM\"", "\"{}\"");
+    check(
+        r#"["SendToGroupExceptAsync",["grp","VM","{}"],{"$fwdConnId":"[null]"}]"#,
+        "except",
+        "grp",
+        &["null"],
+        "\"VM\"",
+        "\"{}\"",
+    );
     check(
         r#"["SendToUsersAsync",[["u1","u2"],"VM","{}"],{"$fwdConnId":"[\"u1\",\"u2\"]"}]"#,
         "users",
@@ -814,12 +882,33 @@ fn json_responses_of_the_table() {
     );
     // Leniencies: users in metadata only, real arrays, other data, other members, white space, escapes in names.
     check(r#"["SendToUsersAsync",["VM","{}"],{"$fwdConnId":"[\"u1\"]"}]"#, "users", "", &["u1"], "\"VM\"", "\"{}\"");
-    check(r#"["SendToUsersAsync",["?","VM","{}"],{"$fwdConnId":"[\"u1\"]"}]"#, "users", "", &["u1"], "\"VM\"", "\"{}\"");
-    check(r#"["SendToManyAsync",["VM",{"a":1}],{"$fwdConnId":["a", null,"b"]}]"#, "many", "", &["a", "null", "b"], "\"VM\"", "{\"a\":1}");
+    check(
+        r#"["SendToUsersAsync",["?","VM","{}"],{"$fwdConnId":"[\"u1\"]"}]"#,
+        "users",
+        "",
+        &["u1"],
+        "\"VM\"",
+        "\"{}\"",
+    );
+    check(
+        r#"["SendToManyAsync",["VM",{"a":1}],{"$fwdConnId":["a", null,"b"]}]"#,
+        "many",
+        "",
+        &["a", "null", "b"],
+        "\"VM\"",
+        "{\"a\":1}",
+    );
     check(r#"["SendToManyAsync",["VM","{}"],{"$fwdConnId":"one"}]"#, "many", "", &["one"], "\"VM\"", "\"{}\"");
     check(r#"["SendToGroupExceptAsync",["g","VM","{}"],null]"#, "except", "g", &[], "\"VM\"", "\"{}\"");
     check(r#"["SendToGroupExceptAsync",["g","VM","{}"],{"$fwdConnId":null}]"#, "except", "g", &[], "\"VM\"", "\"{}\"");
-    check(r#"[ "Send\u0041sync" , [ "VM" , "{}" ] , { "x":[1], "$fwd\u0043onnId" : "\u0061bc" } ]"#, "send", "", &["abc"], "\"VM\"", "\"{}\"");
+    check(
+        r#"[ "Send\u0041sync" , [ "VM" , "{}" ] , { "x":[1], "$fwd\u0043onnId" : "\u0061bc" } ]"#,
+        "send",
+        "",
+        &["abc"],
+        "\"VM\"",
+        "\"{}\"",
+    );
     check(r#"["HelloWorldVM","{}"]"#, "lane", "", &[], "", "");
 }
 
@@ -864,7 +953,10 @@ fn recipient_lists_in_every_spelling() {
         (r#""[\"a\\u002Bb\",\"\\\"\\\\\\n\"]""#.to_string(), vec!["a+b", "\"\\\n"]),
         (r#""[\"\u005cu0041\u005C\u0075002B\"]""#.to_string(), vec!["A+"]),
         (r#""[\"é\\u00E9\u00e9\",\"\\uD83D\\uDE00\ud83d\ude00\"]""#.to_string(), vec!["ééé", "😀😀"]),
-        (r#""[\"\\uD83D\",\"\\uD83D\\n\",\"\\uD83D\\u0041\"]""#.to_string(), vec!["\u{fffd}", "\u{fffd}\n", "\u{fffd}A"]),
+        (
+            r#""[\"\\uD83D\",\"\\uD83D\\n\",\"\\uD83D\\u0041\"]""#.to_string(),
+            vec!["\u{fffd}", "\u{fffd}\n", "\u{fffd}A"],
+        ),
         (r#""[ 5, true, \"a\" ,[\"no\",[\"]\"]], {\"no\":\"\\\"}\"},false,\"b\"]""#.to_string(), vec!["a", "b"]),
         (r#""[]""#.to_string(), vec![]),
         (r#""[null]""#.to_string(), vec!["null"]),
@@ -935,7 +1027,9 @@ fn messagepack_list_of_thirty_four_bytes() {
         })
     });
     let body = single_body(&framed);
-    let Ok(Delivery::SendToMany { to, .. }) = response::parse_msgpack(body, &msgpack::parse(body).unwrap()) else { panic!() };
+    let Ok(Delivery::SendToMany { to, .. }) = response::parse_msgpack(body, &msgpack::parse(body).unwrap()) else {
+        panic!()
+    };
     assert_eq!(list.len(), usize::from(b'"'));
     assert_eq!(listed(body, to), ids(&["aaaaaaaaaaaaaa", "bbbbbbbbbbbbb"]));
 }
@@ -952,12 +1046,17 @@ fn client_frames() {
     let framed = written(|out| response::write_client_msgpack(b"HelloWorldVM", b"{}", out));
     let expected = "2396 01 80 c0 ab526573706f6e73655f564d 91 92 ac48656c6c6f576f726c64564d a27b7d 90";
     assert_eq!(hex(&framed), hex(&unhex(expected)));
-    assert_eq!(show(single_body(&framed), msgpack::parse(single_body(&framed)).unwrap().target.unwrap()), "Response_VM");
+    assert_eq!(
+        show(single_body(&framed), msgpack::parse(single_body(&framed)).unwrap().target.unwrap()),
+        "Response_VM"
+    );
 }
 
 #[test]
 fn exceptions_are_ordinary_responses() {
-    let record = written(|out| response::write_exception_json(b"\"X\"", "Exception", "[dotNetify] ERROR: 'X' is not known", out));
+    let record = written(|out| {
+        response::write_exception_json(b"\"X\"", "Exception", "[dotNetify] ERROR: 'X' is not known", out)
+    });
     assert_eq!(
         String::from_utf8(record).unwrap(),
         "{\"type\":1,\"target\":\"Response_VM\",\"arguments\":[[\"X\",\"{\\\"ExceptionType\\\":\\\"Exception\\\",\\\"Message\\\":\\\"[dotNetify] ERROR: 'X' is not known\\\"}\"]]}\x1e"

@@ -49,10 +49,23 @@ fn joined(open: &'static str, items: Vec<String>, close: &'static str) -> impl S
 /// Objects that look like hub messages, right and wrong ones.
 fn message() -> impl Strategy<Value = String> {
     let arguments = || prop::collection::vec(value(), 0..6).prop_flat_map(|items| joined("[", items, "]"));
-    let vm = || prop_oneof![Just("Request_VM"), Just("update_vm"), Just("Dispose\\u005fVM"), Just("Response_VM"), Just("Invoke")];
-    let object = || prop::collection::vec((string(), value()), 0..3).prop_map(|members| {
-        format!("{{{}}}", members.into_iter().map(|(name, value)| format!("{name}: {value}")).collect::<Vec<_>>().join(", "))
-    });
+    let vm = || {
+        prop_oneof![
+            Just("Request_VM"),
+            Just("update_vm"),
+            Just("Dispose\\u005fVM"),
+            Just("Response_VM"),
+            Just("Invoke")
+        ]
+    };
+    let object = || {
+        prop::collection::vec((string(), value()), 0..3).prop_map(|members| {
+            format!(
+                "{{{}}}",
+                members.into_iter().map(|(name, value)| format!("{name}: {value}")).collect::<Vec<_>>().join(", ")
+            )
+        })
+    };
     let member = prop_oneof![
         3 => (0i32..11).prop_map(|kind| format!("\"type\":{kind}")),
         3 => vm().prop_map(|target| format!("\"target\":\"{target}\"")),
@@ -110,8 +123,10 @@ fn envelope() -> impl Strategy<Value = String> {
         Just("AddToGroupAsync"),
         Just("RemoveFromGroupAsync"),
     ];
-    let ids = || prop::collection::vec(prop_oneof![4 => string(), 1 => Just("null".to_string()), 1 => value()], 0..5)
-        .prop_flat_map(|items| joined("[", items, "]"));
+    let ids = || {
+        prop::collection::vec(prop_oneof![4 => string(), 1 => Just("null".to_string()), 1 => value()], 0..5)
+            .prop_flat_map(|items| joined("[", items, "]"))
+    };
     let whom = prop_oneof![
         string(),
         ids(),

@@ -164,6 +164,13 @@ impl Budget {
             ),
             term("lane messages in pieces", Worst, lanes, LANE_RECORD_BYTES_MAX, "a larger one ends the lane"),
             term(
+                "kept frames",
+                Worst,
+                shards,
+                FRAME_POOL_KEPT_BYTES_MAX,
+                "memory of sent messages that is kept for the next ones",
+            ),
+            term(
                 "disconnect notices",
                 Worst,
                 lanes * LANE_NOTICES_MAX as u64,

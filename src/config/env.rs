@@ -20,7 +20,11 @@ pub fn read(variables: impl Iterator<Item = (String, String)>, faults: &mut Faul
         let origin = Origin::Env(name.clone());
         match SETTINGS.iter().find(|setting| setting.env == name) {
             Some(setting) => {
-                let words = if setting.is_list() { value.split(',').map(|word| word.trim().to_string()).collect() } else { vec![value] };
+                let words = if setting.is_list() {
+                    value.split(',').map(|word| word.trim().to_string()).collect()
+                } else {
+                    vec![value]
+                };
                 given.push((setting.key, Given { origin, raw: Raw::Words(words) }));
             }
             None => {

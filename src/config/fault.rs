@@ -6,7 +6,10 @@ use std::fmt;
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Origin {
     Default,
-    File { path: String, line: usize },
+    File {
+        path: String,
+        line: usize,
+    },
     Env(String),
     /// With its dashes.
     Flag(String),
@@ -27,7 +30,13 @@ pub struct Fault {
 pub struct Faults(pub Vec<Fault>);
 
 impl Faults {
-    pub fn add(&mut self, origin: &Origin, key: impl Into<String>, reason: impl Into<String>, remedy: impl Into<String>) {
+    pub fn add(
+        &mut self,
+        origin: &Origin,
+        key: impl Into<String>,
+        reason: impl Into<String>,
+        remedy: impl Into<String>,
+    ) {
         self.0.push(Fault { origin: origin.clone(), key: key.into(), reason: reason.into(), remedy: remedy.into() });
     }
 

@@ -76,7 +76,12 @@ impl Reader<'_> {
     fn wrong_section(&mut self, line: usize, name: &str, header: &str) {
         if !self.broken_lines.contains(&line) {
             let at = self.at(line);
-            self.faults.add(&at, name, "wrong type: it is a section", format!("write {header} on a line of its own and its settings below"));
+            self.faults.add(
+                &at,
+                name,
+                "wrong type: it is a section",
+                format!("write {header} on a line of its own and its settings below"),
+            );
         }
     }
 
@@ -114,7 +119,9 @@ impl Reader<'_> {
 fn raw(value: &DeValue<'_>) -> Raw {
     match value {
         DeValue::String(text) => Raw::Text(text.to_string()),
-        DeValue::Integer(integer) => Raw::Integer(i64::from_str_radix(&integer.as_str().replace('_', ""), integer.radix()).ok()),
+        DeValue::Integer(integer) => {
+            Raw::Integer(i64::from_str_radix(&integer.as_str().replace('_', ""), integer.radix()).ok())
+        }
         DeValue::Boolean(value) => Raw::Boolean(*value),
         DeValue::Array(items) => Raw::List(items.iter().map(|item| raw(item.get_ref())).collect()),
         DeValue::Float(_) => Raw::Other("a number with a fraction"),
@@ -135,7 +142,9 @@ mod tests {
 
     #[test]
     fn every_unknown_key_has_its_line_and_a_suggestion() {
-        let found = faults("lisen = \"127.0.0.1:1\"\n\n[hub]\nkeep_alive = \"15s\"\nlisten = \"x\"\n[hubb]\na = 1\n[[upstream]]\nConnectionPoolSize = 5\n");
+        let found = faults(
+            "lisen = \"127.0.0.1:1\"\n\n[hub]\nkeep_alive = \"15s\"\nlisten = \"x\"\n[hubb]\na = 1\n[[upstream]]\nConnectionPoolSize = 5\n",
+        );
         assert_eq!(
             found,
             [
@@ -152,16 +161,24 @@ mod tests {
     fn a_second_upstream_and_sections_of_the_wrong_kind_are_refused() {
         let found = faults("[[upstream]]\nurl = \"http://a\"\n\n[[upstream]]\nurl = \"http://b\"\n");
         assert_eq!(found.len(), 1, "{found:?}");
-        assert!(found[0].starts_with("s.toml:4: upstream: routing between several upstreams is not supported yet"), "{found:?}");
+        assert!(
+            found[0].starts_with("s.toml:4: upstream: routing between several upstreams is not supported yet"),
+            "{found:?}"
+        );
         assert!(faults("[upstream]\nurl = \"http://a\"\n")[0].starts_with("s.toml:1: upstream: wrong type"));
         assert!(faults("hub = 3\n")[0].contains("write [hub]"));
     }
 
     #[test]
     fn what_is_not_toml_has_its_line_and_hides_nothing_else() {
-        let found = faults("shards = = 2\nlisten = \"127.0.0.1:1\"\nlisten = \"127.0.0.1:2\"\n[hub]\nkeepalive = 1\nhandshake_timeout = \"15s\n");
+        let found = faults(
+            "shards = = 2\nlisten = \"127.0.0.1:1\"\nlisten = \"127.0.0.1:2\"\n[hub]\nkeepalive = 1\nhandshake_timeout = \"15s\n",
+        );
         assert!(found[0].starts_with("s.toml:1: not TOML"), "{found:?}");
-        assert!(found.iter().any(|fault| fault.starts_with("s.toml:3: not TOML") && fault.contains("duplicate key")), "{found:?}");
+        assert!(
+            found.iter().any(|fault| fault.starts_with("s.toml:3: not TOML") && fault.contains("duplicate key")),
+            "{found:?}"
+        );
         assert!(found.iter().any(|fault| fault.starts_with("s.toml:5: hub.keepalive: unknown key")), "{found:?}");
         assert!(found.iter().any(|fault| fault.starts_with("s.toml:6: not TOML")), "{found:?}");
         assert_eq!(found.len(), 4, "{found:?}");

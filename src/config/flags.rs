@@ -63,7 +63,13 @@ fn argument(setting: &'static Setting) -> Arg {
     };
     // Only lists may be given twice; a second --listen is a mistake clap reports.
     let action = if setting.is_list() { ArgAction::Append } else { ArgAction::Set };
-    Arg::new(setting.flag).long(setting.flag).value_name(value_name).help(help).help_heading(heading).action(action).allow_negative_numbers(true)
+    Arg::new(setting.flag)
+        .long(setting.flag)
+        .value_name(value_name)
+        .help(help)
+        .help_heading(heading)
+        .action(action)
+        .allow_negative_numbers(true)
 }
 
 impl clap::Args for RunFlags {

@@ -49,7 +49,12 @@ impl Resolved {
             Err(reason) => {
                 // What the file says is unknown, so contradictions and gaps cannot be judged; the other sources' own faults can.
                 let mut faults = Faults::default();
-                faults.add(&Origin::File { path: shown, line: 0 }, "", reason, "name a readable TOML file with --config");
+                faults.add(
+                    &Origin::File { path: shown, line: 0 },
+                    "",
+                    reason,
+                    "name a readable TOML file with --config",
+                );
                 let mut draft = Draft::new();
                 draft.take(env::read(env::of_process(), &mut faults), &mut faults);
                 draft.take(flags.read(), &mut faults);
@@ -90,10 +95,14 @@ impl Resolved {
         let config = &self.config;
         let mut warnings = Vec::new();
         if !config.admin.ip().is_loopback() {
-            warnings.push(format!("admin = {} can be reached from other machines and asks for no password", config.admin));
+            warnings
+                .push(format!("admin = {} can be reached from other machines and asks for no password", config.admin));
         }
         if u32::from(config.shards) > machine.cores {
-            warnings.push(format!("shards = {} on {} cores: some share a core and get in each other's way", config.shards, machine.cores));
+            warnings.push(format!(
+                "shards = {} on {} cores: some share a core and get in each other's way",
+                config.shards, machine.cores
+            ));
         }
         if config.upstream.connection_pool_size < config.shards {
             warnings.push(format!(
@@ -127,7 +136,11 @@ struct Draft {
 
 impl Draft {
     fn new() -> Self {
-        Draft { values: [const { None }; SETTINGS_COUNT], origins: [const { Origin::Default }; SETTINGS_COUNT], faulty: [false; SETTINGS_COUNT] }
+        Draft {
+            values: [const { None }; SETTINGS_COUNT],
+            origins: [const { Origin::Default }; SETTINGS_COUNT],
+            faulty: [false; SETTINGS_COUNT],
+        }
     }
 
     /// Lays a source over what was said before. A wrong value is a fault even where a later source overrides it.
@@ -183,7 +196,8 @@ impl Draft {
         let shards = count(Key::Shards, machine.cores.clamp(1, u32::from(SHARDS_MAX))) as u16;
         let connection_pool_size = count(Key::ConnectionPoolSize, u32::from(POOL_SIZE_DEFAULT)) as u16;
         let beside_clients = descriptors_beside_clients(shards, connection_pool_size);
-        let max_clients_default = machine.nofile.saturating_sub(beside_clients).clamp(1, u64::from(CLIENTS_DEFAULT)) as u32;
+        let max_clients_default =
+            machine.nofile.saturating_sub(beside_clients).clamp(1, u64::from(CLIENTS_DEFAULT)) as u32;
         Config {
             listen: address(Key::Listen, loopback(5000)),
             admin: address(Key::Admin, loopback(9090)),
@@ -228,7 +242,8 @@ impl Draft {
     fn check(&self, config: &Config, machine: &Machine, faults: &mut Faults) {
         let sound = |keys: &[Key]| keys.iter().all(|key| !self.faulty[*key as usize]);
         let mut contradiction = |keys: &[Key], reason: String, remedy: String| {
-            let last = keys.iter().copied().max_by_key(|key| (self.origins[*key as usize].rank(), std::cmp::Reverse(*key)));
+            let last =
+                keys.iter().copied().max_by_key(|key| (self.origins[*key as usize].rank(), std::cmp::Reverse(*key)));
             let key = last.expect("a contradiction has settings");
             faults.about(&self.origins[key as usize], key.setting(), reason, remedy);
         };
@@ -252,7 +267,10 @@ impl Draft {
                     duration_text(config.hub.client_timeout_interval),
                     duration_text(config.hub.keep_alive_interval)
                 ),
-                format!("raise client_timeout_interval to {} or more, or lower keep_alive_interval", duration_text(least)),
+                format!(
+                    "raise client_timeout_interval to {} or more, or lower keep_alive_interval",
+                    duration_text(least)
+                ),
             );
         }
 
@@ -282,7 +300,9 @@ impl Draft {
                         config.limits.max_clients, machine.nofile
                     ),
                     match machine.nofile.checked_sub(beside_clients) {
-                        Some(possible @ 1..) => format!("lower max_clients to {possible}, or raise the limit (ulimit -n, LimitNOFILE=)"),
+                        Some(possible @ 1..) => {
+                            format!("lower max_clients to {possible}, or raise the limit (ulimit -n, LimitNOFILE=)")
+                        }
                         _ => "raise the limit (ulimit -n, LimitNOFILE=)".into(),
                     },
                 );
@@ -290,7 +310,10 @@ impl Draft {
             if config.limits.max_clients < u32::from(config.shards) {
                 contradiction(
                     &[Key::MaxClients, Key::Shards],
-                    format!("max_clients = {} leaves some of the {} shards without a client", config.limits.max_clients, config.shards),
+                    format!(
+                        "max_clients = {} leaves some of the {} shards without a client",
+                        config.limits.max_clients, config.shards
+                    ),
                     "raise max_clients or lower shards".into(),
                 );
             }
@@ -350,7 +373,8 @@ fn is_itself(url: &UpstreamUrl, listen: SocketAddr) -> bool {
         host => host.parse().ok(),
     };
     host.is_some_and(|ip: IpAddr| {
-        url.port == listen.port() && (ip == listen.ip() || (listen.ip().is_unspecified() && (ip.is_loopback() || ip.is_unspecified())))
+        url.port == listen.port()
+            && (ip == listen.ip() || (listen.ip().is_unspecified() && (ip.is_loopback() || ip.is_unspecified())))
     })
 }
 
@@ -375,8 +399,16 @@ mod tests {
         let resolved = resolve("", &[], app()).unwrap();
         for key in Key::all() {
             let setting = key.setting();
-            let Ok(promised) = parse(setting, &super::super::value::Raw::Words(vec![setting.default.to_string()])) else { continue };
-            if matches!(setting.kind, super::super::settings::Kind::NotYet { .. } | super::super::settings::Kind::Origins | super::super::settings::Kind::Url) {
+            let Ok(promised) = parse(setting, &super::super::value::Raw::Words(vec![setting.default.to_string()]))
+            else {
+                continue;
+            };
+            if matches!(
+                setting.kind,
+                super::super::settings::Kind::NotYet { .. }
+                    | super::super::settings::Kind::Origins
+                    | super::super::settings::Kind::Url
+            ) {
                 continue;
             }
             // Saying the default aloud changes nothing.
@@ -392,8 +424,16 @@ mod tests {
     #[test]
     fn the_environment_goes_before_the_file_and_a_flag_before_both() {
         let file = "shards = 1\nhub_path = \"/file\"\nlog = \"error\"\n[[upstream]]\nurl = \"http://file\"\n";
-        let resolved = resolve(file, &[("SIGNALRING_SHARDS", "2"), ("SIGNALRING_HUB_PATH", "/env")], RunFlags::default().with(Key::Shards, "3")).unwrap();
-        assert_eq!((resolved.config.shards, resolved.config.hub_path.as_str(), resolved.config.log.as_str()), (3, "/env", "error"));
+        let resolved = resolve(
+            file,
+            &[("SIGNALRING_SHARDS", "2"), ("SIGNALRING_HUB_PATH", "/env")],
+            RunFlags::default().with(Key::Shards, "3"),
+        )
+        .unwrap();
+        assert_eq!(
+            (resolved.config.shards, resolved.config.hub_path.as_str(), resolved.config.log.as_str()),
+            (3, "/env", "error")
+        );
         assert_eq!(resolved.origin(Key::Shards), &Origin::Flag("--shards".into()));
         assert_eq!(resolved.origin(Key::HubPath), &Origin::Env("SIGNALRING_HUB_PATH".into()));
         assert_eq!(resolved.origin(Key::Log), &Origin::File { path: "n.toml".into(), line: 3 });
@@ -415,15 +455,26 @@ mod tests {
             found[0].clone()
         };
         let fault = one("[hub]\nkeep_alive_interval = \"20s\"\n", &[], app());
-        assert!(fault.starts_with("n.toml:2: hub.keep_alive_interval: client_timeout_interval (30s)") && fault.contains("40s"), "{fault}");
+        assert!(
+            fault.starts_with("n.toml:2: hub.keep_alive_interval: client_timeout_interval (30s)")
+                && fault.contains("40s"),
+            "{fault}"
+        );
         let fault = one("listen = \"127.0.0.1:9090\"\n", &[], app());
         assert!(fault.starts_with("n.toml:1: listen: listen (127.0.0.1:9090) and admin"), "{fault}");
         let fault = one("admin = \"127.0.0.1:7000\"\n", &[("SIGNALRING_LISTEN", "0.0.0.0:7000")], app());
         assert!(fault.starts_with("SIGNALRING_LISTEN: listen:"), "{fault}");
-        let fault = one("[limits]\nupstream_queue_bytes = \"64KiB\"\n", &[], app().with(Key::MaximumReceiveMessageSize, "1MiB"));
+        let fault = one(
+            "[limits]\nupstream_queue_bytes = \"64KiB\"\n",
+            &[],
+            app().with(Key::MaximumReceiveMessageSize, "1MiB"),
+        );
         assert!(fault.starts_with("--maximum-receive-message-size: ") && fault.contains("2MiB"), "{fault}");
         let fault = one("", &[], app().with(Key::MaxClients, "20000"));
-        assert!(fault.starts_with("--max-clients: limits.max_clients: max_clients = 20000 needs 20106 open files"), "{fault}");
+        assert!(
+            fault.starts_with("--max-clients: limits.max_clients: max_clients = 20000 needs 20106 open files"),
+            "{fault}"
+        );
         assert!(fault.contains("lower max_clients to 19894"), "{fault}");
         let fault = one("", &[], app().with(Key::MaxClients, "3"));
         assert!(fault.contains("4 shards"), "{fault}");
@@ -444,7 +495,8 @@ mod tests {
 
     #[test]
     fn a_faulty_side_makes_no_contradiction() {
-        let found = resolve("[hub]\nkeep_alive_interval = \"20 s?\"\nclient_timeout_interval = \"16s\"\n", &[], app()).unwrap_err();
+        let found = resolve("[hub]\nkeep_alive_interval = \"20 s?\"\nclient_timeout_interval = \"16s\"\n", &[], app())
+            .unwrap_err();
         assert_eq!(found.len(), 1, "{found:?}");
         assert!(found[0].contains("not a duration"));
     }
@@ -459,7 +511,9 @@ mod tests {
     #[test]
     fn later_features_are_refused_wherever_they_are_asked_for() {
         let file = "[[upstream]]\nurl = \"http://a\"\nuse_message_pack = true\nhalt_pipeline = false\nfilter = \"HelloWorldVM\"\n";
-        let found = resolve(file, &[("SIGNALRING_USE_MESSAGE_PACK", "true")], RunFlags::default().with(Key::Filter, "x")).unwrap_err();
+        let found =
+            resolve(file, &[("SIGNALRING_USE_MESSAGE_PACK", "true")], RunFlags::default().with(Key::Filter, "x"))
+                .unwrap_err();
         assert_eq!(found.len(), 5, "{found:?}");
         assert!(found.iter().all(|fault| fault.contains("not yet supported")), "{found:?}");
         let file = "[[upstream]]\nurl = \"http://a\"\nuse_message_pack = false\nhalt_pipeline = true\n";
@@ -469,14 +523,18 @@ mod tests {
     #[test]
     fn a_second_app_server_is_refused_from_every_source() {
         let second = app().with(Key::Url, "http://127.0.0.1:6200");
-        assert!(resolve("", &[], second).unwrap_err()[0].contains("--app-server: upstream.url: routing between several upstreams is not supported yet"));
+        assert!(
+            resolve("", &[], second).unwrap_err()[0]
+                .contains("--app-server: upstream.url: routing between several upstreams is not supported yet")
+        );
         let found = resolve("", &[("SIGNALRING_APP_SERVER", "http://a,http://b")], RunFlags::default()).unwrap_err();
         assert!(found[0].starts_with("SIGNALRING_APP_SERVER: ") && found.len() == 1, "{found:?}");
     }
 
     #[test]
     fn unknown_variables_are_faults() {
-        let found = resolve("", &[("SIGNALRING_SHARD", "2"), ("SIGNALRING_CONFIG", "x"), ("OTHER", "y")], app()).unwrap_err();
+        let found =
+            resolve("", &[("SIGNALRING_SHARD", "2"), ("SIGNALRING_CONFIG", "x"), ("OTHER", "y")], app()).unwrap_err();
         assert_eq!(found, ["SIGNALRING_SHARD: unknown variable; did you mean SIGNALRING_SHARDS?"]);
     }
 

@@ -44,18 +44,29 @@ pub enum Table {
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Kind {
     Address,
-    Count { min: u32, max: u32 },
+    Count {
+        min: u32,
+        max: u32,
+    },
     /// Bytes: an integer or text with a unit.
-    Size { min: u32, max: u32 },
+    Size {
+        min: u32,
+        max: u32,
+    },
     /// Milliseconds inside; an integer is seconds.
-    Duration { min_ms: u64, max_ms: u64 },
+    Duration {
+        min_ms: u64,
+        max_ms: u64,
+    },
     HubPath,
     Origins,
     LogFilter,
     Choice(&'static [&'static str]),
     Url,
     /// Settings of later releases: only this value is taken.
-    NotYet { accepted: Option<bool> },
+    NotYet {
+        accepted: Option<bool>,
+    },
     Headers,
 }
 
@@ -183,7 +194,11 @@ impl Setting {
         match self.kind {
             Kind::Address => "IP:PORT".into(),
             Kind::Count { min, max } => format!("{min} to {max}"),
-            Kind::Size { min, max } => format!("{} to {} (bytes, or with KiB, MiB)", super::value::size_text(min), super::value::size_text(max)),
+            Kind::Size { min, max } => format!(
+                "{} to {} (bytes, or with KiB, MiB)",
+                super::value::size_text(min),
+                super::value::size_text(max)
+            ),
             Kind::Duration { min_ms, max_ms } => {
                 let text = |ms| super::value::duration_text(std::time::Duration::from_millis(ms));
                 format!("{} to {} (ms, s, m; a bare number is seconds)", text(min_ms), text(max_ms))
@@ -214,7 +229,8 @@ pub fn markdown() -> String {
             _ => setting.path(),
         };
         let (flag, env, takes) = (setting.flag, setting.env, setting.takes());
-        let _ = writeln!(text, "| `{key}` | `--{flag}` | `{env}` | {} | {takes} | {} |", setting.default, setting.about);
+        let _ =
+            writeln!(text, "| `{key}` | `--{flag}` | `{env}` | {} | {takes} | {} |", setting.default, setting.about);
     }
     text
 }

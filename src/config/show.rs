@@ -18,7 +18,12 @@ impl fmt::Display for Resolved {
                 // A file's path may hold anything, a comment no control characters.
                 let source = origin.to_string().replace(char::is_control, "?");
                 match self.config.text(setting.key) {
-                    Some(text) => writeln!(f, "{:<44} # {source}{}", format!("{} = {text}", setting.name), self.derivation(setting.key, origin))?,
+                    Some(text) => writeln!(
+                        f,
+                        "{:<44} # {source}{}",
+                        format!("{} = {text}", setting.name),
+                        self.derivation(setting.key, origin)
+                    )?,
                     None => writeln!(f, "# {} is not yet supported", setting.name)?,
                 }
             }
@@ -40,7 +45,8 @@ impl Resolved {
 impl Config {
     /// A setting's value in TOML; None where it cannot be written yet.
     fn text(&self, key: Key) -> Option<String> {
-        let list = |items: &[String]| format!("[{}]", items.iter().map(|item| quoted(item)).collect::<Vec<_>>().join(", "));
+        let list =
+            |items: &[String]| format!("[{}]", items.iter().map(|item| quoted(item)).collect::<Vec<_>>().join(", "));
         Some(match key {
             Key::Listen => quoted(&self.listen.to_string()),
             Key::Admin => quoted(&self.admin.to_string()),
@@ -104,7 +110,12 @@ mod tests {
         let app = || RunFlags::default().with(Key::Url, "ws://[::1]:6100/base/");
         reads_back(&app());
         reads_back(&app().with(Key::ForwardHeaders, "").with(Key::LogFormat, "json").with(Key::Listen, "[::]:80"));
-        reads_back(&app().with(Key::ForwardHeaders, "Cookie,X-'quote").with(Key::AllowedOrigins, "https://a").with(Key::AllowedOrigins, "http://b:1"));
+        reads_back(
+            &app()
+                .with(Key::ForwardHeaders, "Cookie,X-'quote")
+                .with(Key::AllowedOrigins, "https://a")
+                .with(Key::AllowedOrigins, "http://b:1"),
+        );
         reads_back(&app().with(Key::Log, "info,signalring[span{field=\"x\"}]=debug"));
     }
 

@@ -16,15 +16,23 @@ pub fn parse(text: &str) -> Result<UpstreamUrl, Refused> {
         "http" | "ws" => {}
         "https" | "wss" => {
             let plain = text.replacen("https", "http", 1).replacen("wss", "ws", 1);
-            return Err(refused("TLS towards app servers is not supported yet", format!("use {plain} on a network you trust")));
+            return Err(refused(
+                "TLS towards app servers is not supported yet",
+                format!("use {plain} on a network you trust"),
+            ));
         }
         // `localhost:6100` parses as the scheme "localhost".
-        _ if !text.contains("://") => return Err(refused(format!("{text:?} has no scheme"), format!("write http://{text}"))),
+        _ if !text.contains("://") => {
+            return Err(refused(format!("{text:?} has no scheme"), format!("write http://{text}")));
+        }
         scheme => return Err(refused(format!("{scheme}:// is not a scheme of app servers"), example)),
     }
     if !url.username().is_empty() || url.password().is_some() {
         // The password is not repeated: faults end up in logs.
-        return Err(refused("the URL carries a user name or password, which would not be sent", "take them out of the URL"));
+        return Err(refused(
+            "the URL carries a user name or password, which would not be sent",
+            "take them out of the URL",
+        ));
     }
     if url.query().is_some() || url.fragment().is_some() {
         return Err(refused(format!("{text:?} has a query or fragment"), "take off everything from ? or # on"));
@@ -39,17 +47,28 @@ pub fn parse(text: &str) -> Result<UpstreamUrl, Refused> {
         ::url::Host::Ipv6(address) => address.to_string(),
         host => host.to_string(),
     };
-    Ok(UpstreamUrl { host, port, base: url.path().trim_end_matches('/').to_string(), text: text.trim_end_matches('/').to_string() })
+    Ok(UpstreamUrl {
+        host,
+        port,
+        base: url.path().trim_end_matches('/').to_string(),
+        text: text.trim_end_matches('/').to_string(),
+    })
 }
 
 /// Reads an origin as browsers send it: scheme, host, and port unless it is the scheme's own.
 pub fn origin(text: &str) -> Result<String, Refused> {
     let example = "write it as browsers send it, e.g. https://app.example.com or http://localhost:8080";
     if text.contains('*') {
-        return Err(refused(format!("{text:?}: wildcards are not supported"), "list every origin exactly, e.g. https://app.example.com"));
+        return Err(refused(
+            format!("{text:?}: wildcards are not supported"),
+            "list every origin exactly, e.g. https://app.example.com",
+        ));
     }
     if text.eq_ignore_ascii_case("null") {
-        return Err(refused("the origin null is sent by any sandboxed page and file", "serve the page from an origin of its own and list that"));
+        return Err(refused(
+            "the origin null is sent by any sandboxed page and file",
+            "serve the page from an origin of its own and list that",
+        ));
     }
     let Ok(url) = Url::parse(text) else {
         return Err(refused(format!("{text:?} is not an origin"), example));
@@ -125,7 +144,18 @@ mod tests {
     fn origins_are_exact() {
         assert_eq!(origin("https://app.example.com").unwrap(), "https://app.example.com");
         assert_eq!(origin("HTTP://Localhost:8080").unwrap(), "http://localhost:8080");
-        for text in ["*", "https://*.example.com", "https://app.example.com/", "https://a/path", "https://a:443", "null", "app.example.com", "ftp://a", "localhost:80", ""] {
+        for text in [
+            "*",
+            "https://*.example.com",
+            "https://app.example.com/",
+            "https://a/path",
+            "https://a:443",
+            "null",
+            "app.example.com",
+            "ftp://a",
+            "localhost:80",
+            "",
+        ] {
             assert!(origin(text).is_err(), "{text}");
         }
         assert!(origin("https://a/").unwrap_err().remedy.contains("write https://a"));

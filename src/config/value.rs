@@ -73,7 +73,10 @@ pub fn parse(setting: &Setting, raw: &Raw) -> Result<Value, Vec<Refused>> {
         Kind::Choice(choices) => one(text(setting, raw).and_then(|text| {
             let found = choices.iter().find(|choice| text.eq_ignore_ascii_case(choice));
             found.map(|choice| Value::Text(choice.to_string())).ok_or_else(|| {
-                refused(format!("{text:?} is none of {}", choices.join(", ")), super::fault::suggestion(&text, choices.iter().copied()))
+                refused(
+                    format!("{text:?} is none of {}", choices.join(", ")),
+                    super::fault::suggestion(&text, choices.iter().copied()),
+                )
             })
         })),
         Kind::NotYet { accepted } => one(not_yet(setting, raw, accepted)),
@@ -102,7 +105,10 @@ fn text(setting: &Setting, raw: &Raw) -> Result<String, Refused> {
         other => return Err(wrong_type(setting, other, "text in quotes")),
     };
     match text.trim() {
-        "" => Err(refused("is empty", format!("give {}, or leave it out for the default ({})", setting.takes(), setting.default))),
+        "" => Err(refused(
+            "is empty",
+            format!("give {}, or leave it out for the default ({})", setting.takes(), setting.default),
+        )),
         trimmed => Ok(trimmed.to_string()),
     }
 }
@@ -125,7 +131,9 @@ fn out_of_range(setting: &Setting, shown: impl std::fmt::Display) -> Refused {
 fn address(text: &str) -> Result<SocketAddr, Refused> {
     text.parse().map_err(|_| {
         let remedy = match text.rsplit_once(':') {
-            Some(("", port)) => format!("write 0.0.0.0:{port} for every interface or 127.0.0.1:{port} for this machine only"),
+            Some(("", port)) => {
+                format!("write 0.0.0.0:{port} for every interface or 127.0.0.1:{port} for this machine only")
+            }
             Some(("localhost", port)) => format!("write 127.0.0.1:{port}"),
             Some(_) => "write IP:PORT, e.g. 127.0.0.1:5000 or [::1]:5000; names are not looked up here".to_string(),
             None if text.parse::<u16>().is_ok() => format!("write 127.0.0.1:{text} or 0.0.0.0:{text}"),
@@ -144,7 +152,12 @@ fn count(setting: &Setting, raw: &Raw, min: u32, max: u32) -> Result<u32, Refuse
             match digits.parse::<i64>() {
                 Ok(value) => Some(value),
                 Err(_) if !digits.is_empty() && digits.bytes().all(|b| b.is_ascii_digit()) => None,
-                Err(_) => return Err(refused(format!("{text:?} is not a whole number"), format!("it takes {}", setting.takes()))),
+                Err(_) => {
+                    return Err(refused(
+                        format!("{text:?} is not a whole number"),
+                        format!("it takes {}", setting.takes()),
+                    ));
+                }
             }
         }
         other => return Err(wrong_type(setting, other, "an integer")),
@@ -166,7 +179,12 @@ fn size(setting: &Setting, raw: &Raw, min: u32, max: u32) -> Result<u32, Refused
         Raw::Words(_) | Raw::Text(_) => text(setting, raw)?,
         other => return Err(wrong_type(setting, other, "bytes as an integer, or text such as \"32KiB\"")),
     };
-    let malformed = || refused(format!("{text:?} is not a size"), "write bytes as a whole number, or with a unit: \"32KiB\", \"1MiB\"".to_string());
+    let malformed = || {
+        refused(
+            format!("{text:?} is not a size"),
+            "write bytes as a whole number, or with a unit: \"32KiB\", \"1MiB\"".to_string(),
+        )
+    };
     let (number, unit) = split_unit(&text).ok_or_else(malformed)?;
     let factor: u64 = match unit {
         "" | "B" => 1,
@@ -196,7 +214,9 @@ fn duration(setting: &Setting, raw: &Raw, min_ms: u64, max_ms: u64) -> Result<Du
     if text.starts_with('-') {
         return Err(out_of_range(setting, &text));
     }
-    let malformed = || refused(format!("{text:?} is not a duration"), "write a whole number with a unit: \"500ms\", \"15s\", \"2m\"");
+    let malformed = || {
+        refused(format!("{text:?} is not a duration"), "write a whole number with a unit: \"500ms\", \"15s\", \"2m\"")
+    };
     let (number, unit) = split_unit(&text).ok_or_else(malformed)?;
     let factor: u64 = match unit {
         "ms" => 1,
@@ -221,7 +241,10 @@ fn split_unit(text: &str) -> Option<(u64, &str)> {
 fn hub_path(text: &str) -> Result<String, Refused> {
     let remedy = "write a path such as /dotnetify: letters, digits and - . _ ~ / only";
     if !text.starts_with('/') {
-        return Err(refused(format!("{text:?} does not begin with /"), format!("write /{}", text.trim_end_matches('/'))));
+        return Err(refused(
+            format!("{text:?} does not begin with /"),
+            format!("write /{}", text.trim_end_matches('/')),
+        ));
     }
     if text == "/" {
         return Err(refused("the root cannot be the hub", remedy));
@@ -243,12 +266,18 @@ fn log_filter(text: &str) -> Result<String, Refused> {
         // tracing takes a bare word as the name of a module whose everything is shown, so that `--log debgu` would show nothing at all.
         let bare = !directive.contains(['=', '[', ':']);
         if bare && !LEVELS.iter().any(|level| directive.eq_ignore_ascii_case(level)) {
-            return Err(refused(format!("{directive:?} is not a log level"), super::fault::suggestion(directive, LEVELS.iter().copied())));
+            return Err(refused(
+                format!("{directive:?} is not a log level"),
+                super::fault::suggestion(directive, LEVELS.iter().copied()),
+            ));
         }
     }
     match tracing_subscriber::EnvFilter::try_new(text) {
         Ok(_) => Ok(text.to_string()),
-        Err(error) => Err(refused(format!("{text:?} is not a log filter: {error}"), "write a level, or directives such as info,signalring::control=debug")),
+        Err(error) => Err(refused(
+            format!("{text:?} is not a log filter: {error}"),
+            "write a level, or directives such as info,signalring::control=debug",
+        )),
     }
 }
 
@@ -265,7 +294,9 @@ fn not_yet(setting: &Setting, raw: &Raw, accepted: Option<bool>) -> Result<Value
     };
     match (value, accepted) {
         (Some(value), Some(accepted)) if value == accepted => Ok(Value::Boolean(value)),
-        (Some(value), Some(accepted)) => Err(refused(format!("{value} is not yet supported"), format!("leave it out or write {accepted}"))),
+        (Some(value), Some(accepted)) => {
+            Err(refused(format!("{value} is not yet supported"), format!("leave it out or write {accepted}")))
+        }
         _ => Err(refused("not yet supported", "leave it out")),
     }
 }
@@ -274,7 +305,8 @@ fn not_yet(setting: &Setting, raw: &Raw, accepted: Option<bool>) -> Result<Value
 fn entries(raw: &Raw) -> Option<Result<Vec<String>, Refused>> {
     match raw {
         Raw::Words(words) => {
-            let entries = words.iter().flat_map(|word| word.split(',')).map(str::trim).filter(|entry| !entry.is_empty());
+            let entries =
+                words.iter().flat_map(|word| word.split(',')).map(str::trim).filter(|entry| !entry.is_empty());
             Some(Ok(entries.map(str::to_string).collect()))
         }
         Raw::List(items) => Some(
@@ -299,7 +331,12 @@ fn origins(raw: &Raw) -> Result<Vec<String>, Vec<Refused>> {
 }
 
 fn headers(raw: &Raw) -> Result<HeaderPolicy, Vec<Refused>> {
-    let wrong = || vec![refused("wrong type: expected \"all\" or a list of header names", "write \"all\" or [\"User-Agent\", \"Cookie\"]")];
+    let wrong = || {
+        vec![refused(
+            "wrong type: expected \"all\" or a list of header names",
+            "write \"all\" or [\"User-Agent\", \"Cookie\"]",
+        )]
+    };
     let names = match raw {
         Raw::Text(text) if text.eq_ignore_ascii_case("all") => return Ok(HeaderPolicy::All),
         Raw::Text(_) => return Err(wrong()),
@@ -314,8 +351,17 @@ fn headers(raw: &Raw) -> Result<HeaderPolicy, Vec<Refused>> {
 }
 
 /// RFC 9110 §7.6.1, and the older names still seen.
-const HOP_BY_HOP: [&str; 9] =
-    ["connection", "keep-alive", "proxy-authenticate", "proxy-authorization", "proxy-connection", "te", "trailer", "transfer-encoding", "upgrade"];
+const HOP_BY_HOP: [&str; 9] = [
+    "connection",
+    "keep-alive",
+    "proxy-authenticate",
+    "proxy-authorization",
+    "proxy-connection",
+    "te",
+    "trailer",
+    "transfer-encoding",
+    "upgrade",
+];
 
 fn header_name(name: &str) -> Result<String, Refused> {
     // RFC 9110 §5.6.2: a field name is a token.
@@ -328,7 +374,10 @@ fn header_name(name: &str) -> Result<String, Refused> {
     }
     let lower = name.to_ascii_lowercase();
     if HOP_BY_HOP.contains(&lower.as_str()) || lower.starts_with("sec-websocket-") {
-        return Err(refused(format!("{name} belongs to one connection and is never forwarded"), "take it off the list"));
+        return Err(refused(
+            format!("{name} belongs to one connection and is never forwarded"),
+            "take it off the list",
+        ));
     }
     Ok(name.to_string())
 }
@@ -419,8 +468,13 @@ mod tests {
 
     #[test]
     fn headers_that_never_pass_cannot_be_listed() {
-        let list = |names: &[&str]| parse(Key::ForwardHeaders.setting(), &Raw::List(names.iter().map(|n| Raw::Text(n.to_string())).collect()));
-        assert_eq!(list(&["Cookie", "User-Agent"]), Ok(Value::Headers(HeaderPolicy::Only(vec!["Cookie".into(), "User-Agent".into()]))));
+        let list = |names: &[&str]| {
+            parse(Key::ForwardHeaders.setting(), &Raw::List(names.iter().map(|n| Raw::Text(n.to_string())).collect()))
+        };
+        assert_eq!(
+            list(&["Cookie", "User-Agent"]),
+            Ok(Value::Headers(HeaderPolicy::Only(vec!["Cookie".into(), "User-Agent".into()])))
+        );
         assert_eq!(list(&[]), Ok(Value::Headers(HeaderPolicy::Only(vec![]))));
         assert_eq!(list(&["Upgrade", "sec-websocket-key", "a b", "ok"]).unwrap_err().len(), 3);
         assert_eq!(text_value(Key::ForwardHeaders, "all"), Ok(Value::Headers(HeaderPolicy::All)));

@@ -143,7 +143,10 @@ pub async fn bind(addr: SocketAddr, options: AppOptions) -> io::Result<AppServer
         .route(&format!("{path}/negotiate"), post(negotiate))
         .route(path, get(connect))
         .route("/__double", get(async |State(shared): State<Arc<Shared>>| Json(shared.hub().snapshot())))
-        .route("/__double/bindings", get(async |State(shared): State<Arc<Shared>>| Json(shared.hub().binding_snapshots())))
+        .route(
+            "/__double/bindings",
+            get(async |State(shared): State<Arc<Shared>>| Json(shared.hub().binding_snapshots())),
+        )
         .layer(axum::middleware::from_fn(cross_origin))
         .with_state(shared.clone());
     // As Kestrel does: a record waits for nothing.
@@ -172,7 +175,9 @@ pub async fn bind(addr: SocketAddr, options: AppOptions) -> io::Result<AppServer
 pub fn run(addr: SocketAddr, options: AppOptions) -> io::Result<()> {
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
     runtime.block_on(async {
-        let server = bind(addr, options).await.map_err(|error| io::Error::new(error.kind(), format!("cannot listen on {addr}: {error}")))?;
+        let server = bind(addr, options)
+            .await
+            .map_err(|error| io::Error::new(error.kind(), format!("cannot listen on {addr}: {error}")))?;
         println!("listening on {}", server.url());
         let mut terminate = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate())?;
         tokio::select! {
@@ -283,14 +288,19 @@ fn query_value<'a>(query: &'a [(String, String)], name: &str) -> Option<&'a str>
 async fn negotiate(State(shared): State<Arc<Shared>>, Query(query): Query<Vec<(String, String)>>) -> Response {
     let version = match query_value(&query, "negotiateVersion").map(str::parse::<i64>) {
         None => 0,
-        Some(Err(_)) => return Json(json!({ "error": "The client requested a non-integer protocol version." })).into_response(),
+        Some(Err(_)) => {
+            return Json(json!({ "error": "The client requested a non-integer protocol version." })).into_response();
+        }
         Some(Ok(version)) if version < 0 => {
-            let text = format!("The client requested version '{version}', but the server does not support this version.");
+            let text =
+                format!("The client requested version '{version}', but the server does not support this version.");
             return Json(json!({ "error": text })).into_response();
         }
         Some(Ok(version)) => version.min(1),
     };
-    let (Ok(id), Ok(token)) = (random_id(), random_id()) else { return StatusCode::INTERNAL_SERVER_ERROR.into_response() };
+    let (Ok(id), Ok(token)) = (random_id(), random_id()) else {
+        return StatusCode::INTERNAL_SERVER_ERROR.into_response();
+    };
     let token = if version == 0 { id.clone() } else { token };
     let mut pending = lock(&shared.pending);
     if pending.len() >= PENDING_MAX {

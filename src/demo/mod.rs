@@ -20,9 +20,9 @@ pub fn run(page: SocketAddr) -> io::Result<()> {
     let any_port: SocketAddr = ([127, 0, 0, 1], 0).into();
     let app = runtime.block_on(app::bind(any_port, app::AppOptions::default()))?;
     // The page's address is needed for the nodes, the nodes' for the page: its port is opened first, served last.
-    let listener = runtime.block_on(tokio::net::TcpListener::bind(page)).map_err(|error| {
-        io::Error::new(error.kind(), format!("cannot listen on {page} for the demo page: {error}"))
-    })?;
+    let listener = runtime
+        .block_on(tokio::net::TcpListener::bind(page))
+        .map_err(|error| io::Error::new(error.kind(), format!("cannot listen on {page} for the demo page: {error}")))?;
     let page = listener.local_addr()?;
     let nodes = (0..NODES).map(|_| start_node(&app.url(), page)).collect::<io::Result<Vec<Node>>>()?;
     let urls: Vec<String> = nodes.iter().map(|node| format!("http://{}", node.listen())).collect();

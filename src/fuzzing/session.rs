@@ -57,7 +57,10 @@ impl Script<'_> {
             0 | 1 => text(self, r#"{"protocol":"json","version":1}"#.into()),
             2 => {
                 let id = self.byte();
-                text(self, format!(r#"{{"arguments":["Vm{id}",{{}}],"invocationId":"{id}","target":"Request_VM","type":1}}"#))
+                text(
+                    self,
+                    format!(r#"{{"arguments":["Vm{id}",{{}}],"invocationId":"{id}","target":"Request_VM","type":1}}"#),
+                )
             }
             3 => text(self, r#"{"type":1,"target":"update_vm","arguments":["V",{"a":"\u00e9"}]}"#.into()),
             4 => text(self, r#"{"type":1,"invocationId":"d","target":"Dispose_VM","arguments":["V"]}"#.into()),
@@ -195,9 +198,8 @@ fn live_client(data: &[u8], whole: bool) -> (ClientWorld, Option<End>) {
     let (mut pool, mut world, mut script) = (BytePool::new(), ClientWorld::default(), Script { rest: data });
     while !script.rest.is_empty() {
         let result = match script.client_step() {
-            Step::Bytes(bytes) => pieces(&bytes, whole).try_for_each(|piece| {
-                session.on_bytes(now, &mut piece.to_vec(), &SETTINGS, &mut pool, &mut world)
-            }),
+            Step::Bytes(bytes) => pieces(&bytes, whole)
+                .try_for_each(|piece| session.on_bytes(now, &mut piece.to_vec(), &SETTINGS, &mut pool, &mut world)),
             Step::Pass(time) => {
                 now = now.after(time);
                 session.on_time(now, &SETTINGS, &mut world).map(|next| {

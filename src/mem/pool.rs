@@ -19,9 +19,7 @@ impl BytePool {
     }
 
     pub fn give(&mut self, mut buffer: Vec<u8>) {
-        if buffer.capacity() > 0
-            && buffer.capacity() <= POOLED_BUFFER_BYTES_MAX
-            && self.free.len() < POOLED_BUFFERS_MAX
+        if buffer.capacity() > 0 && buffer.capacity() <= POOLED_BUFFER_BYTES_MAX && self.free.len() < POOLED_BUFFERS_MAX
         {
             buffer.clear();
             self.free.push(buffer);

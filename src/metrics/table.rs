@@ -198,7 +198,20 @@ pub const HISTOGRAMS: &[HistogramSeries] = &[
     HistogramSeries {
         family: "queue_wait_seconds",
         help: "How long client messages waited for a lane",
-        bounds_us: [MS, 2 * MS, 5 * MS, 10 * MS, 25 * MS, 50 * MS, 100 * MS, 250 * MS, 500 * MS, 1000 * MS, 2500 * MS, 10_000 * MS],
+        bounds_us: [
+            MS,
+            2 * MS,
+            5 * MS,
+            10 * MS,
+            25 * MS,
+            50 * MS,
+            100 * MS,
+            250 * MS,
+            500 * MS,
+            1000 * MS,
+            2500 * MS,
+            10_000 * MS,
+        ],
     },
     HistogramSeries {
         family: "turn_seconds",
@@ -215,7 +228,10 @@ mod tests {
     /// Prometheus data model: what a metric or label name may be (we use no colons).
     fn is_name(name: &str) -> bool {
         let word = |b: u8| b.is_ascii_lowercase() || b == b'_';
-        !name.is_empty() && word(name.as_bytes()[0]) && name.bytes().all(|b| word(b) || b.is_ascii_digit()) && !name.starts_with("__")
+        !name.is_empty()
+            && word(name.as_bytes()[0])
+            && name.bytes().all(|b| word(b) || b.is_ascii_digit())
+            && !name.starts_with("__")
     }
 
     #[test]
@@ -226,7 +242,11 @@ mod tests {
             assert!(seen.insert((series.family, value)), "{} {value} is there twice", series.family);
             assert!(is_name(series.family), "{}", series.family);
             assert_eq!(label.is_empty(), value.is_empty(), "{}", series.family);
-            assert!(label.is_empty() || (is_name(label) && label != "shard" && is_name(value)), "{} {label} {value}", series.family);
+            assert!(
+                label.is_empty() || (is_name(label) && label != "shard" && is_name(value)),
+                "{} {label} {value}",
+                series.family
+            );
             assert!(!series.family.ends_with("_total"), "{}: the exposition appends _total", series.family);
             assert!(!series.help.is_empty() && !series.help.ends_with('.'), "{}", series.family);
         }

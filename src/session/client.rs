@@ -212,7 +212,7 @@ impl State {
         if request.protocol != Protocol::Json {
             return Err(End::Handshake(HandshakeError::Protocol("messagepack".into())));
         }
-        env.out(|out| text_frame(out, |out| handshake::write_accept(out)));
+        env.out(|out| text_frame(out, handshake::write_accept));
         env.note(Note::HandshakeDone);
         self.phase = Phase::Open { ping_due: now.after(settings.keep_alive), heard: None };
         Ok(())
@@ -415,10 +415,16 @@ mod tests {
     #[test]
     fn a_client_cannot_speak_for_others_and_hears_why() {
         let mut f = Fixture::open();
-        f.hear(&text("{\"type\":1,\"invocationId\":\"7\",\"target\":\"Invoke\",\"arguments\":[\"Request_VM\",[],{}]}␞")).unwrap();
+        f.hear(&text(
+            "{\"type\":1,\"invocationId\":\"7\",\"target\":\"Invoke\",\"arguments\":[\"Request_VM\",[],{}]}␞",
+        ))
+        .unwrap();
         assert!(f.world.forwarded.is_empty());
         let said = f.world.said().join("");
-        assert!(said.contains("\"invocationId\":\"7\"") && said.contains("\"error\":") && said.contains("Invoke"), "{said}");
+        assert!(
+            said.contains("\"invocationId\":\"7\"") && said.contains("\"error\":") && said.contains("Invoke"),
+            "{said}"
+        );
         assert_eq!(f.world.notes.last(), Some(&Note::RequestError(RequestError::UnknownMethod)));
         // Without an id nothing is answered, not even an error.
         f.hear(&text("{\"type\":1,\"target\":\"Nope\",\"arguments\":[]}␞")).unwrap();
@@ -429,7 +435,8 @@ mod tests {
     fn a_refused_request_is_an_error_response_to_its_view_model() {
         let mut f = Fixture::open();
         f.world.refuse = Some(Refusal::QueueFull);
-        f.hear(&text("{\"type\":1,\"invocationId\":\"1\",\"target\":\"Request_VM\",\"arguments\":[\"V\",null]}␞")).unwrap();
+        f.hear(&text("{\"type\":1,\"invocationId\":\"1\",\"target\":\"Request_VM\",\"arguments\":[\"V\",null]}␞"))
+            .unwrap();
         let said = f.world.said();
         assert_eq!(said[0], "{\"type\":3,\"invocationId\":\"1\",\"result\":null}␞");
         assert!(said[1].contains("Response_VM") && said[1].contains("ForwardingException"), "{said:?}");

@@ -103,7 +103,12 @@ impl End {
     pub fn is_ordinary(&self) -> bool {
         matches!(
             self,
-            End::PeerClose | End::PeerCloseFrame(_) | End::PeerGone | End::SocketError(_) | End::Stopping | End::LaneLost
+            End::PeerClose
+                | End::PeerCloseFrame(_)
+                | End::PeerGone
+                | End::SocketError(_)
+                | End::Stopping
+                | End::LaneLost
         )
     }
 }
@@ -125,7 +130,9 @@ impl Refusal {
     pub fn message(self) -> &'static str {
         match self {
             Refusal::QueueTimeout => "The app server could not be reached in time. Please try again.",
-            Refusal::QueueFull => "The app server cannot be reached and too many requests are waiting. Please try again.",
+            Refusal::QueueFull => {
+                "The app server cannot be reached and too many requests are waiting. Please try again."
+            }
             Refusal::TooLargeUpstream => "The message is too large for the app server.",
         }
     }

@@ -179,7 +179,7 @@ mod tests {
         #[test]
         fn agrees_with_a_map_of_sets(ops in proptest::collection::vec((0u32..6, 0u8..5, 0u8..4), 0..300)) {
             let mut groups = Groups::default();
-            let mut lists = vec![Memberships::default(); 6];
+            let mut lists = [Memberships::default(); 6];
             let mut model: BTreeMap<u8, BTreeSet<u32>> = BTreeMap::new();
             for (slot, name, op) in ops {
                 let client = SlotKey { slot, generation: slot + 10 };

@@ -193,8 +193,7 @@ mod tests {
     fn deliveries_arrive_whole_however_they_are_cut() {
         let whole = text(&format!("{SEND}{{\"type\":6}}␞{SEND}"));
         for cut in 0..whole.len() {
-            let (mut session, mut pool, mut world) =
-                (LaneSession::new(Time(0)), BytePool::new(), World::default());
+            let (mut session, mut pool, mut world) = (LaneSession::new(Time(0)), BytePool::new(), World::default());
             let (a, b) = whole.split_at(cut);
             for part in [a, b] {
                 session.on_bytes(Time(1), &mut part.to_vec(), &mut pool, &mut world).unwrap();

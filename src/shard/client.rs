@@ -1,6 +1,6 @@
 //! Clients of this shard: from the upgrade to the end.
 use super::Shard;
-use super::lane::{Gate, Lane};
+use super::lane::{From, Gate, Lane};
 use super::socket::{Client, Conn, Life, Socket, Stage, linger_until};
 use crate::ids::{Address, SlotKey, Time};
 use crate::limits::CONTEXT_BYTES_MAX;
@@ -31,9 +31,8 @@ impl ClientEnv for ClientSide<'_> {
     }
 
     fn forward(&mut self, request: &Request, record: &[u8]) -> Result<(), Refusal> {
-        let key = self.socket.key;
-        let on_lane =
-            self.lane.request(self.now, key, &self.origin, self.context, request, record, &mut self.gate)?;
+        let from = From { client: self.socket.key, origin: &self.origin, context: self.context };
+        let on_lane = self.lane.request(self.now, from, request, record, &mut self.gate)?;
         *self.forwarded |= on_lane;
         Ok(())
     }

@@ -55,19 +55,15 @@ impl LaneEnv for LaneSide<'_> {
         };
         self.metrics.add(kind, 1);
         match *delivery {
-            Delivery::Send { to: Recipients::One(id), vm, data } => {
-                match client_of(self.settings, id.of(record)) {
-                    Some(key) => self.send_to_one(key, vm.of(record), data.of(record)),
-                    None => self.metrics.add(Counter::DroppedUnknownClient, 1),
-                }
-            }
+            Delivery::Send { to: Recipients::One(id), vm, data } => match client_of(self.settings, id.of(record)) {
+                Some(key) => self.send_to_one(key, vm.of(record), data.of(record)),
+                None => self.metrics.add(Counter::DroppedUnknownClient, 1),
+            },
             Delivery::Send { to, vm, data } | Delivery::SendToMany { to, vm, data } => {
                 let frame = self.encode(record, vm, data);
-                response::each_recipient(record, to, |id| {
-                    match id.and_then(|id| client_of(self.settings, id)) {
-                        Some(key) => self.share(&frame, key, Counter::DeliveredMany),
-                        None => self.metrics.add(Counter::DroppedUnknownClient, 1),
-                    }
+                response::each_recipient(record, to, |id| match id.and_then(|id| client_of(self.settings, id)) {
+                    Some(key) => self.share(&frame, key, Counter::DeliveredMany),
+                    None => self.metrics.add(Counter::DroppedUnknownClient, 1),
                 });
                 self.frames.release(frame);
             }
@@ -122,31 +118,17 @@ impl LaneSide<'_> {
 
     fn send_to_group(&mut self, record: &[u8], group: Span, except: Option<Recipients>, vm: Span, data: Span) {
         let frame = self.encode(record, vm, data);
-        // Most lists of exceptions hold a single null (contract 3.2): nobody.
-        let mut left_out = [SlotKey { slot: u32::MAX, generation: 0 }; 8];
-        let mut count = 0;
+        // Most lists of exceptions hold a single null (contract 3.2): nobody, and nothing is allocated.
+        let mut left_out = Vec::new();
         if let Some(except) = except {
             response::each_recipient(record, except, |id| {
-                if let Some(key) = id.and_then(|id| client_of(self.settings, id)) {
-                    if count < left_out.len() {
-                        left_out[count] = key;
-                    }
-                    count += 1;
-                }
+                left_out.extend(id.and_then(|id| client_of(self.settings, id)).map(|key| (key.slot, key.generation)));
             });
+            left_out.sort_unstable();
         }
-        let LaneSide { groups, conns, frames, dirty, metrics, settings, .. } = self;
+        let LaneSide { groups, conns, frames, dirty, metrics, .. } = self;
         for key in groups.members(group.of(record)) {
-            let is_left_out = if count <= left_out.len() {
-                left_out[..count].contains(&key)
-            } else {
-                let mut found = false;
-                response::each_recipient(record, except.expect("counted above"), |id| {
-                    found |= id.and_then(|id| client_of(settings, id)) == Some(key);
-                });
-                found
-            };
-            if !is_left_out {
+            if left_out.binary_search(&(key.slot, key.generation)).is_err() {
                 share(&frame, key, Counter::DeliveredGroup, conns, frames, dirty, metrics);
             }
         }

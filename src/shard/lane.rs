@@ -83,6 +83,14 @@ impl Waiting {
     }
 }
 
+/// Whose request it is.
+#[derive(Clone, Copy)]
+pub(super) struct From<'a> {
+    pub(super) client: SlotKey,
+    pub(super) origin: &'a OriginId,
+    pub(super) context: &'a [u8],
+}
+
 /// The parts of a shard that writing to a lane needs, apart from the lane.
 pub(super) struct Gate<'a> {
     pub(super) settings: &'a Settings,
@@ -137,9 +145,7 @@ impl Lane {
     pub(super) fn request(
         &mut self,
         now: Time,
-        client: SlotKey,
-        origin: &OriginId,
-        context: &[u8],
+        from: From<'_>,
         request: &Request,
         record: &[u8],
         gate: &mut Gate<'_>,
@@ -148,11 +154,11 @@ impl Lane {
         let argument = request.argument.map(|argument| argument.of(record));
         if self.is_free() {
             let forward = Forward::Vm { call: request.call, vm_id, argument };
-            return self.write(&forward, origin, context, gate).map(|()| true);
+            return self.write(&forward, from.origin, from.context, gate).map(|()| true);
         }
         let bytes = [vm_id, argument.unwrap_or_default()].concat().into_boxed_slice();
         let waiting = Waiting {
-            client,
+            client: from.client,
             call: request.call,
             vm_id_bytes: vm_id.len() as u32,
             has_argument: argument.is_some(),
@@ -256,8 +262,7 @@ impl Lane {
                 continue;
             };
             gate.metrics.observe_us(Histogram::QueueWait, now.since(waiting.since).as_micros() as u64);
-            let forward =
-                Forward::Vm { call: waiting.call, vm_id: waiting.vm_id(), argument: waiting.argument() };
+            let forward = Forward::Vm { call: waiting.call, vm_id: waiting.vm_id(), argument: waiting.argument() };
             let origin = client.origin;
             match self.write(&forward, &origin, &client.context, gate) {
                 Ok(()) => client.forwarded = true,

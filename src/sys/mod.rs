@@ -171,7 +171,9 @@ mod tests {
 
     #[test]
     fn a_token_survives_the_kernel() {
-        for op in [Op::Accept, Op::Doorbell, Op::Readable, Op::Receive, Op::Writable, Op::Send, Op::Cancel, Op::ReceiveLane] {
+        for op in
+            [Op::Accept, Op::Doorbell, Op::Readable, Op::Receive, Op::Writable, Op::Send, Op::Cancel, Op::ReceiveLane]
+        {
             for (slot, generation) in [(0, 0), (crate::ids::SLOT_MAX, u32::MAX), (77, 3)] {
                 let token = Token { op, key: SlotKey { slot, generation } };
                 assert_eq!(Token::unpack(token.pack()), Some(token));

@@ -110,9 +110,8 @@ pub fn raise_descriptor_limit() -> u64 {
 
 fn set_option(fd: RawFd, level: i32, name: i32, value: i32) -> io::Result<()> {
     // SAFETY: `value` lives through the call and its size is given.
-    let done = unsafe {
-        libc::setsockopt(fd, level, name, (&raw const value).cast(), size_of::<i32>() as libc::socklen_t)
-    };
+    let done =
+        unsafe { libc::setsockopt(fd, level, name, (&raw const value).cast(), size_of::<i32>() as libc::socklen_t) };
     if done == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 

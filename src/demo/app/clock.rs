@@ -9,7 +9,8 @@ pub fn iso(time: SystemTime) -> String {
     let seconds = since.as_secs() as i64;
     let (year, month, day) = civil(seconds.div_euclid(SECONDS_PER_DAY));
     let of_day = seconds.rem_euclid(SECONDS_PER_DAY);
-    let mut text = format!("{year:04}-{month:02}-{day:02}T{:02}:{:02}:{:02}", of_day / 3600, of_day / 60 % 60, of_day % 60);
+    let mut text =
+        format!("{year:04}-{month:02}-{day:02}T{:02}:{:02}:{:02}", of_day / 3600, of_day / 60 % 60, of_day % 60);
     let ticks = since.subsec_nanos() / 100;
     if ticks > 0 {
         text.push_str(format!(".{ticks:07}").trim_end_matches('0'));
@@ -99,7 +100,12 @@ mod tests {
 
     #[test]
     fn writes_what_it_reads() {
-        for text in ["1970-01-01T00:00:00Z", "2024-02-29T23:59:59.1234567Z", "2000-03-01T00:00:00.5Z", "2025-12-31T12:00:00.0000001Z"] {
+        for text in [
+            "1970-01-01T00:00:00Z",
+            "2024-02-29T23:59:59.1234567Z",
+            "2000-03-01T00:00:00.5Z",
+            "2025-12-31T12:00:00.0000001Z",
+        ] {
             assert_eq!(iso(parse(text).unwrap()), text);
         }
     }
@@ -107,7 +113,15 @@ mod tests {
     #[test]
     fn zones_and_malformed_texts() {
         assert_eq!(parse("2024-05-06T07:08:09+00:00"), parse("2024-05-06T09:08:09+02:00"));
-        for text in ["", "null", "2024-05-06", "2024-13-06T07:08:09Z", "2024-05-06T07:08:09.Z", "2024-05-06T07:08:09+2", "2024-05-06T07:08:09é"] {
+        for text in [
+            "",
+            "null",
+            "2024-05-06",
+            "2024-13-06T07:08:09Z",
+            "2024-05-06T07:08:09.Z",
+            "2024-05-06T07:08:09+2",
+            "2024-05-06T07:08:09é",
+        ] {
             assert_eq!(parse(text), None, "{text}");
         }
     }

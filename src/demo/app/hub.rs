@@ -78,10 +78,18 @@ pub struct Failed;
 /// A converted call, ready to run for a client.
 #[derive(Debug)]
 pub enum Command {
-    Request { vm_id: String, argument: Object },
+    Request {
+        vm_id: String,
+        argument: Object,
+    },
     /// `None`: null, which the server ignores.
-    Update { vm_id: String, data: Option<Object> },
-    Dispose { vm_id: String },
+    Update {
+        vm_id: String,
+        data: Option<Object>,
+    },
+    Dispose {
+        vm_id: String,
+    },
     Disconnected,
 }
 
@@ -639,7 +647,13 @@ impl Hub {
         }
     }
 
-    fn forward(&mut self, lane: &ConnectionId, method: &'static str, arguments: &[Forwarded<'_>], recipient: Option<&str>) {
+    fn forward(
+        &mut self,
+        lane: &ConnectionId,
+        method: &'static str,
+        arguments: &[Forwarded<'_>],
+        recipient: Option<&str>,
+    ) {
         self.deliver(lane, &Outbound::Forwarded { method, arguments, recipient });
     }
 

@@ -15,7 +15,9 @@ pub fn command(method: Option<String>, arguments: Option<Vec<Argument>>) -> Resu
         ("Request_VM" | "RequestVMAsync", [vm_id, vm_arg]) => {
             Command::Request { vm_id: string(vm_id)?, argument: view_model_argument(vm_arg)? }
         }
-        ("Update_VM" | "UpdateVMAsync", [vm_id, vm_data]) => Command::Update { vm_id: string(vm_id)?, data: dictionary(vm_data)? },
+        ("Update_VM" | "UpdateVMAsync", [vm_id, vm_data]) => {
+            Command::Update { vm_id: string(vm_id)?, data: dictionary(vm_data)? }
+        }
         ("Dispose_VM" | "DisposeVMAsyc", [vm_id]) => Command::Dispose { vm_id: string(vm_id)? },
         ("OnDisconnectedAsync", [Argument::Null]) => Command::Disconnected,
         // A response of some server's own view model: through the pipeline, and nothing else (contract 5.3).
@@ -125,13 +127,19 @@ mod tests {
         for refused in ["hello", "", "True", "System.Collections.Generic.Dictionary`2"] {
             assert_eq!(requested(text(refused)), None, "{refused}");
         }
-        assert_eq!(requested(Argument::Json(r#"{"a":1}"#.into())).as_deref(), Some(r#"{"a":1}"#), "inline objects work on JSON lanes");
+        assert_eq!(
+            requested(Argument::Json(r#"{"a":1}"#.into())).as_deref(),
+            Some(r#"{"a":1}"#),
+            "inline objects work on JSON lanes"
+        );
         assert_eq!(requested(text(&"[".repeat(65))), None);
     }
 
     #[test]
     fn updates_keep_the_order_of_their_keys() {
-        let Ok(Some(Command::Update { data: Some(data), .. })) = run("Update_VM", &[text("VM"), text(r#"{"b":1,"a":2,"b":3}"#)]) else {
+        let Ok(Some(Command::Update { data: Some(data), .. })) =
+            run("Update_VM", &[text("VM"), text(r#"{"b":1,"a":2,"b":3}"#)])
+        else {
             panic!("not an update")
         };
         assert_eq!(data.json(), r#"{"b":1,"a":2,"b":3}"#);

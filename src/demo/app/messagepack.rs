@@ -8,7 +8,9 @@ use std::ops::Range;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use super::clock;
-use super::protocol::{Argument, Call, DEPTH_MAX, Forwarded, Inbound, Outbound, ProtocolError, arguments_failed, method};
+use super::protocol::{
+    Argument, Call, DEPTH_MAX, Forwarded, Inbound, Outbound, ProtocolError, arguments_failed, method,
+};
 use super::vm::{Members, Object};
 
 /// The prefix has at most five bytes, the fifth at most 7 (reference 10).
@@ -45,7 +47,9 @@ pub fn decode(body: &[u8]) -> Result<Inbound, ProtocolError> {
         _ => return Ok(Inbound::Unknown),
     }
     // Five items, from JavaScript, or six, from .NET; more are tolerated.
-    let [_, Node::Map(_), id, Node::Text(target), Node::Array(arguments), ..] = items.as_slice() else { return Err(ProtocolError) };
+    let [_, Node::Map(_), id, Node::Text(target), Node::Array(arguments), ..] = items.as_slice() else {
+        return Err(ProtocolError);
+    };
     let id = match id {
         Node::Nil => None,
         Node::Text(id) => Some(id.clone()).filter(|id| !id.is_empty()),
@@ -140,7 +144,9 @@ impl Node {
     /// the dictionary's type, which is not JSON (contract 2.2).
     fn forwarded(&self) -> Argument {
         match self {
-            Node::Map(_) => Argument::Json("System.Collections.Generic.Dictionary`2[System.Object,System.Object]".into()),
+            Node::Map(_) => {
+                Argument::Json("System.Collections.Generic.Dictionary`2[System.Object,System.Object]".into())
+            }
             Node::Array(_) | Node::Binary(_) => Argument::Json("System.Object[]".into()),
             other => other.direct(),
         }
@@ -381,7 +387,10 @@ mod tests {
     use super::*;
 
     fn bytes(hex: &str) -> Vec<u8> {
-        hex.as_bytes().chunks(2).map(|pair| u8::from_str_radix(std::str::from_utf8(pair).unwrap(), 16).unwrap()).collect()
+        hex.as_bytes()
+            .chunks(2)
+            .map(|pair| u8::from_str_radix(std::str::from_utf8(pair).unwrap(), 16).unwrap())
+            .collect()
     }
 
     fn read(hex: &str) -> Vec<Inbound> {
@@ -410,14 +419,24 @@ mod tests {
 
         let send = "41960180c0ab526573706f6e73655f564d9193a953656e644173796e6392ac48656c6c6f576f726c64564da77b2261223a317d81aa24667764436f6e6e4964a16390";
         let arguments = [Forwarded::Text("HelloWorldVM"), Forwarded::Text(r#"{"a":1}"#)];
-        assert_eq!(encode(&Outbound::Forwarded { method: "SendAsync", arguments: &arguments, recipient: Some("c") }), bytes(send));
+        assert_eq!(
+            encode(&Outbound::Forwarded { method: "SendAsync", arguments: &arguments, recipient: Some("c") }),
+            bytes(send)
+        );
         let group = "3d960180c0ab526573706f6e73655f564d9193b053656e64546f47726f75704173796e6393a167ac48656c6c6f576f726c64564da77b2261223a317dc090";
         let arguments = [Forwarded::Text("g"), Forwarded::Text("HelloWorldVM"), Forwarded::Text(r#"{"a":1}"#)];
-        assert_eq!(encode(&Outbound::Forwarded { method: "SendToGroupAsync", arguments: &arguments, recipient: None }), bytes(group));
+        assert_eq!(
+            encode(&Outbound::Forwarded { method: "SendToGroupAsync", arguments: &arguments, recipient: None }),
+            bytes(group)
+        );
         let users = "59960180c0ab526573706f6e73655f564d9193b053656e64546f55736572734173796e639392a27531a27532ac48656c6c6f576f726c64564da77b2261223a317d81aa24667764436f6e6e4964ab5b227531222c227532225d90";
         let listed = ["u1".to_owned(), "u2".to_owned()];
         let arguments = [Forwarded::List(&listed), Forwarded::Text("HelloWorldVM"), Forwarded::Text(r#"{"a":1}"#)];
-        let message = Outbound::Forwarded { method: "SendToUsersAsync", arguments: &arguments, recipient: Some(r#"["u1","u2"]"#) };
+        let message = Outbound::Forwarded {
+            method: "SendToUsersAsync",
+            arguments: &arguments,
+            recipient: Some(r#"["u1","u2"]"#),
+        };
         assert_eq!(encode(&message), bytes(users));
     }
 

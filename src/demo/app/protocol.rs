@@ -41,7 +41,8 @@ pub fn handshake(record: &[u8], message_pack: bool) -> Result<Protocol, Handshak
         _ => return Err(HandshakeError(format!("The protocol '{}' is not supported.", request.protocol))),
     };
     if request.version > VERSION_MAX {
-        let text = format!("The server does not support version {} of the '{}' protocol.", request.version, request.protocol);
+        let text =
+            format!("The server does not support version {} of the '{}' protocol.", request.version, request.protocol);
         return Err(HandshakeError(text));
     }
     Ok(protocol)
@@ -60,7 +61,11 @@ pub fn handshake_response(result: &Result<Protocol, HandshakeError>) -> Vec<u8> 
 /// A message from a connection.
 #[derive(Debug, PartialEq)]
 pub enum Inbound {
-    Invocation { id: Option<String>, target: String, call: Call },
+    Invocation {
+        id: Option<String>,
+        target: String,
+        call: Call,
+    },
     Ping,
     Close,
     /// Known and of no consequence to this hub: completions, cancellations, stream items, acks.
@@ -72,10 +77,22 @@ pub enum Inbound {
 /// An invocation whose arguments are bound to a hub method.
 #[derive(Debug, PartialEq)]
 pub enum Call {
-    RequestVm { vm_id: Option<String>, vm_arg: Argument },
-    UpdateVm { vm_id: Option<String>, vm_data: Option<Object> },
-    DisposeVm { vm_id: Option<String> },
-    Invoke { method: Option<String>, arguments: Option<Vec<Argument>>, metadata: Vec<(String, Argument)> },
+    RequestVm {
+        vm_id: Option<String>,
+        vm_arg: Argument,
+    },
+    UpdateVm {
+        vm_id: Option<String>,
+        vm_data: Option<Object>,
+    },
+    DisposeVm {
+        vm_id: Option<String>,
+    },
+    Invoke {
+        method: Option<String>,
+        arguments: Option<Vec<Argument>>,
+        metadata: Vec<(String, Argument)>,
+    },
     /// The completion's error text, if one is wanted.
     Failed(String),
 }
@@ -96,12 +113,25 @@ pub struct ProtocolError;
 /// What the hub sends.
 pub enum Outbound<'a> {
     /// To a direct client: `[vmId, vmData]` (contract 1.4).
-    Response { vm_id: &'a str, data: &'a str },
+    Response {
+        vm_id: &'a str,
+        data: &'a str,
+    },
     /// To a lane: `[methodName, methodArgs, metadata]` (contract 3.1).
-    Forwarded { method: &'static str, arguments: &'a [Forwarded<'a>], recipient: Option<&'a str> },
-    Completion { id: &'a str, error: Option<&'a str> },
+    Forwarded {
+        method: &'static str,
+        arguments: &'a [Forwarded<'a>],
+        recipient: Option<&'a str>,
+    },
+    Completion {
+        id: &'a str,
+        error: Option<&'a str>,
+    },
     Ping,
-    Close { error: Option<&'a str>, allow_reconnect: bool },
+    Close {
+        error: Option<&'a str>,
+        allow_reconnect: bool,
+    },
 }
 
 pub enum Forwarded<'a> {
@@ -187,7 +217,8 @@ fn decode_json(body: &[u8]) -> Result<Inbound, ProtocolError> {
 
 /// Finds the hub method, case-insensitively, or says why it cannot be called (reference 13.2).
 pub fn method(target: &str, streaming: bool) -> Result<&'static str, Call> {
-    let known = ["Request_VM", "Update_VM", "Dispose_VM", "Invoke"].into_iter().find(|name| name.eq_ignore_ascii_case(target));
+    let known =
+        ["Request_VM", "Update_VM", "Dispose_VM", "Invoke"].into_iter().find(|name| name.eq_ignore_ascii_case(target));
     match known {
         None => Err(Call::Failed(format!(
             "Failed to invoke '{target}' due to an error on the server. HubException: Method does not exist."
@@ -366,7 +397,9 @@ mod tests {
 
     #[test]
     fn members_in_any_order_and_arguments_before_the_target() {
-        let message = decode(r#"{"arguments":["HelloWorldVM",{"a":1}],"invocationId":"0","target":"request_vm","type":1}"#).unwrap();
+        let message =
+            decode(r#"{"arguments":["HelloWorldVM",{"a":1}],"invocationId":"0","target":"request_vm","type":1}"#)
+                .unwrap();
         let call = Call::RequestVm { vm_id: Some("HelloWorldVM".into()), vm_arg: Argument::Json(r#"{"a":1}"#.into()) };
         assert_eq!(message, Inbound::Invocation { id: Some("0".into()), target: "request_vm".into(), call });
     }
@@ -387,7 +420,11 @@ mod tests {
             assert_eq!(decode(text), Err(ProtocolError), "{text}");
         }
         let deep = |levels: usize| {
-            format!(r#"{{"type":1,"target":"Request_VM","arguments":["a",{}{}]}}"#, "[".repeat(levels), "]".repeat(levels))
+            format!(
+                r#"{{"type":1,"target":"Request_VM","arguments":["a",{}{}]}}"#,
+                "[".repeat(levels),
+                "]".repeat(levels)
+            )
         };
         assert!(decode(&deep(62)).is_ok());
         assert_eq!(decode(&deep(63)), Err(ProtocolError));
@@ -421,14 +458,24 @@ mod tests {
         let text = |message: Outbound<'_>| String::from_utf8(Protocol::Json.encode(&message)).unwrap();
         let arguments = [Forwarded::Text("grp"), Forwarded::Text("VM"), Forwarded::Text("{}")];
         assert_eq!(
-            text(Outbound::Forwarded { method: "SendToGroupExceptAsync", arguments: &arguments, recipient: Some("[null]") }),
+            text(Outbound::Forwarded {
+                method: "SendToGroupExceptAsync",
+                arguments: &arguments,
+                recipient: Some("[null]")
+            }),
             "{\"type\":1,\"target\":\"Response_VM\",\"arguments\":[[\"SendToGroupExceptAsync\",[\"grp\",\"VM\",\"{}\"],{\"$fwdConnId\":\"[null]\"}]]}\u{1e}"
         );
         assert_eq!(
             text(Outbound::Forwarded { method: "SendToGroupAsync", arguments: &arguments, recipient: None }),
             "{\"type\":1,\"target\":\"Response_VM\",\"arguments\":[[\"SendToGroupAsync\",[\"grp\",\"VM\",\"{}\"],null]]}\u{1e}"
         );
-        assert_eq!(text(Outbound::Close { error: None, allow_reconnect: true }), "{\"type\":7,\"allowReconnect\":true}\u{1e}");
-        assert_eq!(text(Outbound::Completion { id: "1", error: None }), "{\"type\":3,\"invocationId\":\"1\",\"result\":null}\u{1e}");
+        assert_eq!(
+            text(Outbound::Close { error: None, allow_reconnect: true }),
+            "{\"type\":7,\"allowReconnect\":true}\u{1e}"
+        );
+        assert_eq!(
+            text(Outbound::Completion { id: "1", error: None }),
+            "{\"type\":3,\"invocationId\":\"1\",\"result\":null}\u{1e}"
+        );
     }
 }

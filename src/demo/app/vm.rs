@@ -242,7 +242,10 @@ fn integer(value: &Value) -> Option<i64> {
 fn interval(property: &str, value: &Value) -> Result<Duration, Exception> {
     match integer(value) {
         Some(millis @ 0..) => Ok(Duration::from_millis(millis as u64)),
-        _ => Err(Exception::new("FormatException", format!("{property} '{}' is not a number of milliseconds.", text(value)))),
+        _ => Err(Exception::new(
+            "FormatException",
+            format!("{property} '{}' is not a number of milliseconds.", text(value)),
+        )),
     }
 }
 

@@ -49,7 +49,8 @@ impl HeaderPolicy {
     pub fn admits(&self, name: &str) -> bool {
         const SEC_WEBSOCKET: &str = "sec-websocket-";
         let is_hop_by_hop = HOP_BY_HOP.iter().any(|known| name.eq_ignore_ascii_case(known));
-        let is_websocket = name.get(..SEC_WEBSOCKET.len()).is_some_and(|start| start.eq_ignore_ascii_case(SEC_WEBSOCKET));
+        let is_websocket =
+            name.get(..SEC_WEBSOCKET.len()).is_some_and(|start| start.eq_ignore_ascii_case(SEC_WEBSOCKET));
         if is_hop_by_hop || is_websocket {
             return false;
         }
@@ -213,7 +214,8 @@ fn push_headers(headers: &[(&str, &[u8])], text: &mut String) {
 /// The `User-Agent` as one string, or null. .NET joins several values with a comma.
 fn push_user_agent(headers: &[(&str, &[u8])], text: &mut String) {
     let values = headers.iter().filter(|(name, _)| name.eq_ignore_ascii_case("User-Agent"));
-    let joined = values.map(|(_, value)| decode_value(value)).reduce(|joined, value| alloc::format!("{joined},{value}").into());
+    let joined =
+        values.map(|(_, value)| decode_value(value)).reduce(|joined, value| alloc::format!("{joined},{value}").into());
     match joined {
         Some(value) => push_string(&value, text),
         None => text.push_str("null"),

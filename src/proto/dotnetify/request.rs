@@ -62,10 +62,9 @@ impl RequestError {
             RequestError::ArgumentCount | RequestError::ArgumentType => {
                 ("Failed to invoke '", "' due to an error on the server.")
             }
-            RequestError::Streaming => (
-                "The client attempted to invoke the non-streaming '",
-                "' method with a streaming invocation.",
-            ),
+            RequestError::Streaming => {
+                ("The client attempted to invoke the non-streaming '", "' method with a streaming invocation.")
+            }
         };
         out.put_slice(before.as_bytes());
         let mut room = METHOD_NAME_BYTES_MAX;

@@ -21,14 +21,42 @@ pub enum Recipients {
 /// JSON string.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Delivery {
-    Send { to: Recipients, vm: Span, data: Span },
-    SendToMany { to: Recipients, vm: Span, data: Span },
-    SendToGroup { group: Span, vm: Span, data: Span },
-    SendToGroupExcept { group: Span, except: Option<Recipients>, vm: Span, data: Span },
+    Send {
+        to: Recipients,
+        vm: Span,
+        data: Span,
+    },
+    SendToMany {
+        to: Recipients,
+        vm: Span,
+        data: Span,
+    },
+    SendToGroup {
+        group: Span,
+        vm: Span,
+        data: Span,
+    },
+    SendToGroupExcept {
+        group: Span,
+        except: Option<Recipients>,
+        vm: Span,
+        data: Span,
+    },
     /// `users`: the raw JSON array of user ids, if it was an argument; else None and `listed` has metadata's.
-    SendToUsers { users: Option<Span>, listed: Option<Recipients>, vm: Span, data: Span },
-    AddToGroup { group: Span, who: Recipients },
-    RemoveFromGroup { group: Span, who: Recipients },
+    SendToUsers {
+        users: Option<Span>,
+        listed: Option<Recipients>,
+        vm: Span,
+        data: Span,
+    },
+    AddToGroup {
+        group: Span,
+        who: Recipients,
+    },
+    RemoveFromGroup {
+        group: Span,
+        who: Recipients,
+    },
     /// A two-element array: a response to the lane itself. Ignored and counted.
     ToLane,
 }

@@ -79,7 +79,8 @@ pub fn parse_request(record: &[u8]) -> Result<Handshake, HandshakeError> {
     let (Some(name), Some(version), false) = (name, version, wrong) else {
         return Err(HandshakeError::Malformed);
     };
-    let protocol = [Protocol::Json, Protocol::MessagePack].into_iter().find(|known| known.name().eq_ignore_ascii_case(&name));
+    let protocol =
+        [Protocol::Json, Protocol::MessagePack].into_iter().find(|known| known.name().eq_ignore_ascii_case(&name));
     let Some(protocol) = protocol else {
         return Err(HandshakeError::Protocol(name));
     };

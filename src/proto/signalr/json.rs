@@ -349,7 +349,9 @@ impl Members {
                 self.target.as_ref().is_some_and(not_empty) && self.arguments.is_some() && invocation_id.is_some()
             }
             Kind::StreamItem => invocation_id.is_some() && self.item.is_some(),
-            Kind::Completion if self.error.is_some() && self.result.is_some() => return Err(MessageError::ResultAndError),
+            Kind::Completion if self.error.is_some() && self.result.is_some() => {
+                return Err(MessageError::ResultAndError);
+            }
             Kind::Completion | Kind::CancelInvocation => invocation_id.is_some(),
             Kind::Ack | Kind::Sequence => self.sequence_id.is_some(),
             Kind::Ping | Kind::Close | Kind::Unknown => true,

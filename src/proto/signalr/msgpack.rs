@@ -341,7 +341,8 @@ impl<'a> Reader<'a> {
                 if depth + outer_depth as usize >= DEPTH {
                     return Err(MessageError::TooDeep);
                 }
-                left[depth] = if is_map(marker) { 2 * u64::from(self.map_len()?) } else { u64::from(self.array_len()?) };
+                left[depth] =
+                    if is_map(marker) { 2 * u64::from(self.map_len()?) } else { u64::from(self.array_len()?) };
                 depth += 1;
             } else {
                 self.scalar(marker)?;
@@ -363,7 +364,9 @@ impl<'a> Reader<'a> {
             Marker::FixStr(_) | Marker::Str8 | Marker::Str16 | Marker::Str32 => {
                 u64::from(decode::read_str_len(&mut self.bytes).map_err(cut)?)
             }
-            Marker::Bin8 | Marker::Bin16 | Marker::Bin32 => u64::from(decode::read_bin_len(&mut self.bytes).map_err(cut)?),
+            Marker::Bin8 | Marker::Bin16 | Marker::Bin32 => {
+                u64::from(decode::read_bin_len(&mut self.bytes).map_err(cut)?)
+            }
             Marker::FixExt1
             | Marker::FixExt2
             | Marker::FixExt4

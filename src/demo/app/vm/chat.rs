@@ -36,7 +36,8 @@ impl User {
 
 impl ChatRoom {
     fn name(&mut self, value: &Value, turn: &mut Turn) {
-        let name: String = text(value).chars().filter(|character| !character.is_control()).take(NAME_CHARS_MAX).collect();
+        let name: String =
+            text(value).chars().filter(|character| !character.is_control()).take(NAME_CHARS_MAX).collect();
         if name.trim().is_empty() {
             return;
         }

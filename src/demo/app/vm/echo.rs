@@ -100,8 +100,11 @@ impl ViewModel for SharedEcho {
         match property {
             "PingInterval" => self.ping_interval = interval(property, value)?,
             "Pong" => {
-                let client =
-                    self.clients.entry(turn.caller.clone()).or_insert(Client { count: 1, delta_sum: 0.0, previous: 0.0 });
+                let client = self.clients.entry(turn.caller.clone()).or_insert(Client {
+                    count: 1,
+                    delta_sum: 0.0,
+                    previous: 0.0,
+                });
                 client.previous = 0.0;
                 // The first pong is empty: the client's way to start.
                 if value.get("ConnectionId").is_some_and(|id| !text(id).is_empty()) {
@@ -144,7 +147,10 @@ fn ping(connection_id: &str, now: SystemTime, sequence: u64, previous: f64, aver
 fn since(payload: &Value, now: SystemTime) -> Result<f64, Exception> {
     let time = payload.get("Time").and_then(Value::as_str).and_then(clock::parse);
     let Some(time) = time else {
-        return Err(Exception::new("JsonReaderException", "Could not convert Pong to Payload: Time is missing or not a date."));
+        return Err(Exception::new(
+            "JsonReaderException",
+            "Could not convert Pong to Payload: Time is missing or not a date.",
+        ));
     };
     Ok(match now.duration_since(time) {
         Ok(delta) => delta.as_secs_f64() * 1000.0,

@@ -79,7 +79,10 @@ impl ViewModel for UserAlert {
 
     fn set(&mut self, property: &str, value: &Value, turn: &mut Turn) -> Result<(), Exception> {
         if property == "Alert" {
-            let users = value.get("Users").and_then(Value::as_array).map_or_else(Vec::new, |users| users.iter().map(text).collect());
+            let users = value
+                .get("Users")
+                .and_then(Value::as_array)
+                .map_or_else(Vec::new, |users| users.iter().map(text).collect());
             let mut data = Object::default();
             data.push("Alert", value.get("Text").map(text).unwrap_or_default());
             turn.effects.push(Effect::SendToUsers(users, data));
