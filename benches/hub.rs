@@ -68,9 +68,10 @@ fn invoke(criterion: &mut Criterion) {
         headers: &BROWSER,
     };
     for (name, embedding) in [("write_json", Embedding::Json), ("write_msgpack", Embedding::MessagePack)] {
-        let tail = context::prepare(&peer, embedding);
-        let mut group =
-            criterion.benchmark_group(format!("forward::{name}, browser's context of {} bytes", tail.len() + 130));
+        let prepared = context::prepare(&peer, embedding);
+        let tail = prepared.pieces();
+        let mut group = criterion
+            .benchmark_group(format!("forward::{name}, browser's context of {} bytes", tail.concat().len() + 130));
         for (size, record) in updates() {
             let message = json::parse(&record).unwrap();
             let request = request::parse(&record, &message).unwrap();
@@ -83,7 +84,7 @@ fn invoke(criterion: &mut Criterion) {
                 hub_id: b"fRr82pUPRESdT1NCLXmSPg",
                 ticks: 17_149_792_891_234_567,
                 connection_id: b"Kx1n2s3d4f5g6h7j8k9lAw",
-                tail: &tail,
+                tail,
             };
             let write = if embedding == Embedding::Json { forward::write_json } else { forward::write_msgpack };
             let mut out = Vec::new();

@@ -577,8 +577,8 @@ fn request_errors_have_the_servers_words() {
 /// 2024-05-06T07:08:09.1234567Z.
 const TICKS: u64 = 1_714_979_289 * 10_000_000 + 1_234_567;
 
-fn tail(embedding: Embedding) -> Box<[u8]> {
-    context::prepare(
+fn tail(embedding: Embedding) -> Vec<u8> {
+    let prepared = context::prepare(
         &Peer {
             connection_id: "0HM6KABCDEF01",
             local: ("10.0.0.2".parse().unwrap(), 5000),
@@ -586,11 +586,17 @@ fn tail(embedding: Embedding) -> Box<[u8]> {
             headers: &[("host", b"proxy:5000"), ("user-agent", b"UA/1.0 (x+y)")],
         },
         embedding,
-    )
+    );
+    prepared.pieces().concat()
 }
 
 fn vector_context(tail: &[u8]) -> Context<'_> {
-    Context { hub_id: b"fRr82pUPRESdT1NCLXmSPg", ticks: TICKS, connection_id: b"Kx1n2s3d4f5g6h7j8k9lAw", tail }
+    Context {
+        hub_id: b"fRr82pUPRESdT1NCLXmSPg",
+        ticks: TICKS,
+        connection_id: b"Kx1n2s3d4f5g6h7j8k9lAw",
+        tail: [tail, b""],
+    }
 }
 
 fn upstream(forward: &Forward<'_>) -> String {
@@ -722,7 +728,7 @@ fn upstream_messagepack_reads_back() {
 #[test]
 fn contexts_of_clients_that_are_gone() {
     let expected = r#"{"HubId":"h-_","TimeStamp":"2024-05-06T07:08:09.1234567+00:00","ConnectionId":"c","Items":{}}"#;
-    let context = |tail| Context { hub_id: b"h-_", ticks: TICKS, connection_id: b"c", tail };
+    let context = |tail| Context { hub_id: b"h-_", ticks: TICKS, connection_id: b"c", tail: [tail, b""] };
     let plain = written(|out| context::write(&context(context::MINIMAL_TAIL_MSGPACK), Embedding::MessagePack, out));
     assert_eq!(String::from_utf8(plain).unwrap(), expected);
     let embedded = written(|out| context::write(&context(context::MINIMAL_TAIL_JSON), Embedding::Json, out));
@@ -744,7 +750,7 @@ fn contexts_escape_like_dotnet() {
             ("cookie", b"b=2"),
         ],
     };
-    let plain = String::from_utf8(context::prepare(&peer, Embedding::MessagePack).into_vec()).unwrap();
+    let plain = String::from_utf8(context::prepare(&peer, Embedding::MessagePack).pieces().concat()).unwrap();
     let all = r#"\u0022\u0026\u0027\u002B\u003C\u003E\u0060\\/\u007F\u0001\n\r\t\b\f\u00E9\uD83D\uDE00~ "#;
     assert_eq!(
         plain,
@@ -752,10 +758,10 @@ fn contexts_escape_like_dotnet() {
             r#""HttpConnection":{{"ConnectionId":"a/b","LocalIpAddressString":"::1","RemoteIpAddressString":"::ffff:10.0.0.7","LocalPort":1,"RemotePort":65535}},"HttpRequestHeaders":{{"AllHeaders":{{"X-all":["{all}","second"],"Cookie":["a=1","b=2"],"latin":["\u00E9"]}},"UserAgent":null}},"Items":{{}}}}"#
         )
     );
-    let embedded = String::from_utf8(context::prepare(&peer, Embedding::Json).into_vec()).unwrap();
+    let embedded = String::from_utf8(context::prepare(&peer, Embedding::Json).pieces().concat()).unwrap();
     assert_eq!(serde_json::from_str::<String>(&format!("\"{embedded}\"")).unwrap(), plain);
     let bare = Peer { headers: &[], ..peer };
-    let bare = String::from_utf8(context::prepare(&bare, Embedding::MessagePack).into_vec()).unwrap();
+    let bare = String::from_utf8(context::prepare(&bare, Embedding::MessagePack).pieces().concat()).unwrap();
     assert!(bare.ends_with(r#""HttpRequestHeaders":{"AllHeaders":{},"UserAgent":null},"Items":{}}"#));
 }
 

@@ -189,7 +189,8 @@ fn check_request(record: &[u8], message: &Message) {
 
 /// An `Invoke` is valid JSON, and valid MessagePack, whose inner texts are the client's.
 pub fn check_forward(forward: &Forward<'_>, vm_id: Option<&[u8]>, argument: Option<&[u8]>) {
-    let context = |tail| Context { hub_id: b"hub", ticks: 17_149_792_891_234_567, connection_id: b"origin", tail };
+    let context =
+        |tail| Context { hub_id: b"hub", ticks: 17_149_792_891_234_567, connection_id: b"origin", tail: [tail, b""] };
     let mut out = Vec::new();
     forward::write_json(forward, &context(context::MINIMAL_TAIL_JSON), Some(1), &mut out);
     let (separator, text) = out.split_last().expect("a record is not empty");

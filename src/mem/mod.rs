@@ -2,6 +2,7 @@
 //! Everything here is safe code; what the kernel touches lives in `sys`.
 
 pub mod frames;
+pub mod intern;
 pub mod pool;
 pub mod slab;
 pub mod wheel;

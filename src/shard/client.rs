@@ -5,7 +5,7 @@ use super::socket::{Client, Conn, Life, Socket, Stage, linger_until};
 use crate::ids::{Address, SlotKey, Time};
 use crate::limits::CONTEXT_BYTES_MAX;
 use crate::metrics::Counter;
-use crate::proto::dotnetify::context::{self, Embedding, Peer};
+use crate::proto::dotnetify::context::{self, Embedding, Peer, Prepared};
 use crate::proto::dotnetify::request::{Call, Request};
 use crate::proto::http::{self, Head};
 use crate::session::client::{ClientEnv, ClientSession, Note};
@@ -21,7 +21,7 @@ struct ClientSide<'a> {
     lane: &'a mut Lane,
     forwarded: &'a mut bool,
     origin: crate::ids::OriginId,
-    context: &'a [u8],
+    context: [&'a [u8]; 2],
     gate: Gate<'a>,
 }
 
@@ -61,7 +61,7 @@ macro_rules! with_client {
         let Shard { io: $io, conns, lanes, frames, pool: $pool, dirty, random, clock, metrics, settings, .. } = $shard;
         match conns.get_mut($key) {
             Some(Conn { socket, stage: Stage::Client(client) }) if socket.life == Life::Open => {
-                let Client { session: $session, lane, forwarded, origin, context, .. } = client;
+                let Client { session: $session, lane, forwarded, origin, connection, headers, .. } = client;
                 let settings = &*settings;
                 let mut $side = ClientSide {
                     now: $now,
@@ -69,7 +69,7 @@ macro_rules! with_client {
                     lane: &mut lanes[lane.0 as usize],
                     forwarded,
                     origin: *origin,
-                    context,
+                    context: [connection, headers],
                     gate: Gate { settings, frames, dirty, random, clock, metrics },
                 };
                 Some($body)
@@ -84,25 +84,26 @@ impl<I: Io> Shard<I> {
     pub(super) fn upgrade(&mut self, now: Time, key: SlotKey, head: &Head<'_>, accept: &[u8; 28], early: &[u8]) {
         let lane = self.choose_lane();
         let name = self.random.next();
-        let Shard { conns, frames, dirty, settings, metrics, quiet, .. } = self;
+        let Shard { conns, frames, dirty, settings, metrics, quiet, headers, .. } = self;
         let Some(Conn { socket, stage }) = conns.get_mut(key) else { return };
         let Stage::Http(http) = stage else { return };
         let (local, peer) = (http.local, http.peer);
         // The HTTP connection's own name; Kestrel's look like this, too.
         let connection_id = format!("{name:016X}");
         let context = |admits: &dyn Fn(&str) -> bool| {
-            let headers: Vec<(&str, &[u8])> = head.headers().filter(|(name, _)| admits(name)).collect();
+            let shown: Vec<(&str, &[u8])> = head.headers().filter(|(name, _)| admits(name)).collect();
             let (local, remote) = ((local.ip(), local.port()), (peer.ip(), peer.port()));
-            context::prepare(&Peer { connection_id: &connection_id, local, remote, headers: &headers }, Embedding::Json)
+            context::prepare(&Peer { connection_id: &connection_id, local, remote, headers: &shown }, Embedding::Json)
         };
+        let bytes = |prepared: &Prepared| prepared.connection.len() + prepared.headers.len();
         let policy = &settings.forward_headers;
         let mut prepared = context(&|name| policy.admits(name));
-        if prepared.len() > CONTEXT_BYTES_MAX {
+        if bytes(&prepared) > CONTEXT_BYTES_MAX {
             // It goes with every message and is kept as long as the client lives. First what identifies the client is kept
             // (contract 6.6), then nothing.
             let few = ["host", "user-agent"];
             prepared = context(&|name| policy.admits(name) && few.iter().any(|few| few.eq_ignore_ascii_case(name)));
-            if prepared.len() > CONTEXT_BYTES_MAX {
+            if bytes(&prepared) > CONTEXT_BYTES_MAX {
                 prepared = context(&|_| false);
             }
             metrics.add(Counter::DroppedHeaders, 1);
@@ -119,7 +120,8 @@ impl<I: Io> Shard<I> {
             forwarded: false,
             origin,
             memberships: Memberships::default(),
-            context: prepared,
+            connection: prepared.connection,
+            headers: headers.intern(&prepared.headers),
         });
         self.lanes[lane.0 as usize].clients += 1;
         self.metrics.add(Counter::ClientsOpened, 1);
@@ -192,11 +194,12 @@ impl<I: Io> Shard<I> {
                 side.lane.disconnected(&side.origin, side.context, &mut side.gate);
             }
         });
-        let Shard { conns, lanes, io, frames, wheel, metrics, .. } = self;
+        let Shard { conns, lanes, io, frames, wheel, metrics, headers, .. } = self;
         let Some(Conn { socket, stage }) = conns.get_mut(key) else { return };
         let Stage::Client(mut client) = core::mem::replace(stage, Stage::Over) else {
             unreachable!("only `connection_ends` and the handlers of clients call this, with a client");
         };
+        headers.release(client.headers);
         let lane = &mut lanes[client.lane.0 as usize];
         lane.clients -= 1;
         lane.groups.leave_all(&mut client.memberships);

@@ -88,7 +88,7 @@ impl Waiting {
 pub(super) struct From<'a> {
     pub(super) client: SlotKey,
     pub(super) origin: &'a OriginId,
-    pub(super) context: &'a [u8],
+    pub(super) context: [&'a [u8]; 2],
 }
 
 /// The parts of a shard that writing to a lane needs, apart from the lane.
@@ -175,7 +175,7 @@ impl Lane {
     }
 
     /// The last message of a client that reached the app server on this lane.
-    pub(super) fn disconnected(&mut self, origin: &OriginId, context: &[u8], gate: &mut Gate<'_>) {
+    pub(super) fn disconnected(&mut self, origin: &OriginId, context: [&[u8]; 2], gate: &mut Gate<'_>) {
         if self.is_free() && self.write(&Forward::Disconnected, origin, context, gate).is_ok() {
             return;
         }
@@ -190,7 +190,7 @@ impl Lane {
         &mut self,
         forward: &Forward<'_>,
         origin: &OriginId,
-        tail: &[u8],
+        tail: [&[u8]; 2],
         gate: &mut Gate<'_>,
     ) -> Result<(), Refusal> {
         let (State::Up(link), Some(hub_id)) = (&mut self.state, &self.hub_id) else {
@@ -252,7 +252,7 @@ impl Lane {
         {
             if let Some(origin) = self.notices.pop_front() {
                 // Cannot be too large: the minimal context has a few dozen bytes.
-                let _ = self.write(&Forward::Disconnected, &origin, MINIMAL_TAIL_JSON, gate);
+                let _ = self.write(&Forward::Disconnected, &origin, [MINIMAL_TAIL_JSON, b""], gate);
                 continue;
             }
             let Some(waiting) = self.waiting.pop_front() else { return };
@@ -264,7 +264,7 @@ impl Lane {
             gate.metrics.observe_us(Histogram::QueueWait, now.since(waiting.since).as_micros() as u64);
             let forward = Forward::Vm { call: waiting.call, vm_id: waiting.vm_id(), argument: waiting.argument() };
             let origin = client.origin;
-            match self.write(&forward, &origin, &client.context, gate) {
+            match self.write(&forward, &origin, [&client.connection, &client.headers], gate) {
                 Ok(()) => client.forwarded = true,
                 Err(refusal) => refuse(&waiting, refusal, socket, gate),
             }

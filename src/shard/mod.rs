@@ -16,6 +16,7 @@ use crate::bus::{ControlOrder, Receiver, Sender, ShardOrder};
 use crate::ids::{OriginKey, ShardId, SlotKey, Time};
 use crate::limits::CONNECTIONS_SPARE;
 use crate::mem::frames::FramePool;
+use crate::mem::intern::Interner;
 use crate::mem::pool::BytePool;
 use crate::mem::slab::Slab;
 use crate::mem::wheel::Wheel;
@@ -84,6 +85,8 @@ pub struct Shard<I: Io> {
     frames: FramePool,
     pool: BytePool,
     wheel: Wheel,
+    /// Header parts of contexts.
+    headers: Interner,
     random: Random,
     clock: WallClock,
     orders: Receiver<ShardOrder>,
@@ -169,6 +172,7 @@ impl<I: Io> Shard<I> {
             frames: FramePool::new(),
             pool: BytePool::new(),
             wheel: Wheel::new(places, now),
+            headers: Interner::default(),
             random: Random(settings.seed),
             clock: WallClock::default(),
             orders,

@@ -16,6 +16,7 @@ use crate::sys::{BufferGroup, Io, Op, Token};
 use core::time::Duration;
 use std::net::SocketAddr;
 use std::os::fd::RawFd;
+use std::rc::Rc;
 
 /// Operations in the kernel for one socket, at most one of each kind.
 #[derive(Clone, Copy, Default, PartialEq, Eq)]
@@ -201,8 +202,10 @@ pub(super) struct Client {
     pub(super) forwarded: bool,
     pub(super) origin: OriginId,
     pub(super) memberships: Memberships,
-    /// The constant part of its context, ready to be copied into each message.
-    pub(super) context: Box<[u8]>,
+    /// The constant part of its context, ready to be copied into each message: of its own connection ...
+    pub(super) connection: Box<[u8]>,
+    /// ... and of its headers, which other clients may have alike.
+    pub(super) headers: Rc<[u8]>,
 }
 
 /// A lane's connection while it is up.

@@ -61,23 +61,43 @@ impl HeaderPolicy {
     }
 }
 
-/// The constant tail of the context, escaped for its embedding: from `"HttpConnection":` to the closing brace.
-pub fn prepare(peer: &Peer<'_>, embedding: Embedding) -> Box<[u8]> {
-    let mut text = String::new();
-    text.push_str("\"HttpConnection\":{\"ConnectionId\":");
-    push_string(peer.connection_id, &mut text);
+/// The constant tail of a context, escaped for its embedding, in two pieces: many clients of one page send the same headers, so
+/// whoever keeps contexts can keep the second piece once.
+pub struct Prepared {
+    /// `"HttpConnection":{..}`.
+    pub connection: Box<[u8]>,
+    /// `,"HttpRequestHeaders":{..},"Items":{}}`, to the closing brace.
+    pub headers: Box<[u8]>,
+}
+
+impl Prepared {
+    pub fn pieces(&self) -> [&[u8]; 2] {
+        [&self.connection, &self.headers]
+    }
+}
+
+/// Prepares what does not change during a client's life.
+pub fn prepare(peer: &Peer<'_>, embedding: Embedding) -> Prepared {
+    let mut connection = String::new();
+    connection.push_str("\"HttpConnection\":{\"ConnectionId\":");
+    push_string(peer.connection_id, &mut connection);
     let (local, remote) = (peer.local, peer.remote);
     let written = write!(
-        text,
+        connection,
         ",\"LocalIpAddressString\":\"{}\",\"RemoteIpAddressString\":\"{}\",\"LocalPort\":{},\"RemotePort\":{}}}",
         local.0, remote.0, local.1, remote.1
     );
     debug_assert!(written.is_ok(), "writing to a String does not fail");
-    text.push_str(",\"HttpRequestHeaders\":{\"AllHeaders\":{");
-    push_headers(peer.headers, &mut text);
-    text.push_str("},\"UserAgent\":");
-    push_user_agent(peer.headers, &mut text);
-    text.push_str("},\"Items\":{}}");
+    let mut headers = String::new();
+    headers.push_str(",\"HttpRequestHeaders\":{\"AllHeaders\":{");
+    push_headers(peer.headers, &mut headers);
+    headers.push_str("},\"UserAgent\":");
+    push_user_agent(peer.headers, &mut headers);
+    headers.push_str("},\"Items\":{}}");
+    Prepared { connection: embed(connection, embedding), headers: embed(headers, embedding) }
+}
+
+fn embed(text: String, embedding: Embedding) -> Box<[u8]> {
     match embedding {
         Embedding::MessagePack => text.into_bytes().into_boxed_slice(),
         Embedding::Json => {
@@ -95,8 +115,8 @@ pub struct Context<'a> {
     pub ticks: u64,
     /// Origin id.
     pub connection_id: &'a [u8],
-    /// From `prepare`, or `MINIMAL_TAIL_*` where the client is gone.
-    pub tail: &'a [u8],
+    /// From `prepare`, or `MINIMAL_TAIL_*` and nothing where the client is gone.
+    pub tail: [&'a [u8]; 2],
 }
 
 /// Appends the whole context text for its embedding.
@@ -112,13 +132,19 @@ pub fn write(context: &Context<'_>, embedding: Embedding, out: &mut impl bytes::
     out.put_slice(connection_id);
     out.put_slice(context.connection_id);
     out.put_slice(tail);
-    out.put_slice(context.tail);
+    out.put_slice(context.tail[0]);
+    out.put_slice(context.tail[1]);
 }
 
 /// How many bytes `write` appends. MessagePack says a string's length before the string.
 pub fn written_len(context: &Context<'_>, embedding: Embedding) -> usize {
     let literals: usize = literals(embedding).iter().map(|literal| literal.len()).sum();
-    literals + context.hub_id.len() + TIMESTAMP_BYTES + context.connection_id.len() + context.tail.len()
+    literals
+        + context.hub_id.len()
+        + TIMESTAMP_BYTES
+        + context.connection_id.len()
+        + context.tail[0].len()
+        + context.tail[1].len()
 }
 
 /// Tail of a context of which only the id is known (disconnects of a lost lane, contract 6.4): `"Items":{}}`, escaped.
