@@ -1,33 +1,19 @@
 //! Sockets as plain descriptors: listening, options, addresses, the ends.
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener};
-use std::os::fd::{FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 
 /// Connections the kernel completes before they are accepted. The kernel caps it at `net.core.somaxconn`.
 const BACKLOG: i32 = 4096;
 
 /// A listener for one of several shards: the kernel spreads connections over all sockets bound to the address this way.
 pub fn listen(address: SocketAddr) -> io::Result<TcpListener> {
-    let family = if address.is_ipv4() { libc::AF_INET } else { libc::AF_INET6 };
-    // SAFETY: no memory is involved; the result is checked.
-    let fd = unsafe { libc::socket(family, libc::SOCK_STREAM | libc::SOCK_CLOEXEC, 0) };
-    if fd < 0 {
-        return Err(io::Error::last_os_error());
-    }
-    // SAFETY: `fd` was just made and nobody else owns it.
-    let owned = unsafe { OwnedFd::from_raw_fd(fd) };
-    set_option(fd, libc::SOL_SOCKET, libc::SO_REUSEADDR, 1)?;
-    set_option(fd, libc::SOL_SOCKET, libc::SO_REUSEPORT, 1)?;
-    let (storage, len) = to_storage(address);
-    // SAFETY: `storage` is a valid socket address of `len` bytes for the duration of the call.
-    if unsafe { libc::bind(fd, (&raw const storage).cast(), len) } != 0 {
-        return Err(io::Error::last_os_error());
-    }
+    let socket = bound_socket(address, true)?;
     // SAFETY: no memory is involved.
-    if unsafe { libc::listen(fd, BACKLOG) } != 0 {
+    if unsafe { libc::listen(socket.as_raw_fd(), BACKLOG) } != 0 {
         return Err(io::Error::last_os_error());
     }
-    Ok(TcpListener::from(owned))
+    Ok(TcpListener::from(socket))
 }
 
 /// Is somebody else listening there? With SO_REUSEPORT a second node would not fail but share the port and take half of
@@ -36,22 +22,29 @@ pub fn probe_free(address: SocketAddr) -> io::Result<()> {
     if address.port() == 0 {
         return Ok(());
     }
+    bound_socket(address, false).map(drop)
+}
+
+fn bound_socket(address: SocketAddr, share_port: bool) -> io::Result<OwnedFd> {
     let family = if address.is_ipv4() { libc::AF_INET } else { libc::AF_INET6 };
     // SAFETY: no memory is involved; the result is checked.
     let fd = unsafe { libc::socket(family, libc::SOCK_STREAM | libc::SOCK_CLOEXEC, 0) };
     if fd < 0 {
         return Err(io::Error::last_os_error());
     }
-    // SAFETY: `fd` was just made and nobody else owns it; it is closed at the end of this function.
-    let _owned = unsafe { OwnedFd::from_raw_fd(fd) };
+    // SAFETY: `fd` was just made and nobody else owns it.
+    let socket = unsafe { OwnedFd::from_raw_fd(fd) };
     // Connections of a node that was just restarted linger in TIME_WAIT; they must not look like somebody listening.
     set_option(fd, libc::SOL_SOCKET, libc::SO_REUSEADDR, 1)?;
+    if share_port {
+        set_option(fd, libc::SOL_SOCKET, libc::SO_REUSEPORT, 1)?;
+    }
     let (storage, len) = to_storage(address);
     // SAFETY: `storage` is a valid socket address of `len` bytes for the duration of the call.
     if unsafe { libc::bind(fd, (&raw const storage).cast(), len) } != 0 {
         return Err(io::Error::last_os_error());
     }
-    Ok(())
+    Ok(socket)
 }
 
 /// Options of a new client: small messages leave at once, and a client that does not read costs bounded kernel memory.
@@ -177,7 +170,6 @@ fn from_storage(storage: &libc::sockaddr_storage) -> Option<SocketAddr> {
 mod tests {
     use super::*;
     use std::net::TcpStream;
-    use std::os::fd::AsRawFd;
 
     #[test]
     fn two_listeners_share_a_port_and_a_stranger_notices() {
