@@ -220,3 +220,34 @@ impl<I: Io> Shard<I> {
         self.conns.len()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::metrics::Counter;
+    use crate::proto::dotnetify::request::RequestError;
+    use crate::proto::http::HttpError;
+    use crate::session::fault::{self, Refusal};
+
+    /// `session` and `proto` know no metrics: their reasons and the table of names meet here.
+    #[test]
+    fn every_reason_has_a_counter_of_its_own() {
+        let requests = [
+            RequestError::UnknownMethod,
+            RequestError::ArgumentCount,
+            RequestError::ArgumentType,
+            RequestError::Streaming,
+        ];
+        let refusals = HttpError::ALL
+            .iter()
+            .map(|error| error.label())
+            .chain(Refusal::ALL.iter().map(|refusal| refusal.label()))
+            .chain(requests.into_iter().map(fault::request_label));
+        for label in refusals {
+            assert_ne!(Counter::refusal(label), Counter::RefusedOther, "{label}");
+        }
+        for label in End::LABELS {
+            assert_ne!(Counter::client_end(label), Counter::EndedOther, "{label}");
+        }
+    }
+}
