@@ -27,7 +27,7 @@ pub enum ShardOrder {
 #[derive(Debug)]
 pub enum ControlOrder {
     /// The lane's socket is closed; dial it again.
-    LaneLost { lane: LaneKey, reason: String },
+    LaneLost { lane: LaneKey },
     /// The shard has ended in order.
     Stopped { shard: ShardId },
 }

@@ -23,7 +23,7 @@ impl Machine {
     /// Looks at this machine. Raises the soft limit of open files to the hard one on the way: the low soft limit exists for
     /// programs that use `select`, and we do not.
     pub fn probe() -> Machine {
-        let cores = std::thread::available_parallelism().map_or(1, |n| n.get() as u32);
+        let cores = crate::sys::probe::processors() as u32;
         let nofile = rlimit::increase_nofile_limit(u64::MAX).unwrap_or(1024);
         Machine { cores, nofile }
     }

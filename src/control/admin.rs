@@ -1,4 +1,5 @@
 //! The admin endpoint: `/health`, `/ready`, `/metrics`. Plain HTTP for operators and their tools; loopback by default.
+use super::exchange::within;
 use super::plane::State;
 use crate::limits::ADMIN_CONNECTIONS_MAX;
 use crate::metrics::{self, Counter, LaneState};
@@ -40,19 +41,8 @@ pub(super) async fn serve(listener: TcpListener, state: Rc<State>) {
 /// One request, one answer.
 async fn answer(stream: TcpStream, state: &State, watch: &Watch) {
     let stream = Rc::new(stream);
-    let reading = tokio_uring::spawn(read_head(stream.clone()));
-    let mut reading = core::pin::pin!(reading);
-    let head = match tokio::time::timeout(REQUEST_TIMEOUT, &mut reading).await {
-        Ok(Ok(head)) => head,
-        Ok(Err(_)) => None,
-        Err(_) => {
-            // A pending read is never dropped: it ends with its socket.
-            let _ = stream.shutdown(Shutdown::Both);
-            let _ = reading.await;
-            None
-        }
-    };
-    let Some(head) = head else { return };
+    let head = within(REQUEST_TIMEOUT, &stream, "reading", read_head(stream.clone())).await;
+    let Ok(head) = head else { return };
     let reply = match http::parse_head(&head) {
         Ok(head) if head.method != "GET" && head.method != "HEAD" => {
             reply(405, "text/plain", "Only GET is answered here.\n", "Allow: GET, HEAD\r\n", true)
@@ -60,18 +50,12 @@ async fn answer(stream: TcpStream, state: &State, watch: &Watch) {
         Ok(head) => route(head.path, state, watch, head.method == "GET"),
         Err(error) => reply(error.status(), "text/plain", error.label(), "", true),
     };
-    let writing = tokio_uring::spawn({
+    // One that does not read loses its place at the deadline, or a few such would silence the endpoint.
+    let _ = within(REQUEST_TIMEOUT, &stream, "writing", {
         let stream = stream.clone();
-        async move {
-            let (_, _) = stream.write_all(reply.into_bytes()).await;
-        }
-    });
-    let mut writing = core::pin::pin!(writing);
-    if tokio::time::timeout(REQUEST_TIMEOUT, &mut writing).await.is_err() {
-        // It does not read: its place is somebody else's, or a few such would silence the endpoint.
-        let _ = stream.shutdown(Shutdown::Both);
-        let _ = writing.await;
-    }
+        async move { stream.write_all(reply.into_bytes()).await.0.map_err(|error| error.to_string()) }
+    })
+    .await;
     let _ = stream.shutdown(Shutdown::Write);
 }
 
@@ -120,21 +104,22 @@ fn reply(status: u16, content_type: &str, text: &str, headers: &str, body: bool)
     )
 }
 
-async fn read_head(stream: Rc<TcpStream>) -> Option<Vec<u8>> {
+async fn read_head(stream: Rc<TcpStream>) -> Result<Vec<u8>, String> {
     let (mut head, mut scanned) = (Vec::new(), 0);
     loop {
         let (result, buffer) = stream.read(Vec::with_capacity(2048)).await;
         match result {
             Ok(count @ 1..) => head.extend_from_slice(&buffer[..count]),
-            _ => return None,
+            Ok(_) => return Err("closed".into()),
+            Err(error) => return Err(error.to_string()),
         }
         match http::head_end(&head, &mut scanned) {
             Ok(Some(end)) => {
                 head.truncate(end);
-                return Some(head);
+                return Ok(head);
             }
             Ok(None) => {}
-            Err(_) => return None,
+            Err(error) => return Err(error.label().into()),
         }
     }
 }

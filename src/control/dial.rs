@@ -1,7 +1,7 @@
 //! Dialling a lane: resolve, connect, negotiate, upgrade, handshake; then the socket is taken out of tokio-uring for its shard.
 //!
-//! tokio-uring cannot cancel: a pending read that is dropped keeps its socket and swallows the next bytes. So nothing here is ever
-//! dropped half-way. An exchange runs as a task of its own, and its deadline shuts the socket down, which ends the task.
+//! Nothing here is ever dropped half-way: see `exchange`.
+use super::exchange::within;
 use super::random;
 use crate::config::UpstreamUrl;
 use crate::limits::INTERIM_REPLIES_MAX;
@@ -15,7 +15,7 @@ use crate::sys::socket;
 use base64::Engine;
 use bytes::{Buf, BytesMut};
 use core::time::Duration;
-use std::net::{Shutdown, SocketAddr};
+use std::net::SocketAddr;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::rc::Rc;
 use tokio::time::timeout;
@@ -83,25 +83,6 @@ async fn connect(url: &UpstreamUrl) -> Result<Rc<TcpStream>, String> {
         }
     }
     Err(last)
-}
-
-/// Runs an exchange to its end, or to its deadline by shutting its socket down.
-async fn within<T: 'static>(
-    limit: Duration,
-    stream: &Rc<TcpStream>,
-    doing: &str,
-    exchange: impl Future<Output = Result<T, String>> + 'static,
-) -> Result<T, String> {
-    let mut task = tokio_uring::spawn(exchange);
-    let result = match timeout(limit, &mut task).await {
-        Ok(done) => done,
-        Err(_) => {
-            let _ = stream.shutdown(Shutdown::Both);
-            let _ = task.await;
-            return Err(format!("{doing} took over {} s", limit.as_secs()));
-        }
-    };
-    result.unwrap_or_else(|_| Err(format!("{doing} failed")))
 }
 
 /// Negotiates on a connection of its own and returns the connection token.

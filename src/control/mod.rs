@@ -5,6 +5,7 @@
 mod admin;
 mod backoff;
 mod dial;
+mod exchange;
 mod plane;
 
 use crate::bus;
@@ -42,7 +43,6 @@ impl Node {
     /// Starts every thread and opens every port; on an error nothing is left running.
     pub fn start(config: Config) -> io::Result<Node> {
         probe::io_uring()?;
-        socket::raise_descriptor_limit();
         let listeners = listen_for_shards(&config)?;
         let listen = listeners[0].local_addr()?;
         let admin_listener = TcpListener::bind(config.admin)
@@ -55,6 +55,7 @@ impl Node {
         let (commands, commanded) = tokio_mpsc::unbounded_channel();
         let mut shards = Vec::new();
         let mut threads = Vec::new();
+        let processors = probe::processors();
         let (ready, readied) = mpsc::channel();
         let (alive, ended) = mpsc::channel::<()>();
         for (index, listener) in listeners.into_iter().enumerate() {
@@ -67,7 +68,7 @@ impl Node {
             let (to_control, ready, alive) = (to_control.clone(), ready.clone(), alive.clone());
             let thread = std::thread::Builder::new().name(format!("shard-{index}")).spawn(move || {
                 let _alive = alive;
-                socket::pin_to_processor(index % probe::processors());
+                socket::pin_to_processor(index % processors);
                 match Ring::new(started) {
                     Ok(ring) => {
                         let listener = OwnedFd::from(listener);

@@ -112,7 +112,7 @@ async fn keep_lane(
     lane: LaneKey,
     config: Rc<Config>,
     orders: Sender<ShardOrder>,
-    mut losing: mpsc::Receiver<String>,
+    mut losing: mpsc::Receiver<()>,
     state: Rc<State>,
 ) {
     let url = &config.upstream.url;
@@ -136,7 +136,7 @@ async fn keep_lane(
                     return;
                 }
                 state.set(lane, LaneState::Up);
-                let Some(_reason) = losing.recv().await else { return };
+                let Some(()) = losing.recv().await else { return };
                 state.set(lane, LaneState::Waiting);
                 tokio::time::sleep(Backoff::lost(jitter())).await;
             }
@@ -177,7 +177,7 @@ async fn send_order(orders: &Sender<ShardOrder>, mut order: ShardOrder) -> bool 
 /// Passes the shards' reports on to whom they concern.
 async fn read_reports(
     reports: Receiver<ControlOrder>,
-    losses: HashMap<LaneKey, mpsc::Sender<String>>,
+    losses: HashMap<LaneKey, mpsc::Sender<()>>,
     ended: mpsc::Sender<()>,
 ) {
     let bell = match reports.bell().clone().into_async() {
@@ -190,9 +190,9 @@ async fn read_reports(
         bell.get_ref().quiet();
         while let Some(report) = reports.try_next() {
             match report {
-                ControlOrder::LaneLost { lane, reason } => {
+                ControlOrder::LaneLost { lane } => {
                     if let Some(lost) = losses.get(&lane) {
-                        let _ = lost.send(reason).await;
+                        let _ = lost.send(()).await;
                     }
                 }
                 ControlOrder::Stopped { shard } => {

@@ -7,7 +7,7 @@ use crate::proto::ws::frame::write_frame;
 use crate::proto::ws::{Decoder, Event, Opcode, Role, WsError};
 use crate::session::client::{ClientEnv, ClientSession, ClientSettings, Note};
 use crate::session::fault::{End, LaneEnd, Refusal};
-use crate::session::lane::{LaneEnv, LaneNote, LaneSession};
+use crate::session::lane::{LaneEnv, LaneNote, LaneOut, LaneSession};
 use core::time::Duration;
 
 const SETTINGS: ClientSettings = ClientSettings {
@@ -226,13 +226,16 @@ struct LaneWorld {
     notes: Vec<LaneNote>,
 }
 
-impl LaneEnv for LaneWorld {
+impl LaneOut for LaneWorld {
     fn out<R>(&mut self, write: impl FnOnce(&mut Vec<u8>) -> R) -> R {
         write(&mut self.out)
     }
     fn mask(&mut self) -> [u8; 4] {
         [7, 7, 7, 7]
     }
+}
+
+impl LaneEnv for LaneWorld {
     fn deliver(&mut self, delivery: &Delivery, record: &[u8]) {
         self.delivered.push((*delivery, record.to_vec()));
     }

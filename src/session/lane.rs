@@ -10,12 +10,16 @@ use crate::proto::ws::frame::write_frame;
 use crate::proto::ws::{Decoder, Event, Opcode, Role};
 use core::time::Duration;
 
-/// Effects of a lane's session.
-pub trait LaneEnv {
+/// What a lane's session says to the app server by itself: pings, pongs, its goodbye.
+pub trait LaneOut {
     /// Appends bytes to what is sent to the app server.
     fn out<R>(&mut self, write: impl FnOnce(&mut Vec<u8>) -> R) -> R;
     /// A fresh mask for a frame of ours (RFC 6455 §5.3).
     fn mask(&mut self) -> [u8; 4];
+}
+
+/// Everything that the app server's bytes bring about.
+pub trait LaneEnv: LaneOut {
     /// The app server addresses clients. Ranges are into `record`.
     fn deliver(&mut self, delivery: &Delivery, record: &[u8]);
     fn note(&mut self, note: LaneNote);
@@ -98,7 +102,7 @@ impl LaneSession {
     }
 
     /// Sends the ping that is due and notices a dead app server. Returns when to call again.
-    pub fn on_time(&mut self, now: Time, env: &mut impl LaneEnv) -> Result<Time, LaneEnd> {
+    pub fn on_time(&mut self, now: Time, env: &mut impl LaneOut) -> Result<Time, LaneEnd> {
         let silent_at = self.heard.after(Duration::from_millis(LANE_SILENCE_MS));
         if now >= silent_at {
             return Err(LaneEnd::Silence);
@@ -112,7 +116,7 @@ impl LaneSession {
     }
 
     /// Tells the app server that we go: a normal close.
-    pub fn close(&mut self, pool: &mut BytePool, env: &mut impl LaneEnv) {
+    pub fn close(&mut self, pool: &mut BytePool, env: &mut impl LaneOut) {
         self.assembler.release(pool);
         let mask = env.mask();
         env.out(|out| {
@@ -160,13 +164,16 @@ mod tests {
         notes: Vec<LaneNote>,
     }
 
-    impl LaneEnv for World {
+    impl LaneOut for World {
         fn out<R>(&mut self, write: impl FnOnce(&mut Vec<u8>) -> R) -> R {
             write(&mut self.out)
         }
         fn mask(&mut self) -> [u8; 4] {
             [1, 2, 3, 4]
         }
+    }
+
+    impl LaneEnv for World {
         fn deliver(&mut self, delivery: &Delivery, record: &[u8]) {
             let Delivery::Send { vm, data, .. } = delivery else { panic!("{delivery:?}") };
             self.delivered.push(format!(

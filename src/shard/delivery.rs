@@ -10,7 +10,7 @@ use crate::proto::signalr::Span;
 use crate::proto::ws::Opcode;
 use crate::proto::ws::frame::write_frame;
 use crate::session::groups::{Groups, Joined};
-use crate::session::lane::{LaneEnv, LaneNote};
+use crate::session::lane::{LaneEnv, LaneNote, LaneOut};
 
 /// What a lane's session acts on: its own socket, its groups, and the shard's clients.
 pub(super) struct LaneSide<'a> {
@@ -26,7 +26,7 @@ pub(super) struct LaneSide<'a> {
     pub(super) settings: &'a Settings,
 }
 
-impl LaneEnv for LaneSide<'_> {
+impl LaneOut for LaneSide<'_> {
     fn out<R>(&mut self, write: impl FnOnce(&mut Vec<u8>) -> R) -> R {
         self.socket.out(self.frames, self.dirty, write)
     }
@@ -34,7 +34,9 @@ impl LaneEnv for LaneSide<'_> {
     fn mask(&mut self) -> [u8; 4] {
         self.random.mask()
     }
+}
 
+impl LaneEnv for LaneSide<'_> {
     fn note(&mut self, note: LaneNote) {
         match note {
             LaneNote::Ping => self.metrics.add(Counter::AppPing, 1),

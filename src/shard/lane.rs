@@ -15,7 +15,7 @@ use crate::proto::ws::frame::write_frame;
 use crate::session::client::write_refusal;
 use crate::session::fault::{End, LaneEnd, Refusal};
 use crate::session::groups::Groups;
-use crate::session::lane::{LaneEnv, LaneSession};
+use crate::session::lane::{LaneOut, LaneSession};
 use crate::sys::{Io, Received};
 use core::time::Duration;
 use std::collections::VecDeque;
@@ -55,7 +55,7 @@ pub(super) struct Lane {
     /// Clients that are gone while nobody could be told.
     notices: VecDeque<OriginId>,
     /// Lost, and the control plane has not been told: that waits for the old socket to be closed.
-    unreported: Option<String>,
+    unreported: bool,
     next_time: Time,
 }
 
@@ -242,7 +242,7 @@ impl Lane {
     }
 
     fn is_reportable(&self) -> bool {
-        self.unreported.is_some() && matches!(self.state, State::Down)
+        self.unreported && matches!(self.state, State::Down)
     }
 
     /// Sends what waited, as far as the lane takes it.
@@ -386,15 +386,12 @@ impl<I: Io> Shard<I> {
                     Err(end) => lost = Some(end),
                 }
             }
-            if lane.is_reportable()
-                && now >= lane.next_time
-                && let Some(reason) = lane.unreported.take()
-                && let Err(ControlOrder::LaneLost { reason, .. }) =
-                    control.send(ControlOrder::LaneLost { lane: name, reason })
-            {
-                lane.unreported = Some(reason);
-                // The control plane's queue is full: it is at work on what it has.
-                lane.next_time = now.after(Duration::from_millis(LANE_REPORT_AGAIN_MS));
+            if lane.is_reportable() && now >= lane.next_time {
+                lane.unreported = control.send(ControlOrder::LaneLost { lane: name }).is_err();
+                if lane.unreported {
+                    // The control plane's queue is full: it is at work on what it has.
+                    lane.next_time = now.after(Duration::from_millis(LANE_REPORT_AGAIN_MS));
+                }
             }
             if !lane.waiting.is_empty() || !lane.notices.is_empty() {
                 lane.drain(now, conns, &mut gate);
@@ -434,7 +431,6 @@ impl<I: Io> Shard<I> {
         lane.state = State::Over(socket);
         lane.hub_id = None;
         lane.next_time = super::socket::linger_until(now);
-        let reason = end.to_string();
         if stopping {
             return self.join(now, key);
         }
@@ -447,8 +443,8 @@ impl<I: Io> Shard<I> {
                 told += 1;
             }
         }
-        warn!(lane = %name, clients = told, "lane lost: {reason}; its clients are asked to reconnect");
-        self.lanes[index.0 as usize].unreported = Some(reason);
+        warn!(lane = %name, clients = told, "lane lost: {end}; its clients are asked to reconnect");
+        self.lanes[index.0 as usize].unreported = true;
         self.join(now, key);
     }
 
@@ -494,7 +490,7 @@ enum LaneInput<'a> {
     Received(&'a Received),
 }
 
-/// The part of a lane's effects that needs nothing but its own socket: pings and the goodbye.
+/// What pings and the goodbye need: the lane's own socket.
 struct Pinger<'a> {
     socket: &'a mut Socket,
     frames: &'a mut FramePool,
@@ -502,13 +498,11 @@ struct Pinger<'a> {
     random: &'a mut Random,
 }
 
-impl LaneEnv for Pinger<'_> {
+impl LaneOut for Pinger<'_> {
     fn out<R>(&mut self, write: impl FnOnce(&mut Vec<u8>) -> R) -> R {
         self.socket.out(self.frames, self.dirty, write)
     }
     fn mask(&mut self) -> [u8; 4] {
         self.random.mask()
     }
-    fn deliver(&mut self, _: &crate::proto::dotnetify::response::Delivery, _: &[u8]) {}
-    fn note(&mut self, _: crate::session::lane::LaneNote) {}
 }

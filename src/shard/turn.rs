@@ -1,11 +1,12 @@
 //! The loop of a shard: what completed, what is due, what was ordered, what is to be sent.
-use super::lane::{LANE_SLOTS, lane_of};
-use super::socket::{Life, Ops, Socket, Stage};
+use super::lane::{LANE_SLOTS, Lane, lane_of};
+use super::socket::{Conn, Life, Ops, Socket, Stage};
 use super::{Settings, Shard};
 use crate::bus::ShardOrder;
 use crate::ids::{SLOT_MAX, SlotKey, Time};
 use crate::limits::*;
 use crate::mem::frames::FramePool;
+use crate::mem::slab::Slab;
 use crate::metrics::{Counter, Gauge, Histogram};
 use crate::session::fault::{End, LaneEnd};
 use crate::sys::{BufferGroup, Completion, Io, Op, Token};
@@ -236,11 +237,7 @@ impl<I: Io> Shard<I> {
                     while sending.len() < SEND_BATCH
                         && let Some(key) = dirty.pop()
                     {
-                        let socket = match lane_of(key) {
-                            Some(lane) => lanes[lane.0 as usize].socket(key),
-                            None => conns.get_mut(key).map(|conn| &mut conn.socket),
-                        };
-                        let Some(socket) = socket else { continue };
+                        let Some(socket) = socket_of(conns, lanes, key) else { continue };
                         socket.dirty = false;
                         if is_too_slow(socket, frames, settings) {
                             ending.push((key, End::SlowClient));
@@ -291,11 +288,7 @@ impl<I: Io> Shard<I> {
             let sent = result.max(0) as u32;
             self.metrics.add(counter, u64::from(sent));
             let Shard { io, conns, lanes, frames, dirty, ending, settings, .. } = self;
-            let socket = match lane_of(*key) {
-                Some(lane) => lanes[lane.0 as usize].socket(*key),
-                None => conns.get_mut(*key).map(|conn| &mut conn.socket),
-            };
-            let Some(socket) = socket else { continue };
+            let Some(socket) = socket_of(conns, lanes, *key) else { continue };
             frames.advance(&mut socket.queue, sent);
             if sent < *bytes {
                 socket.arm_writable(io);
@@ -319,11 +312,7 @@ impl<I: Io> Shard<I> {
     /// A connection's or lane's socket, with the world to act on it.
     pub(super) fn socket_and_io(&mut self, key: SlotKey) -> Option<(&mut Socket, &mut I)> {
         let Shard { conns, lanes, io, .. } = self;
-        let socket = match lane_of(key) {
-            Some(lane) => lanes.get_mut(lane.0 as usize)?.socket(key),
-            None => conns.get_mut(key).map(|conn| &mut conn.socket),
-        };
-        socket.map(|socket| (socket, io))
+        socket_of(conns, lanes, key).map(|socket| (socket, io))
     }
 
     /// Closes and frees a socket that is at its end, if the kernel has let go of it.
@@ -377,6 +366,14 @@ fn is_too_slow(socket: &Socket, frames: &FramePool, settings: &Settings) -> bool
         && socket.life == Life::Open
         && lane_of(socket.key).is_none()
         && frames.bytes_behind_head(&socket.queue) > settings.send_queue_bytes_max
+}
+
+/// The socket a key stands for, of a lane or of a connection; for where the rest of the shard is borrowed.
+fn socket_of<'a>(conns: &'a mut Slab<Conn>, lanes: &'a mut [Lane], key: SlotKey) -> Option<&'a mut Socket> {
+    match lane_of(key) {
+        Some(lane) => lanes.get_mut(lane.0 as usize)?.socket(key),
+        None => conns.get_mut(key).map(|conn| &mut conn.socket),
+    }
 }
 
 fn group_of(key: SlotKey) -> BufferGroup {

@@ -88,19 +88,6 @@ pub fn pin_to_processor(index: usize) -> bool {
     }
 }
 
-/// Soft limit of open descriptors, raised to the hard limit.
-pub fn raise_descriptor_limit() -> u64 {
-    // SAFETY: `limit` is written and read inside the calls.
-    unsafe {
-        let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
-        if libc::getrlimit(libc::RLIMIT_NOFILE, &mut limit) != 0 {
-            return 1024;
-        }
-        let wanted = libc::rlimit { rlim_cur: limit.rlim_max, rlim_max: limit.rlim_max };
-        if libc::setrlimit(libc::RLIMIT_NOFILE, &wanted) == 0 { wanted.rlim_cur } else { limit.rlim_cur }
-    }
-}
-
 fn set_option(fd: RawFd, level: i32, name: i32, value: i32) -> io::Result<()> {
     // SAFETY: `value` lives through the call and its size is given.
     let done =
