@@ -33,6 +33,8 @@ pub struct Snapshot {
     pub direct_clients: usize,
     /// Connections that called `Invoke`.
     pub lanes: usize,
+    /// Those among them that speak MessagePack.
+    pub message_pack_lanes: usize,
     /// Counter: messages that brought an origin id back after its disconnect (contract 4.2, 4.7).
     pub leaks: u64,
     /// Counter: sends to a connection that does not exist (contract 3.3).
@@ -671,7 +673,7 @@ impl Hub {
     // ---- introspection ------------------------------------------------------------------------------------------
 
     pub fn snapshot(&self) -> Snapshot {
-        let lanes = self.connections.values().filter(|connection| connection.is_lane).count();
+        let lanes = || self.connections.values().filter(|connection| connection.is_lane);
         let counters = &self.counters;
         Snapshot {
             bindings: self.bindings.len(),
@@ -679,7 +681,8 @@ impl Hub {
             view_models: self.controllers.values().map(|controller| controller.view_models.len()).sum(),
             shared_view_models: self.shared.len(),
             direct_clients: self.connections.keys().filter(|id| self.controllers.contains_key(*id)).count(),
-            lanes,
+            lanes: lanes().count(),
+            message_pack_lanes: lanes().filter(|lane| lane.protocol.is_binary()).count(),
             leaks: counters.leaks,
             lost_sends: counters.lost_sends,
             dropped_updates: counters.dropped_updates,

@@ -41,22 +41,41 @@ class Responses {
   }
 }
 
-/** The npm client. */
+/** The npm client. `library` is another version of it, `protocol` another protocol than JSON. */
 export class Client extends Responses {
-  static async connect(url, { reconnect = false, name = "client", ...options } = {}) {
+  static async connect(url, options) {
+    const client = Client.build(url, options);
+    await client.start();
+    return client;
+  }
+
+  /** One that is not started yet. */
+  static build(url, { reconnect, stateful, name = "client", library = signalR, protocol, ...options } = {}) {
     const client = new Client();
     client.name = name;
-    let builder = new signalR.HubConnectionBuilder()
+    let builder = new library.HubConnectionBuilder()
       .withUrl(`${url}/dotnetify`, options)
-      .configureLogging(signalR.LogLevel.None);
+      .configureLogging(library.LogLevel.None);
     if (reconnect) builder = builder.withAutomaticReconnect(Array(40).fill(250));
+    if (stateful) builder = builder.withStatefulReconnect(stateful === true ? undefined : stateful);
+    if (protocol) builder = builder.withHubProtocol(protocol);
     client.connection = builder.build();
     client.connection.on("Response_VM", (argument) => client.take(argument));
     client.connection.onclose((error) => {
       client.closed = { error };
     });
-    await within(`${name} to connect`, client.connection.start());
     return client;
+  }
+
+  start() {
+    return within(`${this.name} to connect`, this.connection.start());
+  }
+
+  /** The name of the transport it came to use, and the URL of that, which carries the connection token. */
+  get transport() {
+    const { transport } = this.connection.connection;
+    const kind = transport.constructor.name.replace(/Transport$/, "");
+    return kind === "WebSocket" ? "WebSockets" : kind;
   }
 
   request(vmId, vmArg = {}) {
@@ -75,13 +94,13 @@ export class Client extends Responses {
 
 /** A WebSocket that says what it is told to. */
 export class Raw extends Responses {
-  static async open(url, { id, headers } = {}) {
+  static async open(url, { id, headers, ...options } = {}) {
     const raw = new Raw();
     raw.name = "raw client";
     raw.records = [];
     raw.frames = 0;
     const query = id === undefined ? "" : `?id=${id}`;
-    raw.socket = new WebSocket(`${url.replace(/^http/, "ws")}/dotnetify${query}`, { headers });
+    raw.socket = new WebSocket(`${url.replace(/^http/, "ws")}/dotnetify${query}`, { headers, ...options });
     raw.socket.on("message", (data) => {
       raw.frames += 1;
       const text = String(data);
