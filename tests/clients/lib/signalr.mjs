@@ -8,6 +8,12 @@ import { Hopeless, until, within } from "./processes.mjs";
 export const { HttpTransportType, HubConnectionState } = signalR;
 export const RECORD_END = "\u001e";
 
+/** The name of the transport that a hub connection of the npm client uses, as negotiate spells it. */
+export function transportOf(hubConnection) {
+  const kind = hubConnection.connection.transport?.constructor.name.replace(/Transport$/, "");
+  return kind === "WebSocket" ? "WebSockets" : kind;
+}
+
 /** Remembers `Response_VM`s and finds among them. */
 class Responses {
   responses = [];
@@ -71,11 +77,9 @@ export class Client extends Responses {
     return within(`${this.name} to connect`, this.connection.start());
   }
 
-  /** The name of the transport it came to use, and the URL of that, which carries the connection token. */
+  /** The name of the transport it came to use. */
   get transport() {
-    const { transport } = this.connection.connection;
-    const kind = transport.constructor.name.replace(/Transport$/, "");
-    return kind === "WebSocket" ? "WebSockets" : kind;
+    return transportOf(this.connection);
   }
 
   request(vmId, vmArg = {}) {
