@@ -98,12 +98,11 @@ export class Client extends Responses {
 
 /** A WebSocket that says what it is told to. */
 export class Raw extends Responses {
-  static async open(url, { id, headers, ...options } = {}) {
+  static async open(url, { id, query = id === undefined ? "" : `?id=${id}`, headers, ...options } = {}) {
     const raw = new Raw();
     raw.name = "raw client";
     raw.records = [];
     raw.frames = 0;
-    const query = id === undefined ? "" : `?id=${id}`;
     raw.socket = new WebSocket(`${url.replace(/^http/, "ws")}/dotnetify${query}`, { headers, ...options });
     raw.socket.on("message", (data) => {
       raw.frames += 1;
