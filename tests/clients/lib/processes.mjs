@@ -140,6 +140,11 @@ const LISTENING = /listening on (http:\/\/127\.0\.0\.\d+:(\d+))/;
 
 /** The embedded app server. */
 export class App extends Running {
+  /** One that another process has started. */
+  static at(url) {
+    return Object.assign(Object.create(App.prototype), { url });
+  }
+
   static async start({ port = 0, messagePack = false } = {}) {
     const app = new App("app server", ["app", "--listen", `127.0.0.1:${port}`, ...(messagePack ? ["--message-pack"] : [])]);
     const [, url, number] = await app.line(LISTENING);

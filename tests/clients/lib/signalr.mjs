@@ -122,7 +122,7 @@ export class Raw extends Responses {
       raw.closed = { code, reason: String(reason), error: raw.error };
     });
     await until("the WebSocket to open", () => {
-      if (raw.error) throw raw.error;
+      if (raw.error) throw new Hopeless(raw.error.message);
       return raw.socket.readyState === WebSocket.OPEN;
     });
     return raw;
