@@ -1,29 +1,68 @@
-//! The real clients: npm `dotnetify` 5.4 and `@microsoft/signalr` 10 drive nodes and the app server of this build. The tests
-//! themselves are `tests/clients/*.test.mjs`; this one runs them, and fails with what they printed.
+//! The real clients for JavaScript drive nodes and the app server of this build, beside openssl and HAProxy where these have a part.
+//! The tests themselves are `tests/clients/*.test.mjs`; each test here runs some of them, and fails with what they printed.
 
 mod common;
 
 use common::Process;
+use std::collections::BTreeSet;
 use std::process::Command;
 use std::time::Duration;
 
-/// The whole suite takes under a minute on two cores.
-const SUITE: Duration = Duration::from_secs(300);
+/// Each family takes less than half a minute on two cores.
+const FAMILY: Duration = Duration::from_secs(300);
+
+macro_rules! families {
+    ($($name:ident: $($file:literal)+ $(, needs $($tool:literal)+)?;)*) => {
+        $(
+            #[test]
+            fn $name() {
+                run(&[$($file),+], &[$($($tool),+)?]);
+            }
+        )*
+        const FILES: &[&str] = &[$($($file),+),*];
+    };
+}
+
+families! {
+    dotnetify_and_signalr: "dotnetify.test.mjs" "order.test.mjs" "recovery.test.mjs" "signalr.test.mjs";
+    every_version_transport_and_protocol: "matrix.test.mjs";
+    dotnetify_over_every_transport: "dotnetify-matrix.test.mjs";
+    two_nodes_behind_haproxy: "balancer.test.mjs", needs "haproxy";
+    tokens_of_users: "identity.test.mjs";
+    listeners: "listeners.test.mjs";
+    stateful_reconnect: "stateful.test.mjs";
+    tls: "tls.test.mjs", needs "haproxy" "openssl";
+}
 
 #[test]
-fn npm_clients_through_nodes_to_the_app_server() {
-    let folder = common::npm_clients();
+fn every_file_is_run() {
+    let folder = common::repository().join("tests/clients");
+    let names = std::fs::read_dir(folder).expect("the folder is part of the repository");
+    let names = names.map(|entry| entry.expect("it can be listed").file_name().to_string_lossy().into_owned());
+    let found: BTreeSet<String> = names.filter(|name| name.ends_with(".test.mjs")).collect();
+    assert_eq!(found, FILES.iter().map(ToString::to_string).collect());
+}
+
+fn run(files: &[&str], tools: &[&str]) {
+    for tool in tools {
+        let version = if *tool == "openssl" { "version" } else { "-v" };
+        let found = Command::new(tool).arg(version).output().is_ok_and(|output| output.status.success());
+        assert!(found, "this test needs {tool} (Debian: apt-get install {tool})");
+    }
     let mut suite = Command::new("node");
-    suite.args(["--test", "--test-concurrency=2", "--test-reporter=spec"]).current_dir(folder);
+    suite
+        .args(["--test", "--test-concurrency=2", "--test-reporter=spec"])
+        .args(files)
+        .current_dir(common::npm_clients());
     suite.env("BINARY", env!("CARGO_BIN_EXE_signalring")).env_remove("NODE_OPTIONS").env_remove("TARGET");
     let mut suite = Process::spawn("node --test", &mut suite).expect("node was there a moment ago");
-    let status = suite.wait(SUITE);
+    let status = suite.wait(FAMILY);
     let output = suite.output();
     match status {
-        // The figures of the run, for whoever reads with --nocapture.
+        // The figures and tables of the run, for whoever reads with --nocapture.
         Some(status) if status.success() => println!("{output}"),
         Some(status) => panic!("the client tests failed ({status}):\n{output}"),
-        None => panic!("the client tests did not end in {SUITE:?}:\n{output}"),
+        None => panic!("the client tests did not end in {FAMILY:?}:\n{output}"),
     }
     assert!(!output.contains("tests 0\n"), "node --test found no test:\n{output}");
 }

@@ -6,12 +6,10 @@ import os from "node:os";
 import path from "node:path";
 import { test } from "node:test";
 import { chromium } from "playwright-core";
+import { QUIET } from "./lib/chromium.mjs";
 import { Demo } from "./lib/processes.mjs";
 
 const screenshots = process.env.SCREENSHOTS;
-
-// Without these, Chromium's own services knock at hosts that a closed network does not have.
-const QUIET = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking", "--disable-component-update", "--disable-sync"];
 
 test("two tabs on two nodes edit, chat, and see each other leave", { timeout: 100_000 }, async (t) => {
   const demo = await Demo.start();

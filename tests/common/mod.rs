@@ -9,7 +9,7 @@ use std::net::{SocketAddr, TcpStream};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, OnceLock};
 use std::time::{Duration, Instant};
 
 /// How long anything may take before it counts as lost. Generous: CI has two busy cores.
@@ -310,7 +310,13 @@ pub fn get(address: SocketAddr, path: &str) -> Reply {
 }
 
 /// The npm packages of `tests/clients`, installed as the lock file says. Panics with what is missing.
-pub fn npm_clients() -> PathBuf {
+pub fn npm_clients() -> &'static Path {
+    // Tests run side by side; the packages are installed once.
+    static CLIENTS: OnceLock<PathBuf> = OnceLock::new();
+    CLIENTS.get_or_init(install_npm_clients)
+}
+
+fn install_npm_clients() -> PathBuf {
     let folder = repository().join("tests/clients");
     let lock = folder.join("package-lock.json");
     let version = |tool: &str| {
