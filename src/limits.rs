@@ -69,6 +69,11 @@ pub const HANDSHAKE_BYTES_MAX: usize = 4096;
 /// Longest origin id taken from an app server's recipient list; ours have 22 bytes.
 pub const ORIGIN_ID_BYTES_MAX: usize = 64;
 
+/// Stateful reconnect: an Ack goes out this long after the first message it acknowledges (reference 14) ...
+pub const ACK_AFTER_MS: u64 = 1_000;
+/// ... or after this many bytes: a JS client stops sending at 100,000 unacknowledged ones.
+pub const ACK_AFTER_BYTES: usize = 48 * 1024;
+
 // ---- WebSocket --------------------------------------------------------------------------------------------------
 
 /// RFC 6455 §5.5: control frames carry at most 125 bytes.

@@ -108,6 +108,12 @@ impl FramePool {
         self.link(frame.0, queue);
     }
 
+    /// Another reference to the same frame, to be released on its own.
+    pub fn another(&mut self, frame: &FrameRef) -> FrameRef {
+        self.frames[frame.0 as usize].references += 1;
+        FrameRef(frame.0)
+    }
+
     /// Gives a reference back.
     pub fn release(&mut self, frame: FrameRef) {
         self.unreference(frame.0);
@@ -166,6 +172,22 @@ impl FramePool {
             self.unlink_head(queue);
         }
         debug_assert!(left == 0 && queue.bytes == 0);
+    }
+
+    /// Moves everything of one queue behind the other: what was written for a client leaves on the connection it has at present.
+    pub fn splice(&mut self, from: &mut SendQueue, to: &mut SendQueue) {
+        if from.head == NONE {
+            return;
+        }
+        debug_assert!(from.sent == 0, "nothing is sent from a queue that is moved");
+        if to.tail == NONE {
+            *to = core::mem::take(from);
+        } else {
+            self.nodes[to.tail as usize].next = from.head;
+            to.tail = from.tail;
+            to.bytes += from.bytes;
+            *from = SendQueue::default();
+        }
     }
 
     /// Drops everything queued: the connection is going away. Returns the bytes that will not be sent.
@@ -259,6 +281,24 @@ mod tests {
         assert_eq!(pool.clear(&mut b), 4);
         assert_eq!(pool.live(), 0);
         assert!(a.is_empty() && b.is_empty() && a.bytes() == 0);
+    }
+
+    #[test]
+    fn a_spliced_queue_goes_on_behind_the_other() {
+        let mut pool = FramePool::new();
+        let (mut a, mut b) = (SendQueue::default(), SendQueue::default());
+        pool.splice(&mut a, &mut b);
+        assert!(b.is_empty());
+        pool.append(&mut a, |out| out.extend_from_slice(b"one"));
+        pool.splice(&mut a, &mut b);
+        pool.append(&mut a, |out| out.extend_from_slice(b"two"));
+        pool.advance(&mut b, 1);
+        pool.splice(&mut a, &mut b);
+        assert_eq!((gathered(&pool, &b).as_slice(), b.bytes(), a.bytes()), (&b"netwo"[..], 5, 0));
+        pool.append(&mut b, |out| out.extend_from_slice(b"!"));
+        assert_eq!(gathered(&pool, &b), b"netwo!");
+        pool.clear(&mut b);
+        assert_eq!(pool.live(), 0);
     }
 
     #[test]

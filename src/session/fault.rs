@@ -21,6 +21,12 @@ pub enum End {
     MessageTooLarge,
     /// Nothing heard for the client timeout (armed by its first ping).
     ClientTimeout,
+    /// Stateful reconnect: its Sequence leaves out messages (reference 14).
+    SequenceGap,
+    /// A stateful client whose socket broke, or a polling one, did not come back in time.
+    Inactive,
+    /// It ended its own polling with DELETE.
+    Deleted,
     /// Its send queue was over its bound: it does not read as fast as it is written to.
     SlowClient,
     /// The lane it was pinned to is gone: it must request its view models again.
@@ -50,12 +56,14 @@ impl End {
         match self {
             End::PeerClose => Told { hub_close: None, close_code: Some(1000) },
             End::PeerCloseFrame(code) => Told { hub_close: None, close_code: Some(code.unwrap_or(1000)) },
-            End::PeerGone | End::SocketError(_) => nothing,
+            End::PeerGone | End::SocketError(_) | End::Inactive => nothing,
             End::WebSocket(error) => Told { hub_close: None, close_code: Some(error.close_code()) },
             End::NotUtf8 => Told { close_code: Some(1007), ..failed },
             // Its refusal has been written; no Close message follows (reference 11.3).
             End::Handshake(_) => Told { hub_close: None, close_code: Some(1000) },
-            End::Message(_) | End::MessageTooLarge | End::ClientTimeout => failed,
+            End::Message(_) | End::MessageTooLarge | End::ClientTimeout | End::SequenceGap => failed,
+            // It asked for nothing more.
+            End::Deleted => nothing,
             // Its queue is full: one more message would wait behind what it does not read.
             End::SlowClient => nothing,
             End::LaneLost | End::Stopping => Told { hub_close: Some((None, true)), close_code: Some(1000) },
@@ -76,13 +84,16 @@ impl End {
             End::Message(_) => "message_error",
             End::MessageTooLarge => "message_too_large",
             End::ClientTimeout => "client_timeout",
+            End::SequenceGap => "sequence_gap",
+            End::Inactive => "inactive",
+            End::Deleted => "deleted",
             End::SlowClient => "slow_client",
             End::LaneLost => "lane_lost",
             End::Stopping => "stopping",
         }
     }
 
-    pub const LABELS: [&'static str; 14] = [
+    pub const LABELS: [&'static str; 17] = [
         "peer_close",
         "peer_close_frame",
         "peer_gone",
@@ -94,6 +105,9 @@ impl End {
         "message_error",
         "message_too_large",
         "client_timeout",
+        "sequence_gap",
+        "inactive",
+        "deleted",
         "slow_client",
         "lane_lost",
         "stopping",
@@ -107,6 +121,8 @@ impl End {
                 | End::PeerCloseFrame(_)
                 | End::PeerGone
                 | End::SocketError(_)
+                | End::Inactive
+                | End::Deleted
                 | End::Stopping
                 | End::LaneLost
         )
@@ -221,6 +237,9 @@ mod tests {
             End::Message(MessageError::Syntax),
             End::MessageTooLarge,
             End::ClientTimeout,
+            End::SequenceGap,
+            End::Inactive,
+            End::Deleted,
             End::SlowClient,
             End::LaneLost,
             End::Stopping,
@@ -238,7 +257,7 @@ mod tests {
         for end in every_end() {
             let told = end.told();
             match end {
-                End::PeerGone | End::SocketError(_) | End::SlowClient => assert_eq!(told.close_code, None),
+                End::PeerGone | End::SocketError(_) | End::SlowClient | End::Inactive | End::Deleted => assert_eq!(told.close_code, None),
                 End::LaneLost | End::Stopping => assert_eq!(told.hub_close, Some((None, true))),
                 End::WebSocket(_) => assert_eq!(told.close_code, Some(1002)),
                 _ => assert!(told.close_code.is_some()),

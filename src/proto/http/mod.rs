@@ -12,6 +12,7 @@
 mod client;
 mod cors;
 mod error;
+mod event_stream;
 mod head;
 mod negotiate;
 mod reply;
@@ -21,6 +22,7 @@ mod upgrade;
 pub use client::{ResponseHead, decode_chunked, negotiate_request, parse_response, upgrade_request};
 pub use cors::{Cors, OriginPolicy};
 pub use error::HttpError;
+pub use event_stream::write_event;
 pub use head::{Head, head_end, parse_head};
 pub use negotiate::negotiate_reply;
 pub use reply::refuse;

@@ -41,6 +41,14 @@ pub enum Kind {
     Unknown,
 }
 
+impl Kind {
+    /// Does a stateful reconnect count it (reference 14)?
+    pub fn is_counted(self) -> bool {
+        use Kind::*;
+        matches!(self, Invocation | StreamItem | Completion | StreamInvocation | CancelInvocation)
+    }
+}
+
 /// A view of one hub message: ranges into the record, nothing copied.
 ///
 /// JSON: `target`, `invocation_id` and `error` are the *contents* of the JSON strings (between the quotes, escapes untouched);
