@@ -277,7 +277,7 @@ fn on_request(request: &Request, record: &[u8], answer_to: Option<&[u8]>, env: &
 /// An error response to one view model of the client: a whole frame.
 pub fn write_refusal(out: &mut Vec<u8>, vm_id: &[u8], refusal: Refusal) {
     text_frame(out, |out| {
-        response::write_exception_json(vm_id, Refusal::EXCEPTION_TYPE, refusal.message(), out);
+        response::write_exception_json(vm_id, refusal.exception_type(), refusal.message(), out);
     });
 }
 
