@@ -14,6 +14,7 @@
 //! shard               one core: the turn, accept, clients, lanes, delivery
 //! bus                 bounded queues with a doorbell, between shards and control plane
 //! session   sys       pure lives of connections | the kernel: ring, sockets, doorbell, probe
+//! identity            who a client is: tokens verified, with keys and time as arguments
 //! proto mem metrics   pure codecs: http, ws, signalr, dotnetify | slab, frames, buffers, wheel | names, counters, exposition
 //! limits    ids       every bound with its reason | names of things, and time
 //! ```
@@ -87,6 +88,8 @@ pub mod demo;
 #[cfg(feature = "std")]
 #[doc(hidden)]
 pub mod fuzzing;
+#[cfg(feature = "std")]
+pub mod identity;
 #[cfg(feature = "std")]
 pub mod logging;
 #[cfg(feature = "std")]

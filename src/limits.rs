@@ -92,6 +92,25 @@ pub const HTTP_TARGET_BYTES_MAX: usize = 8 * 1024;
 /// Largest request body that is read and thrown away (negotiate has none).
 pub const HTTP_BODY_BYTES_MAX: u64 = 4 * 1024;
 
+// ---- Identity ---------------------------------------------------------------------------------------------------
+
+/// Longest bearer token that is looked at. In a query string none longer could arrive (`HTTP_TARGET_BYTES_MAX`), and those of the
+/// common issuers have 1 to 2 KiB.
+pub const TOKEN_BYTES_MAX: usize = 8 * 1024;
+/// Keys of a node together: issuers publish the present key, the next, and a few old ones; 64 are those of several issuers.
+pub const TOKEN_KEYS_MAX: usize = 64;
+/// Keys of its algorithm that a token which names none is tried with. A forged one costs this many verifications.
+pub const TOKEN_KEY_TRIES_MAX: usize = 8;
+/// RFC 7518 section 3.2 asks for 32 bytes; .NET took 16 up to version 7, and secrets of that time are about (dotNetify's own example
+/// has 28).
+pub const TOKEN_SECRET_BYTES_MIN: usize = 16;
+/// RFC 7518 section 3.3.
+pub const TOKEN_RSA_BITS_MIN: usize = 2048;
+/// The largest that the `rsa` crate verifies with.
+pub const TOKEN_RSA_BITS_MAX: usize = 4096;
+
+const _: () = assert!(TOKEN_BYTES_MAX <= HTTP_TARGET_BYTES_MAX && TOKEN_KEY_TRIES_MAX <= TOKEN_KEYS_MAX);
+
 // ---- a shard's memory -------------------------------------------------------------------------------------------
 
 /// Provided buffers for client sockets: how many (a power of two; io-architecture section 6 asks for at least 1024) ...

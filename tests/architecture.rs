@@ -9,6 +9,7 @@ use std::process::Command;
 const LAYERS: &[(&str, &[&str])] = &[
     ("limits", &[]),
     ("ids", &["limits"]),
+    ("identity", &["limits"]),
     ("proto", &["limits", "ids"]),
     ("mem", &["limits", "ids"]),
     ("metrics", &["limits", "ids"]),
@@ -16,16 +17,22 @@ const LAYERS: &[(&str, &[&str])] = &[
     ("sys", &["limits", "ids", "mem", "metrics"]),
     // The design draws bus and sys on one level. Of the two only bus knows the other, for the doorbell that wakes its receiver.
     ("bus", &["limits", "ids", "proto", "mem", "metrics", "sys"]),
-    ("shard", &["limits", "ids", "proto", "mem", "metrics", "session", "sys", "bus"]),
+    ("shard", &["limits", "ids", "identity", "proto", "mem", "metrics", "session", "sys", "bus"]),
     ("sim", &["limits", "ids", "proto", "mem", "metrics", "session", "sys", "bus", "shard"]),
-    ("config", &["limits", "ids", "proto", "mem", "metrics", "session", "sys", "bus", "shard"]),
+    ("config", &["limits", "ids", "identity", "proto", "mem", "metrics", "session", "sys", "bus", "shard"]),
     ("logging", &["config"]),
-    ("control", &["limits", "ids", "proto", "mem", "metrics", "session", "sys", "bus", "shard", "config", "logging"]),
+    (
+        "control",
+        &[
+            "limits", "ids", "identity", "proto", "mem", "metrics", "session", "sys", "bus", "shard", "config",
+            "logging",
+        ],
+    ),
     // A double of a foreign server: it must not share the node's own machinery, or it would share its mistakes.
     ("demo", &["limits", "proto", "config", "control", "logging"]),
     ("load", &["limits", "proto", "config", "logging"]),
     ("ws_echo", &["limits", "ids", "proto", "mem", "metrics", "session", "sys", "bus", "shard"]),
-    ("fuzzing", &["limits", "ids", "proto", "mem", "session", "sim"]),
+    ("fuzzing", &["limits", "ids", "identity", "proto", "mem", "session", "sim"]),
 ];
 
 /// Walls inside the protocol core: what may not know what.

@@ -110,7 +110,23 @@ table! {
         RefusedQueueTimeout = "queue_timeout",
         RefusedQueueFull = "queue_full",
         RefusedTooLargeUpstream = "too_large_upstream",
+        RefusedUnauthorized = "unauthorized",
         RefusedOther = "other",
+    }
+    "tokens", "Bearer tokens verified, by result", "result" {
+        TokenAccepted = "accepted",
+        // identity::TokenFault, by label.
+        TokenTooLong = "too_long",
+        TokenMalformed = "malformed",
+        TokenAlgorithm = "algorithm",
+        TokenUnknownKey = "unknown_key",
+        TokenSignature = "signature",
+        TokenNoExpiration = "no_expiration",
+        TokenExpired = "expired",
+        TokenNotYetValid = "not_yet_valid",
+        TokenAudience = "audience",
+        TokenIssuer = "issuer",
+        TokenOther = "other",
     }
     "client_ends", "Clients that are gone, by reason", "reason" {
         // session::fault::End, by label.
@@ -130,6 +146,7 @@ table! {
         EndedDeleted = "deleted",
         EndedSlowClient = "slow_client",
         EndedLaneLost = "lane_lost",
+        EndedTokenExpired = "token_expired",
         EndedStopping = "stopping",
         EndedOther = "other",
     }
@@ -170,6 +187,11 @@ impl Counter {
     /// The end with this label, likewise.
     pub fn client_end(label: &str) -> Counter {
         Counter::labelled("client_ends", label).unwrap_or(Counter::EndedOther)
+    }
+
+    /// The token fault with this label, likewise.
+    pub fn token(label: &str) -> Counter {
+        Counter::labelled("tokens", label).unwrap_or(Counter::TokenOther)
     }
 }
 
@@ -283,5 +305,6 @@ mod tests {
         assert_eq!(Counter::refusal("not_found"), Counter::RefusedNotFound);
         assert_eq!(Counter::refusal("no such reason"), Counter::RefusedOther);
         assert_eq!(Counter::client_end("slow_client"), Counter::EndedSlowClient);
+        assert_eq!(Counter::token("accepted"), Counter::TokenAccepted);
     }
 }

@@ -31,6 +31,8 @@ pub enum End {
     SlowClient,
     /// The lane it was pinned to is gone: it must request its view models again.
     LaneLost,
+    /// The token it came with is no longer good: it must come again with a fresh one.
+    TokenExpired,
     /// The node stops.
     Stopping,
 }
@@ -66,7 +68,10 @@ impl End {
             End::Deleted => nothing,
             // Its queue is full: one more message would wait behind what it does not read.
             End::SlowClient => nothing,
-            End::LaneLost | End::Stopping => Told { hub_close: Some((None, true)), close_code: Some(1000) },
+            // ASP.NET ends a connection whose token expires in the same manner (reference 4 and 13.3).
+            End::LaneLost | End::TokenExpired | End::Stopping => {
+                Told { hub_close: Some((None, true)), close_code: Some(1000) }
+            }
         }
     }
 
@@ -89,11 +94,12 @@ impl End {
             End::Deleted => "deleted",
             End::SlowClient => "slow_client",
             End::LaneLost => "lane_lost",
+            End::TokenExpired => "token_expired",
             End::Stopping => "stopping",
         }
     }
 
-    pub const LABELS: [&'static str; 17] = [
+    pub const LABELS: [&'static str; 18] = [
         "peer_close",
         "peer_close_frame",
         "peer_gone",
@@ -110,6 +116,7 @@ impl End {
         "deleted",
         "slow_client",
         "lane_lost",
+        "token_expired",
         "stopping",
     ];
 
@@ -125,6 +132,7 @@ impl End {
                 | End::Deleted
                 | End::Stopping
                 | End::LaneLost
+                | End::TokenExpired
         )
     }
 }
@@ -138,10 +146,19 @@ pub enum Refusal {
     QueueFull,
     /// Wrapped in its context it is larger than the app server takes (contract 4.6).
     TooLargeUpstream,
+    /// It needs a user, and its client has shown no token that is good.
+    Unauthorized,
 }
 
 impl Refusal {
-    pub const EXCEPTION_TYPE: &'static str = "ForwardingException";
+    /// .NET's name of the exception that the client's view model is told. `UnauthorizedAccessException` is the one an app server
+    /// itself answers with (contract 1.4), so clients that know what to do about it do it.
+    pub fn exception_type(self) -> &'static str {
+        match self {
+            Refusal::Unauthorized => "UnauthorizedAccessException",
+            Refusal::QueueTimeout | Refusal::QueueFull | Refusal::TooLargeUpstream => "ForwardingException",
+        }
+    }
 
     pub fn message(self) -> &'static str {
         match self {
@@ -150,6 +167,7 @@ impl Refusal {
                 "The app server cannot be reached and too many requests are waiting. Please try again."
             }
             Refusal::TooLargeUpstream => "The message is too large for the app server.",
+            Refusal::Unauthorized => "A valid bearer token is required.",
         }
     }
 
@@ -159,10 +177,12 @@ impl Refusal {
             Refusal::QueueTimeout => "queue_timeout",
             Refusal::QueueFull => "queue_full",
             Refusal::TooLargeUpstream => "too_large_upstream",
+            Refusal::Unauthorized => "unauthorized",
         }
     }
 
-    pub const ALL: [Refusal; 3] = [Refusal::QueueTimeout, Refusal::QueueFull, Refusal::TooLargeUpstream];
+    pub const ALL: [Refusal; 4] =
+        [Refusal::QueueTimeout, Refusal::QueueFull, Refusal::TooLargeUpstream, Refusal::Unauthorized];
 }
 
 /// Why a lane ends.
@@ -242,6 +262,7 @@ mod tests {
             End::Deleted,
             End::SlowClient,
             End::LaneLost,
+            End::TokenExpired,
             End::Stopping,
         ]
     }
@@ -257,8 +278,12 @@ mod tests {
         for end in every_end() {
             let told = end.told();
             match end {
-                End::PeerGone | End::SocketError(_) | End::SlowClient | End::Inactive | End::Deleted => assert_eq!(told.close_code, None),
-                End::LaneLost | End::Stopping => assert_eq!(told.hub_close, Some((None, true))),
+                End::PeerGone | End::SocketError(_) | End::SlowClient | End::Inactive | End::Deleted => {
+                    assert_eq!(told.close_code, None);
+                }
+                End::LaneLost | End::TokenExpired | End::Stopping => {
+                    assert_eq!(told, Told { hub_close: Some((None, true)), close_code: Some(1000) });
+                }
                 End::WebSocket(_) => assert_eq!(told.close_code, Some(1002)),
                 _ => assert!(told.close_code.is_some()),
             }

@@ -224,6 +224,7 @@ impl<I: Io> Shard<I> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::identity::TokenFault;
     use crate::metrics::Counter;
     use crate::proto::dotnetify::request::RequestError;
     use crate::proto::http::HttpError;
@@ -248,6 +249,9 @@ mod tests {
         }
         for label in End::LABELS {
             assert_ne!(Counter::client_end(label), Counter::EndedOther, "{label}");
+        }
+        for fault in TokenFault::ALL {
+            assert_ne!(Counter::token(fault.label()), Counter::TokenOther, "{fault:?}");
         }
     }
 }
