@@ -44,7 +44,31 @@ pub const SETUP_TIMEOUT_MS_MAX: u64 = 5 * 60 * 1000;
 pub const CLIENT_TIMEOUT_MS_MAX: u64 = 60 * 60 * 1000;
 /// ASP.NET's advice: a timeout of at least twice the interval, so that one lost ping disconnects nobody.
 pub const CLIENT_TIMEOUT_KEEP_ALIVES_MIN: u32 = 2;
-/// Largest configuration file.
+/// Addresses a node listens on: every shard has a socket for each, so that what is given is what is meant, not a list of thousands.
+pub const LISTENERS_MAX: usize = 8;
+/// Longest path of a Unix socket: `sun_path` has 108 bytes, the last one zero (unix(7)).
+pub const UNIX_PATH_BYTES_MAX: usize = 107;
+/// Longest name of a node. It is part of every connection token, so of every request line of a client.
+pub const NODE_NAME_BYTES_MAX: usize = 16;
+/// Shortest key of connection tokens: 128 bits cannot be tried out.
+pub const TOKEN_KEY_BYTES_MIN: usize = 16;
+/// Shortest HS256 key: RFC 7518 3.2 asks for as many bytes as the hash has.
+pub const SIGNING_KEY_BYTES_MIN: usize = 32;
+/// Largest clock difference between us and who issues tokens. Beyond it, the clock should be set instead.
+pub const CLOCK_SKEW_MS_MAX: u64 = 10 * 60 * 1000;
+/// How long a poll may wait. Balancers often give up after 60 s, so the default of ASP.NET (90 s) may have to be lowered.
+pub const POLL_TIMEOUT_MS_MIN: u64 = 1000;
+pub const POLL_TIMEOUT_MS_MAX: u64 = 10 * 60 * 1000;
+/// How long a client without a poll or a connection is kept. ASP.NET's `DisconnectTimeout` is 15 s.
+pub const DISCONNECT_TIMEOUT_MS_MIN: u64 = 1000;
+pub const DISCONNECT_TIMEOUT_MS_MAX: u64 = 5 * 60 * 1000;
+/// Bytes kept for a client that may come back. ASP.NET's `StatefulReconnectBufferSize` default is 100,000.
+pub const STATEFUL_BUFFER_BYTES_DEFAULT: u32 = 100_000;
+pub const STATEFUL_BUFFER_BYTES_MIN: u32 = 1024;
+pub const STATEFUL_BUFFER_BYTES_MAX: u32 = 16 * 1024 * 1024;
+/// Messages of the largest size that one POST may carry: JavaScript clients join what waits while a POST is on its way.
+pub const POST_BODY_MESSAGES_MAX: u32 = 8;
+/// Largest configuration file, and largest file it names.
 pub const CONFIG_FILE_BYTES_MAX: u64 = 1024 * 1024;
 
 const _: () = assert!(UPSTREAM_QUEUE_BYTES_DEFAULT >= UPSTREAM_QUEUE_MESSAGES_MIN * MESSAGE_BYTES_MAX);
@@ -179,8 +203,11 @@ pub const CONNECTIONS_SPARE: u32 = 64;
 const _: () = assert!(CLIENTS_MAX + CONNECTIONS_SPARE + (LANES_PER_SHARD_MAX as u32) < 1 << 24);
 /// How long accepting rests when the process has no descriptor left.
 pub const ACCEPT_REST_MS: u64 = 100;
-/// The app server's `MaximumReceiveMessageSize`: it closes a lane that carries a larger message (contract 4.6).
+/// The app server's `MaximumReceiveMessageSize`: it closes a lane that carries a larger message (contract 4.6). The default is also
+/// the least: contexts are bounded so that half of it is left for the client's own message.
 pub const UPSTREAM_MESSAGE_BYTES_DEFAULT: u32 = 32 * 1024;
+/// As large as a record we take from an app server.
+pub const UPSTREAM_MESSAGE_BYTES_MAX: u32 = LANE_RECORD_BYTES_MAX as u32;
 /// Log lines of one kind that peers cause, a shard and window: enough to see what happens, too few to fill a disk.
 pub const LOG_LINES_MAX: u32 = 10;
 pub const LOG_WINDOW_MS: u64 = 10_000;

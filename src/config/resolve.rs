@@ -3,7 +3,7 @@ use super::fault::{Faults, Origin};
 use super::flags::RunFlags;
 use super::settings::{Key, SETTINGS_COUNT};
 use super::value::{Given, Value, duration_text, parse, size_text};
-use super::{Config, Hub, Limits, LogFormat, Upstream, UpstreamUrl, env, file};
+use super::{Config, Hub, Limits, ListenAddress, Listener, LogFormat, Transports, Upstream, UpstreamUrl, env, file};
 use crate::limits::*;
 use crate::proto::dotnetify::context::HeaderPolicy;
 use core::time::Duration;
@@ -170,7 +170,7 @@ impl Draft {
             let remedy = format!("give --{} URL, {}, or [[upstream]] url in the file", setting.flag, setting.env);
             faults.add(&Origin::Default, setting.path(), "no app server is configured", remedy);
         }
-        UpstreamUrl { host: String::new(), port: 0, base: String::new(), text: String::new() }
+        UpstreamUrl { tls: false, host: String::new(), port: 0, base: String::new(), text: String::new() }
     }
 
     fn config(&self, url: UpstreamUrl, machine: &Machine) -> Config {
@@ -199,7 +199,13 @@ impl Draft {
         let max_clients_default =
             machine.nofile.saturating_sub(beside_clients).clamp(1, u64::from(CLIENTS_DEFAULT)) as u32;
         Config {
-            listen: address(Key::Listen, loopback(5000)),
+            listen: vec![Listener { address: ListenAddress::Tcp(address(Key::Listen, loopback(5000))), tls: false }],
+            node_name: None,
+            token_key: None,
+            trusted_proxies: Vec::new(),
+            proxy_protocol: false,
+            tls: None,
+            identity: None,
             admin: address(Key::Admin, loopback(9090)),
             shards,
             hub_path: text(Key::HubPath, "/dotnetify"),
@@ -217,6 +223,12 @@ impl Draft {
                 handshake_timeout: duration(Key::HandshakeTimeout, 15),
                 client_timeout_interval: duration(Key::ClientTimeoutInterval, 30),
                 keep_alive_interval: duration(Key::KeepAliveInterval, 15),
+                transports: Transports::ALL,
+                allow_stateful_reconnects: true,
+                stateful_reconnect_buffer_size: STATEFUL_BUFFER_BYTES_DEFAULT,
+                poll_timeout: Duration::from_secs(90),
+                disconnect_timeout: Duration::from_secs(15),
+                close_on_authentication_expiration: false,
             },
             limits: Limits {
                 max_clients: count(Key::MaxClients, max_clients_default),
@@ -229,6 +241,10 @@ impl Draft {
             upstream: Upstream {
                 url,
                 connection_pool_size,
+                use_message_pack: false,
+                maximum_receive_message_size: UPSTREAM_MESSAGE_BYTES_DEFAULT,
+                ca_file: None,
+                client_certificate: None,
                 forward_headers: match &self.values[Key::ForwardHeaders as usize] {
                     Some(Value::Headers(policy)) => policy.clone(),
                     _ => HeaderPolicy::All,
@@ -248,11 +264,12 @@ impl Draft {
             faults.about(&self.origins[key as usize], key.setting(), reason, remedy);
         };
 
+        let ListenAddress::Tcp(first) = config.listen[0].address else { return };
         let keys = [Key::Listen, Key::Admin];
-        if sound(&keys) && overlaps(config.listen, config.admin) {
+        if sound(&keys) && overlaps(first, config.admin) {
             contradiction(
                 &keys,
-                format!("listen ({}) and admin ({}) are the same address", config.listen, config.admin),
+                format!("listen ({}) and admin ({}) are the same address", first, config.admin),
                 "give them different ports".into(),
             );
         }
@@ -320,7 +337,7 @@ impl Draft {
         }
 
         let keys = [Key::Url, Key::Listen];
-        if sound(&keys) && is_itself(&config.upstream.url, config.listen) {
+        if sound(&keys) && is_itself(&config.upstream.url, first) {
             contradiction(
                 &keys,
                 format!("the app server {} is this node's own address", config.upstream.url.text),

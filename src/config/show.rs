@@ -48,7 +48,7 @@ impl Config {
         let list =
             |items: &[String]| format!("[{}]", items.iter().map(|item| quoted(item)).collect::<Vec<_>>().join(", "));
         Some(match key {
-            Key::Listen => quoted(&self.listen.to_string()),
+            Key::Listen => quoted(&self.listen[0].to_string()),
             Key::Admin => quoted(&self.admin.to_string()),
             Key::Shards => self.shards.to_string(),
             Key::HubPath => quoted(&self.hub_path),

@@ -48,6 +48,7 @@ pub fn parse(text: &str) -> Result<UpstreamUrl, Refused> {
         host => host.to_string(),
     };
     Ok(UpstreamUrl {
+        tls: matches!(url.scheme(), "https" | "wss"),
         host,
         port,
         base: url.path().trim_end_matches('/').to_string(),

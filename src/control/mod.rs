@@ -9,9 +9,9 @@ mod exchange;
 mod plane;
 
 use crate::bus;
-use crate::config::Config;
+use crate::config::{Config, ListenAddress};
 use crate::ids::{LaneIndex, LaneKey, OriginKey, ShardId};
-use crate::limits::{STOP_GRACE_MS, STOP_MS, UPSTREAM_MESSAGE_BYTES_DEFAULT};
+use crate::limits::{STOP_GRACE_MS, STOP_MS};
 use crate::metrics::Published;
 use crate::proto::http::{HttpPolicy, OriginPolicy};
 use crate::session::client::ClientSettings;
@@ -151,9 +151,17 @@ pub fn wait_for_signal() -> io::Result<()> {
 
 /// One listener a shard on the same address; the kernel spreads the connections.
 fn listen_for_shards(config: &Config) -> io::Result<Vec<TcpListener>> {
-    let words = |error| in_words(error, &format!("cannot listen on {}", config.listen));
-    socket::probe_free(config.listen).map_err(words)?;
-    let first = socket::listen(config.listen).map_err(words)?;
+    let listener = &config.listen[0];
+    let words = |error| in_words(error, &format!("cannot listen on {listener}"));
+    let ListenAddress::Tcp(address) = listener.address else {
+        return Err(words(io::Error::from(io::ErrorKind::Unsupported)));
+    };
+    // Never plain where TLS was asked for.
+    if config.listen.len() > 1 || listener.tls {
+        return Err(words(io::Error::from(io::ErrorKind::Unsupported)));
+    }
+    socket::probe_free(address).map_err(words)?;
+    let first = socket::listen(address).map_err(words)?;
     // Port 0 became a real one.
     let address = first.local_addr()?;
     let mut listeners = vec![first];
@@ -207,7 +215,7 @@ fn shard_settings(config: &Config, shard: ShardId, secrets: &Secrets) -> io::Res
         request_head_timeout: config.limits.request_head_timeout,
         lane_queue_bytes_max: config.limits.upstream_queue_bytes,
         lane_queue_timeout: config.limits.upstream_queue_timeout,
-        upstream_message_bytes_max: UPSTREAM_MESSAGE_BYTES_DEFAULT,
+        upstream_message_bytes_max: config.upstream.maximum_receive_message_size,
         // The pool is dealt out: the first shards get one more where it does not divide.
         lanes: {
             let (pool, shards) = (config.lanes(), count);
