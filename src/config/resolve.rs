@@ -170,7 +170,7 @@ impl Draft {
             let remedy = format!("give --{} URL, {}, or [[upstream]] url in the file", setting.flag, setting.env);
             faults.add(&Origin::Default, setting.path(), "no app server is configured", remedy);
         }
-        UpstreamUrl { host: String::new(), port: 0, base: String::new(), text: String::new() }
+        UpstreamUrl { host: String::new(), port: 0, tls: false, base: String::new(), text: String::new() }
     }
 
     fn config(&self, url: UpstreamUrl, machine: &Machine) -> Config {
