@@ -13,7 +13,7 @@
 //! config              file < environment < flags -> a Config valid by construction; memory budget
 //! shard               one core: the turn, accept, clients, lanes, delivery
 //! bus                 bounded queues with a doorbell, between shards and control plane
-//! session   sys       pure lives of connections | the kernel: ring, sockets, doorbell, probe
+//! session  sys  tls   pure lives of connections | the kernel: ring, sockets, doorbell, probe | TLS without sockets, certificates
 //! identity            who a client is: tokens verified, with keys and time as arguments
 //! proto mem metrics   pure codecs: http, ws, signalr, dotnetify | slab, frames, buffers, wheel | names, counters, exposition
 //! limits    ids       every bound with its reason | names of things, and time
@@ -102,5 +102,7 @@ pub mod session;
 pub mod shard;
 #[cfg(feature = "std")]
 pub mod sys;
+#[cfg(feature = "std")]
+pub mod tls;
 #[cfg(feature = "std")]
 pub mod ws_echo;

@@ -220,3 +220,25 @@ pub const LANE_REPORT_AGAIN_MS: u64 = 10;
 /// Constant part of a client's context, escaped for a JSON lane: half of what an app server takes as a message by default, so
 /// that the other half is left for what the client says. A browser's has 1.4 KB (contract 4.6).
 pub const CONTEXT_BYTES_MAX: usize = 16 * 1024;
+
+// ---- TLS --------------------------------------------------------------------------------------------------------
+
+/// RFC 8446 §5.1, RFC 5246 §6.2.1: a record carries at most 2^14 bytes.
+pub const TLS_PLAIN_BYTES_MAX: usize = 16 * 1024;
+/// What a record of ours is longer than what it carries: header (5), nonce (8, TLS 1.2 only), content type (1), tag (16); and room
+/// for an answer to a key update in front of it.
+pub const TLS_EXPANSION_BYTES_MAX: usize = 256;
+/// Largest record with its header: RFC 5246 §6.2.3 allows an expansion of 2048.
+pub const TLS_RECORD_BYTES_MAX: usize = 5 + TLS_PLAIN_BYTES_MAX + 2048;
+/// Bytes kept of an open connection between two reads: a cut record, and a short handshake message (a session ticket, a key update)
+/// of which a part is still to come.
+pub const TLS_CARRY_BYTES_MAX: usize = 2 * TLS_RECORD_BYTES_MAX;
+/// ... and during the handshake: rustls takes messages of up to 64 KiB (a certificate chain), and they may come in several records.
+/// How long a connection may take to become a client bounds how long this is held.
+pub const TLS_HANDSHAKE_CARRY_BYTES_MAX: usize = 64 * 1024 + TLS_CARRY_BYTES_MAX;
+/// Sessions a node keeps to resume lanes: one an app server's name, and a certificate's reload makes no new ones.
+pub const TLS_SESSIONS_KEPT: usize = 8;
+/// Largest file of certificates or a key. The list of all public authorities has 230 KB.
+pub const PEM_FILE_BYTES_MAX: u64 = 4 * 1024 * 1024;
+
+const _: () = assert!(POOLED_BUFFER_BYTES_MAX >= TLS_CARRY_BYTES_MAX);

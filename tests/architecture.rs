@@ -15,23 +15,24 @@ const LAYERS: &[(&str, &[&str])] = &[
     ("metrics", &["limits", "ids"]),
     ("session", &["limits", "ids", "proto", "mem"]),
     ("sys", &["limits", "ids", "mem", "metrics"]),
+    ("tls", &["limits", "mem"]),
     // The design draws bus and sys on one level. Of the two only bus knows the other, for the doorbell that wakes its receiver.
-    ("bus", &["limits", "ids", "proto", "mem", "metrics", "sys"]),
-    ("shard", &["limits", "ids", "identity", "proto", "mem", "metrics", "session", "sys", "bus"]),
-    ("sim", &["limits", "ids", "proto", "mem", "metrics", "session", "sys", "bus", "shard"]),
-    ("config", &["limits", "ids", "identity", "proto", "mem", "metrics", "session", "sys", "bus", "shard"]),
+    ("bus", &["limits", "ids", "proto", "mem", "metrics", "sys", "tls"]),
+    ("shard", &["limits", "ids", "identity", "proto", "mem", "metrics", "session", "sys", "tls", "bus"]),
+    ("sim", &["limits", "ids", "proto", "mem", "metrics", "session", "sys", "tls", "bus", "shard"]),
+    ("config", &["limits", "ids", "identity", "proto", "mem", "metrics", "session", "sys", "tls", "bus", "shard"]),
     ("logging", &["config"]),
     (
         "control",
         &[
-            "limits", "ids", "identity", "proto", "mem", "metrics", "session", "sys", "bus", "shard", "config",
+            "limits", "ids", "identity", "proto", "mem", "metrics", "session", "sys", "tls", "bus", "shard", "config",
             "logging",
         ],
     ),
     // A double of a foreign server: it must not share the node's own machinery, or it would share its mistakes.
     ("demo", &["limits", "proto", "config", "control", "logging"]),
     ("load", &["limits", "proto", "config", "logging"]),
-    ("ws_echo", &["limits", "ids", "proto", "mem", "metrics", "session", "sys", "bus", "shard"]),
+    ("ws_echo", &["limits", "ids", "proto", "mem", "metrics", "session", "sys", "tls", "bus", "shard"]),
     ("fuzzing", &["limits", "ids", "identity", "proto", "mem", "session", "sim"]),
 ];
 

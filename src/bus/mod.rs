@@ -3,6 +3,7 @@
 use crate::ids::{HubId, LaneIndex, LaneKey, ShardId};
 use crate::limits::BUS_ORDERS;
 use crate::sys::doorbell::Doorbell;
+use crate::tls::Tls;
 use crossbeam::channel;
 use std::io;
 use std::os::fd::OwnedFd;
@@ -17,7 +18,10 @@ pub enum ShardOrder {
         /// The name this incarnation of the lane gives itself.
         hub_id: HubId,
         /// Bytes that arrived behind the handshake's answer.
+        /// With TLS, as plaintext.
         early: Vec<u8>,
+        /// The state of the connection's TLS, if the app server is reached by it. May carry a cut record.
+        tls: Option<Box<Tls>>,
     },
     /// Tell everybody and end.
     Stop,

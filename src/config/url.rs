@@ -51,6 +51,7 @@ pub fn parse(text: &str) -> Result<UpstreamUrl, Refused> {
         tls: matches!(url.scheme(), "https" | "wss"),
         host,
         port,
+        tls: false,
         base: url.path().trim_end_matches('/').to_string(),
         text: text.trim_end_matches('/').to_string(),
     })
@@ -90,7 +91,8 @@ impl UpstreamUrl {
     /// Value of the Host header; IPv6 in brackets, the default port left out.
     pub fn authority(&self) -> String {
         let host = if self.host.contains(':') { format!("[{}]", self.host) } else { self.host.clone() };
-        if self.port == 80 { host } else { format!("{host}:{}", self.port) }
+        let default = if self.tls { 443 } else { 80 };
+        if self.port == default { host } else { format!("{host}:{}", self.port) }
     }
 
     /// The suffix that has to go, if the URL names the hub as well (contract 6.8: it comes without).

@@ -7,6 +7,7 @@ mod backoff;
 mod dial;
 mod exchange;
 mod plane;
+mod stream;
 
 use crate::bus;
 use crate::config::{Config, ListenAddress};

@@ -1,13 +1,14 @@
 //! The control thread: a task for each lane that keeps it dialled, one that reads the shards' reports, one for the admin endpoint.
 use super::admin;
 use super::backoff::Backoff;
-use super::dial::dial;
+use super::dial::{Dialled, dial};
 use super::random;
 use crate::bus::{ControlOrder, Receiver, Sender, ShardOrder, Unsent};
 use crate::config::Config;
 use crate::ids::{HubId, LaneKey};
 use crate::limits::STOP_MS;
 use crate::metrics::{LaneInfo, LaneState, Published};
+use crate::proto::signalr::handshake::Protocol;
 use core::cell::{Cell, RefCell};
 use core::time::Duration;
 use std::collections::HashMap;
@@ -120,7 +121,7 @@ async fn keep_lane(
     let mut last_error = String::new();
     loop {
         state.set(lane, LaneState::Connecting);
-        match dial(url, &config.hub_path).await {
+        match dial(url, &config.hub_path, Protocol::Json, None).await {
             Ok(dialled) => {
                 backoff.succeeded();
                 last_error.clear();
@@ -130,8 +131,8 @@ async fn keep_lane(
                     continue;
                 };
                 let hub_id = HubId::from_random(name);
-                let order =
-                    ShardOrder::LaneUp { index: lane.index, socket: dialled.socket, hub_id, early: dialled.early };
+                let Dialled { socket, tls, early } = dialled;
+                let order = ShardOrder::LaneUp { index: lane.index, socket, hub_id, early, tls };
                 if !send_order(&orders, order).await {
                     return;
                 }

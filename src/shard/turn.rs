@@ -217,7 +217,8 @@ impl<I: Io> Shard<I> {
     fn on_orders(&mut self, now: Time) {
         while let Some(order) = self.orders.try_next() {
             match order {
-                ShardOrder::LaneUp { index, socket, hub_id, early } => {
+                ShardOrder::LaneUp { index, socket, hub_id, early, tls } => {
+                    debug_assert!(tls.is_none(), "no lane is dialled with TLS");
                     self.on_lane_up(now, index, socket, hub_id, early);
                 }
                 ShardOrder::Stop => self.stop(now),
