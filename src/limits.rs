@@ -113,8 +113,13 @@ pub const HTTP_HEAD_BYTES_MAX: usize = 32 * 1024;
 pub const HTTP_HEADERS_MAX: usize = 100;
 /// Longest request target (path and query). Kestrel's `MaxRequestLineSize` is 8 KiB.
 pub const HTTP_TARGET_BYTES_MAX: usize = 8 * 1024;
-/// Largest request body that is read and thrown away (negotiate has none).
+/// Largest request body that is read and thrown away (negotiate has none). Bodies that carry messages have a bound of their own.
 pub const HTTP_BODY_BYTES_MAX: u64 = 4 * 1024;
+/// Longest line of PROXY protocol version 1, its end included: the specification's worst case.
+pub const PROXY_LINE_BYTES_MAX: usize = 107;
+/// Largest header of PROXY protocol version 2. Addresses and the registered extensions (names of hosts and certificates, an id of 128
+/// bytes) fit well; it is a receive buffer's size.
+pub const PROXY_HEADER_BYTES_MAX: usize = 4 * 1024;
 
 // ---- Identity ---------------------------------------------------------------------------------------------------
 

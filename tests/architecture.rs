@@ -42,6 +42,7 @@ const SEPARATE: &[(&str, &[&str])] = &[
     ("proto::signalr", &["proto::ws", "proto::dotnetify", "proto::http"]),
     ("proto::http", &["proto::ws", "proto::signalr", "proto::dotnetify"]),
     ("proto::dotnetify", &["proto::ws", "proto::http"]),
+    ("proto::proxy", &["proto::ws", "proto::signalr", "proto::dotnetify", "proto::http"]),
 ];
 
 /// Only `demo::run`, which starts whole nodes, stands above the control plane; the app server itself does not.

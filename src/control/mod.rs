@@ -12,9 +12,9 @@ mod stream;
 use crate::bus;
 use crate::config::{Config, ListenAddress};
 use crate::ids::{LaneIndex, LaneKey, OriginKey, ShardId};
-use crate::limits::{STOP_GRACE_MS, STOP_MS};
+use crate::limits::{HTTP_BODY_BYTES_MAX, STOP_GRACE_MS, STOP_MS};
 use crate::metrics::Published;
-use crate::proto::http::{HttpPolicy, OriginPolicy};
+use crate::proto::http::{HttpPolicy, OriginPolicy, Transports};
 use crate::session::client::ClientSettings;
 use crate::session::token::TokenKey;
 use crate::shard::{Settings, Shard};
@@ -202,6 +202,8 @@ fn shard_settings(config: &Config, shard: ShardId, secrets: &Secrets) -> io::Res
         http: HttpPolicy {
             hub_path: config.hub_path.clone(),
             origins: OriginPolicy { allowed: config.allowed_origins.clone() },
+            transports: Transports { web_sockets: true, server_sent_events: false, long_polling: false },
+            post_body_bytes_max: HTTP_BODY_BYTES_MAX,
         },
         forward_headers: config.upstream.forward_headers.clone(),
         client: ClientSettings {

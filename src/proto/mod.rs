@@ -2,5 +2,6 @@
 
 pub mod dotnetify;
 pub mod http;
+pub mod proxy;
 pub mod signalr;
 pub mod ws;

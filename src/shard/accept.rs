@@ -5,7 +5,7 @@ use super::turn::own_token;
 use crate::ids::{SlotKey, Time, base64url};
 use crate::limits::*;
 use crate::metrics::Counter;
-use crate::proto::http::{self, Action, Cors, HttpError};
+use crate::proto::http::{self, Action, Cors, HttpError, Negotiated};
 use crate::session::fault::End;
 use crate::sys::{Completion, Io, Op, Received};
 use core::time::Duration;
@@ -163,23 +163,39 @@ impl<I: Io> Shard<I> {
                 }
                 keep_alive
             }
-            Action::Negotiate { version, cors, keep_alive } => {
+            Action::Negotiate { version, stateful_reconnect: _, cors, keep_alive } => {
                 let (id, token) = self.new_token();
                 let token = core::str::from_utf8(&token).expect("base64url is ASCII");
                 let id = core::str::from_utf8(&id).expect("base64url is ASCII");
                 // Version 0 knows one string for both (reference 2).
                 let id = if version == 0 { token } else { id };
-                http::negotiate_reply(version, id, token, cors, keep_alive, &mut reply);
+                let negotiated = Negotiated {
+                    version,
+                    connection_id: id,
+                    token,
+                    transports: self.settings.http.transports,
+                    stateful_reconnect: false,
+                };
+                http::negotiate_reply(&negotiated, cors, keep_alive, &mut reply);
                 self.metrics.add(Counter::Negotiations, 1);
                 keep_alive
             }
-            Action::Upgrade { accept, id } => {
+            Action::Upgrade { accept, id, cors } => {
                 self.pool.give(reply);
                 if id.is_some_and(|id| !self.settings.tokens.verify(id, self.unix_seconds())) {
-                    self.refuse_request(now, key, HttpError::UnknownConnection, Cors::None);
+                    self.refuse_request(now, key, HttpError::UnknownConnection, cors);
                     return false;
                 }
                 self.upgrade(now, key, &head, &accept, &buffer[head_bytes..]);
+                return false;
+            }
+            // The control plane offers neither of the transports these belong to, so there is no such connection.
+            Action::EventStream { cors, .. }
+            | Action::Poll { cors, .. }
+            | Action::Post { cors, .. }
+            | Action::Delete { cors, .. } => {
+                self.pool.give(reply);
+                self.refuse_request(now, key, HttpError::UnknownConnection, cors);
                 return false;
             }
         };
@@ -208,7 +224,7 @@ impl<I: Io> Shard<I> {
     pub(super) fn refuse_request(&mut self, now: Time, key: SlotKey, error: HttpError, cors: Cors<'_>) {
         self.metrics.add(Counter::refusal(error.label()), 1);
         let mut reply = self.pool.take();
-        http::refuse(error, cors, &mut reply);
+        http::refuse(error, cors, false, &mut reply);
         let Shard { conns, frames, dirty, io, wheel, .. } = self;
         if let Some(Conn { socket, .. }) = conns.get_mut(key)
             && socket.life == Life::Open

@@ -4,7 +4,8 @@
 //! accept several odd shapes, and each of them is one that the load balancer in front may read differently (request
 //! smuggling, §11.2). A hub's clients send none of them, so all are refused.
 use super::{HttpError, has_token};
-use crate::limits::{HTTP_BODY_BYTES_MAX, HTTP_HEAD_BYTES_MAX, HTTP_HEADERS_MAX, HTTP_TARGET_BYTES_MAX};
+use crate::limits::{HTTP_HEAD_BYTES_MAX, HTTP_HEADERS_MAX, HTTP_TARGET_BYTES_MAX};
+use alloc::borrow::Cow;
 
 /// A parsed request head. Borrows the receive buffer.
 pub struct Head<'b> {
@@ -16,14 +17,15 @@ pub struct Head<'b> {
     /// HTTP/1.x minor version: 0 or 1.
     pub minor: u8,
     pub keep_alive: bool,
-    /// Bytes of body that follow the head: whoever answers and keeps the connection skips them first.
+    /// Bytes of body that follow the head: whoever answers and keeps the connection skips them first. How many there may be is the
+    /// route's to say.
     pub content_length: u64,
     headers: [httparse::Header<'b>; HTTP_HEADERS_MAX],
     header_count: usize,
 }
 
 impl<'b> Head<'b> {
-    pub fn headers(&self) -> impl Iterator<Item = (&'b str, &'b [u8])> + '_ {
+    pub fn headers(&self) -> impl DoubleEndedIterator<Item = (&'b str, &'b [u8])> + '_ {
         self.headers[..self.header_count].iter().map(|h| (h.name, h.value))
     }
 
@@ -43,8 +45,30 @@ impl<'b> Head<'b> {
         })
     }
 
+    /// Value of a query key (case-insensitive key), with `+` and percent-encoding decoded; a sequence that is none stays as it is.
+    pub fn query_decoded(&self, key: &str) -> Option<Cow<'b, str>> {
+        form_urlencoded::parse(self.query.as_bytes())
+            .find(|(name, _)| name.eq_ignore_ascii_case(key))
+            .map(|(_, value)| value)
+    }
+
+    /// The bearer token of the request: of `Authorization: Bearer x` (RFC 6750 §2.1), else of the query's `access_token`, where browsers
+    /// put it for event streams and WebSockets (reference section 4). Not checked in any way. It must not reach a log.
+    pub fn bearer(&self) -> Option<Cow<'b, str>> {
+        let header = match self.single("authorization") {
+            Ok(header) => header,
+            // Two credentials: whoever is in front may have judged by the other one.
+            Err(MoreThanOne) => return None,
+        };
+        header
+            .and_then(|value| without_prefix(core::str::from_utf8(value).ok()?, "Bearer "))
+            .map(|token| Cow::Borrowed(token.trim_ascii()))
+            .or_else(|| self.query_decoded("access_token"))
+            .filter(|token| !token.is_empty())
+    }
+
     /// Every value of a header.
-    pub(super) fn values<'s>(&'s self, name: &'s str) -> impl Iterator<Item = &'b [u8]> + 's {
+    pub(super) fn values<'s>(&'s self, name: &'s str) -> impl DoubleEndedIterator<Item = &'b [u8]> + 's {
         self.headers().filter(move |(other, _)| other.eq_ignore_ascii_case(name)).map(|(_, value)| value)
     }
 
@@ -143,7 +167,6 @@ fn body_bytes(head: &Head<'_>) -> Result<u64, HttpError> {
         Ok(None) => Ok(0),
         Ok(Some(digits)) => match decimal(digits) {
             None => Err(HttpError::AmbiguousLength),
-            Some(bytes) if bytes > HTTP_BODY_BYTES_MAX => Err(HttpError::BodyTooLarge),
             Some(bytes) => Ok(bytes),
         },
     }

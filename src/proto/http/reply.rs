@@ -1,35 +1,116 @@
-//! Replies: the refusals, and the pieces every reply is made of.
+//! Replies: of the transports without WebSocket, the refusals, and the pieces every reply is made of.
+//!
+//! What ASP.NET sends stands in the reference, sections 8 and 9. Unlike there, each says what becomes of its connection.
 use alloc::vec::Vec;
 
 use super::{Cors, HttpError};
 
-/// Appends a refusal: status line, `text/plain` body, `Connection: close`, CORS headers if the origin is allowed.
-pub fn refuse(error: HttpError, cors: Cors<'_>, out: &mut Vec<u8>) {
-    refusal(error, "GET, POST, OPTIONS", true, cors, out);
+/// What a poll is answered with (reference 9.1).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PollReply {
+    /// The first poll only starts the transport. TS clients insist on a 200 without content.
+    First,
+    /// So many bytes of whole messages, which the caller appends behind the head.
+    Data { bytes: usize },
+    /// Nothing to say for the poll's whole time: the client polls again.
+    TimedOut,
+    /// The connection is at its end, or another poll took this one's place: the client stops.
+    Ended,
 }
 
+/// Appends the head of an event stream and the comment it begins with, without which some browsers do not say that it is open.
+///
+/// The body has neither length nor chunks: it ends with the connection (RFC 9112 §6.3, the last rule), which saves every event its chunk's
+/// frame. An EventSource cannot tell one end from the other anyway.
+pub fn event_stream_reply(cors: Cors<'_>, out: &mut Vec<u8>) {
+    status_line(200, out);
+    cors.write(out);
+    // `identity` keeps compression in front from holding events back.
+    out.extend_from_slice(b"Cache-Control: no-cache,no-store\r\nPragma: no-cache\r\nContent-Encoding: identity\r\n");
+    connection(false, out);
+    out.extend_from_slice(b"Content-Type: text/event-stream\r\n\r\n:\r\n");
+}
+
+/// Appends the reply to a poll; of `PollReply::Data` the head.
+pub fn poll_reply(reply: PollReply, cors: Cors<'_>, keep_alive: bool, out: &mut Vec<u8>) {
+    let (status, content_type, content_length) = match reply {
+        PollReply::First => (200, "application/octet-stream", Some(0)),
+        PollReply::Data { bytes } => (200, "application/octet-stream", Some(bytes)),
+        PollReply::TimedOut => (200, "text/plain", Some(0)),
+        // RFC 9110 §8.6: no Content-Length in a 204.
+        PollReply::Ended => (204, "text/plain", None),
+    };
+    status_line(status, out);
+    cors.write(out);
+    // A poll answered from a cache is a message told twice.
+    out.extend_from_slice(
+        b"Cache-Control: no-cache, no-store\r\nPragma: no-cache\r\nExpires: Thu, 01 Jan 1970 00:00:00 GMT\r\n",
+    );
+    connection(keep_alive, out);
+    content_headers(content_type, content_length, out);
+}
+
+/// Appends the reply to a POST whose messages were taken.
+pub fn post_reply(cors: Cors<'_>, keep_alive: bool, out: &mut Vec<u8>) {
+    empty_text(200, cors, keep_alive, out);
+}
+
+/// Appends the reply to a DELETE that ended its connection.
+pub fn delete_reply(cors: Cors<'_>, keep_alive: bool, out: &mut Vec<u8>) {
+    empty_text(202, cors, keep_alive, out);
+}
+
+/// Appends a refusal: status line, CORS headers if the origin is allowed, and a sentence as `text/plain`.
+///
+/// `keep_alive` is for requests that were whole: who keeps the connection skips what is left of the request's body first.
+pub fn refuse(error: HttpError, cors: Cors<'_>, keep_alive: bool, out: &mut Vec<u8>) {
+    refusal(error, ALLOW_HUB, true, cors, keep_alive, out);
+}
+
+/// What a 405 lists on the two paths of a hub.
+pub(super) const ALLOW_HUB: &str = "GET, POST, DELETE, OPTIONS";
+pub(super) const ALLOW_NEGOTIATE: &str = "POST, OPTIONS";
+
 /// `allow` is what a 405 lists. `with_body` is false for HEAD, whose reply must not have one (RFC 9110 §9.3.2).
-pub(super) fn refusal(error: HttpError, allow: &str, with_body: bool, cors: Cors<'_>, out: &mut Vec<u8>) {
+pub(super) fn refusal(
+    error: HttpError,
+    allow: &str,
+    with_body: bool,
+    cors: Cors<'_>,
+    keep_alive: bool,
+    out: &mut Vec<u8>,
+) {
     status_line(error.status(), out);
-    match error {
+    let headers: [&str; 3] = match error {
         // RFC 9110 §15.5.6: a 405 must list what is allowed.
-        HttpError::MethodNotAllowed => {
-            out.extend_from_slice(b"Allow: ");
-            out.extend_from_slice(allow.as_bytes());
-            out.extend_from_slice(b"\r\n");
-        }
+        HttpError::MethodNotAllowed => ["Allow: ", allow, "\r\n"],
+        HttpError::PostToWebSocket => ["Allow: ", "GET, OPTIONS", "\r\n"],
         // RFC 6455 §4.4: name the version that is understood. A 426 must also send Upgrade (RFC 9110 §15.5.22).
-        HttpError::WebSocketVersion => out.extend_from_slice(b"Sec-WebSocket-Version: 13\r\nUpgrade: websocket\r\n"),
-        HttpError::Overloaded => out.extend_from_slice(b"Retry-After: 1\r\n"),
-        _ => {}
-    }
+        HttpError::WebSocketVersion => ["Sec-WebSocket-Version: 13\r\n", "Upgrade: websocket\r\n", ""],
+        // RFC 6750 §3: no error code for a request that brought no token.
+        HttpError::Unauthorized => ["WWW-Authenticate: Bearer", "", "\r\n"],
+        HttpError::InvalidToken => ["WWW-Authenticate: Bearer", r#" error="invalid_token""#, "\r\n"],
+        HttpError::Overloaded => ["Retry-After: ", "1", "\r\n"],
+        _ => [""; 3],
+    };
+    headers.iter().for_each(|part| out.extend_from_slice(part.as_bytes()));
     // A browser hides even the status of a reply without CORS headers from the client (reference section 5).
     cors.write(out);
     // 404 and 405 may be cached by default (RFC 9110 §15.1); a hub that starts a moment later must be found.
     out.extend_from_slice(b"Cache-Control: no-store\r\n");
-    connection(false, out);
-    let text = error.text().as_bytes();
-    body("text/plain", if with_body { text } else { b"" }, text.len(), out);
+    connection(keep_alive, out);
+    let text = error.text();
+    content_headers("text/plain", Some(text.len()), out);
+    if with_body {
+        out.extend_from_slice(text.as_bytes());
+    }
+}
+
+fn empty_text(status: u16, cors: Cors<'_>, keep_alive: bool, out: &mut Vec<u8>) {
+    status_line(status, out);
+    cors.write(out);
+    connection(keep_alive, out);
+    content_headers("text/plain", Some(0), out);
 }
 
 /// Appends `Connection`. It is always said, so that HTTP/1.0 needs no case of its own.
@@ -37,26 +118,26 @@ pub(super) fn connection(keep_alive: bool, out: &mut Vec<u8>) {
     out.extend_from_slice(if keep_alive { b"Connection: keep-alive\r\n".as_slice() } else { b"Connection: close\r\n" });
 }
 
-/// Appends the last headers, the blank line and the body.
-pub(super) fn body(content_type: &str, content: &[u8], content_length: usize, out: &mut Vec<u8>) {
+/// Appends the last headers and the blank line.
+pub(super) fn content_headers(content_type: &str, content_length: Option<usize>, out: &mut Vec<u8>) {
     out.extend_from_slice(b"Content-Type: ");
     out.extend_from_slice(content_type.as_bytes());
-    out.extend_from_slice(b"\r\nContent-Length: ");
-    decimal(content_length as u32, out);
+    if let Some(length) = content_length {
+        out.extend_from_slice(b"\r\nContent-Length: ");
+        decimal(length as u64, out);
+    }
     out.extend_from_slice(b"\r\n\r\n");
-    out.extend_from_slice(content);
 }
-
 pub(super) fn status_line(status: u16, out: &mut Vec<u8>) {
     out.extend_from_slice(b"HTTP/1.1 ");
-    decimal(status as u32, out);
+    decimal(status.into(), out);
     out.push(b' ');
     out.extend_from_slice(reason(status).as_bytes());
     out.extend_from_slice(b"\r\n");
 }
 
-pub(super) fn decimal(mut value: u32, out: &mut Vec<u8>) {
-    let mut digits = [b'0'; 10];
+pub(super) fn decimal(mut value: u64, out: &mut Vec<u8>) {
+    let mut digits = [b'0'; 20];
     let mut start = digits.len();
     loop {
         start -= 1;
@@ -73,11 +154,15 @@ pub(super) fn decimal(mut value: u32, out: &mut Vec<u8>) {
 fn reason(status: u16) -> &'static str {
     match status {
         200 => "OK",
+        202 => "Accepted",
+        204 => "No Content",
         400 => "Bad Request",
+        401 => "Unauthorized",
         403 => "Forbidden",
         404 => "Not Found",
         405 => "Method Not Allowed",
         408 => "Request Timeout",
+        409 => "Conflict",
         413 => "Content Too Large",
         414 => "URI Too Long",
         426 => "Upgrade Required",

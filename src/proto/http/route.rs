@@ -3,7 +3,9 @@ use alloc::string::String;
 use alloc::vec::Vec;
 
 use super::cors::{self, Cors, OriginPolicy};
-use super::{Head, HttpError, negotiate, reply, upgrade};
+use super::reply::{ALLOW_HUB, ALLOW_NEGOTIATE};
+use super::{Head, HttpError, has_token, negotiate, reply, upgrade};
+use crate::limits::HTTP_BODY_BYTES_MAX;
 
 /// What the routing needs to know of the configuration.
 #[derive(Clone, Debug)]
@@ -11,49 +13,115 @@ pub struct HttpPolicy {
     /// e.g. `/dotnetify`; compared case-insensitively; a trailing slash in a request is tolerated.
     pub hub_path: String,
     pub origins: OriginPolicy,
+    pub transports: Transports,
+    /// Largest body of a POST that carries messages.
+    pub post_body_bytes_max: u64,
 }
 
-/// What to do with a request.
+/// The transports an endpoint offers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Transports {
+    pub web_sockets: bool,
+    pub server_sent_events: bool,
+    pub long_polling: bool,
+}
+
+/// What to do with a request. Each but `Replied` is judged further by the caller, who then appends the reply named here, or `refuse`.
+///
+/// `Head::content_length` bytes of body follow every request; but for `Post`'s they are `HTTP_BODY_BYTES_MAX` at most and mean nothing.
+/// `id` is never empty, and not checked in any way.
 #[derive(Debug)]
 pub enum Action<'h> {
     /// The whole reply has been appended to `out`; then keep the connection or close it.
     Replied { keep_alive: bool, refused: Option<HttpError> },
-    /// Negotiate: the caller makes ids and calls `negotiate_reply`.
-    Negotiate { version: u8, cors: Cors<'h>, keep_alive: bool },
-    /// A valid WebSocket upgrade: the caller verifies `id` (if any), then calls `upgrade_reply` or `refuse`.
-    Upgrade { accept: [u8; 28], id: Option<&'h str> },
+    /// Negotiate: the caller makes ids and calls `negotiate_reply`. `stateful_reconnect` is what the client asked for.
+    Negotiate { version: u8, stateful_reconnect: bool, cors: Cors<'h>, keep_alive: bool },
+    /// A valid WebSocket upgrade: `upgrade_reply`. Without `id` it is a client that skipped negotiate.
+    Upgrade { accept: [u8; 28], id: Option<&'h str>, cors: Cors<'h> },
+    /// An event stream on a connection that must exist: `event_stream_reply`, after which nothing more is read from this socket.
+    EventStream { id: &'h str, cors: Cors<'h> },
+    /// A poll on a connection that must exist: `poll_reply`, now or later.
+    Poll { id: &'h str, cors: Cors<'h>, keep_alive: bool },
+    /// Messages from the client: `post_reply` once the body has been read.
+    Post { id: &'h str, cors: Cors<'h>, keep_alive: bool, body_bytes: u64 },
+    /// The client ends its long polling: `delete_reply`.
+    Delete { id: &'h str, cors: Cors<'h>, keep_alive: bool },
 }
 
-/// Routes one request of the hub's endpoint (reference: signalr-protocol sections 1, 3, 5, 7.1):
-/// OPTIONS preflight on hub path and negotiate -> 204 with the CORS headers; POST negotiate; other methods 405;
-/// GET hub path + upgrade -> Upgrade; other paths 404.
+/// Routes one request of the hub's endpoint (reference: signalr-protocol sections 1, 3, 5, 7.1, 8, 9).
+///
+/// OPTIONS preflights on hub path and negotiate are answered 204 with the CORS headers; other methods 405, other paths 404.
 /// Negotiate version errors are HTTP 200 with `{"error":...}` and count as `Replied`.
 pub fn route<'h>(head: &Head<'h>, policy: &HttpPolicy, out: &mut Vec<u8>) -> Action<'h> {
     let cors = Cors::of(head, policy);
     let endpoint = Endpoint::of(head.path, &policy.hub_path);
+    let keep_alive = head.keep_alive;
     let answered = match (endpoint, head.method) {
         (None, _) => Err(HttpError::NotFound),
+        (Some(endpoint), method) if head.content_length > body_bytes_max(endpoint, method, policy) => {
+            Err(HttpError::BodyTooLarge)
+        }
         (Some(_), "OPTIONS") => cors::preflight(head, cors, out).map(|()| kept(head)),
         (Some(_), _) if cors == Cors::Forbidden => Err(HttpError::OriginForbidden),
         (Some(Endpoint::Negotiate), "POST") => Ok(match negotiate::version(head) {
-            Ok(version) => Action::Negotiate { version, cors, keep_alive: head.keep_alive },
+            Ok(version) => {
+                let stateful_reconnect = negotiate::asks_stateful_reconnect(head);
+                Action::Negotiate { version, stateful_reconnect, cors, keep_alive }
+            }
             Err(error) => {
-                negotiate::error_reply(error, cors, head.keep_alive, out);
+                negotiate::error_reply(error, cors, keep_alive, out);
                 kept(head)
             }
         }),
-        // Section 1.1 looks at Accept first; what it would find there is not offered, so only the upgrade counts.
-        (Some(Endpoint::Hub), "GET") if !upgrade::is_meant(head) => Err(HttpError::UpgradeRequired),
-        // Section 1.2: an empty id is a missing one.
-        (Some(Endpoint::Hub), "GET") => upgrade::check(head)
-            .map(|accept| Action::Upgrade { accept, id: head.query_value("id").filter(|id| !id.is_empty()) }),
+        (Some(Endpoint::Hub), "GET") => transport(head, cors, policy.transports),
+        (Some(Endpoint::Hub), "POST") => {
+            id(head).map(|id| Action::Post { id, cors, keep_alive, body_bytes: head.content_length })
+        }
+        (Some(Endpoint::Hub), "DELETE") => id(head).map(|id| Action::Delete { id, cors, keep_alive }),
         (Some(_), _) => Err(HttpError::MethodNotAllowed),
     };
     answered.unwrap_or_else(|error| {
-        let allow = if endpoint == Some(Endpoint::Negotiate) { "POST, OPTIONS" } else { "GET, OPTIONS" };
-        reply::refusal(error, allow, head.method != "HEAD", cors, out);
-        Action::Replied { keep_alive: false, refused: Some(error) }
+        let allow = if endpoint == Some(Endpoint::Negotiate) { ALLOW_NEGOTIATE } else { ALLOW_HUB };
+        // What follows a body too large to skip, or an upgrade that failed, is no request.
+        let keep_alive = keep_alive && head.content_length <= HTTP_BODY_BYTES_MAX && !upgrade::is_meant(head);
+        reply::refusal(error, allow, head.method != "HEAD", cors, keep_alive, out);
+        Action::Replied { keep_alive, refused: Some(error) }
     })
+}
+
+/// The transport a GET means. The order is ASP.NET's (reference 1.1): Accept first, then the upgrade, and what is neither is a poll.
+fn transport<'h>(head: &Head<'h>, cors: Cors<'h>, offered: Transports) -> Result<Action<'h>, HttpError> {
+    if has_token(head.values("accept"), "text/event-stream") {
+        let id = id(head)?;
+        return if offered.server_sent_events {
+            Ok(Action::EventStream { id, cors })
+        } else {
+            Err(HttpError::ServerSentEventsNotSupported)
+        };
+    }
+    if upgrade::is_meant(head) {
+        if !offered.web_sockets {
+            return Err(HttpError::WebSocketsNotSupported);
+        }
+        return upgrade::check(head).map(|accept| Action::Upgrade { accept, id: id(head).ok(), cors });
+    }
+    let id = id(head)?;
+    if !offered.long_polling {
+        return Err(HttpError::LongPollingNotSupported);
+    }
+    Ok(Action::Poll { id, cors, keep_alive: head.keep_alive })
+}
+
+/// Reference 1.2: an empty id is a missing one.
+fn id<'h>(head: &Head<'h>) -> Result<&'h str, HttpError> {
+    head.query_value("id").filter(|id| !id.is_empty()).ok_or(HttpError::IdRequired)
+}
+
+fn body_bytes_max(endpoint: Endpoint, method: &str, policy: &HttpPolicy) -> u64 {
+    match (endpoint, method) {
+        (Endpoint::Hub, "POST") => policy.post_body_bytes_max,
+        _ => HTTP_BODY_BYTES_MAX,
+    }
 }
 
 fn kept<'h>(head: &Head<'_>) -> Action<'h> {
