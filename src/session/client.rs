@@ -14,7 +14,7 @@ use crate::mem::pool::BytePool;
 use crate::proto::dotnetify::request::{self, Call, Request, RequestError};
 use crate::proto::dotnetify::response;
 use crate::proto::signalr::handshake::{self, HandshakeError, Protocol};
-use crate::proto::signalr::{Kind, encode, json};
+use crate::proto::signalr::{self, Kind, encode};
 use crate::proto::ws::frame::write_frame;
 use crate::proto::ws::{Decoder, Event, Opcode, Role};
 use core::time::Duration;
@@ -175,7 +175,7 @@ impl ClientSession {
                 }
                 if now >= *ping_due {
                     // About every interval, whatever else is sent: JS clients arm their own ping on what they receive.
-                    env.out(|out| text_frame(out, |out| out.extend_from_slice(encode::PING_JSON)));
+                    env.out(|out| text_frame(out, |out| out.extend_from_slice(encode::ping(Protocol::Json))));
                     *ping_due = now.after(settings.keep_alive);
                 }
                 Ok((*ping_due).min(silent_at))
@@ -188,7 +188,7 @@ impl ClientSession {
         self.assembler.release(pool);
         let told = end.told();
         if let (Some((error, allow_reconnect)), true) = (told.hub_close, self.is_open()) {
-            env.out(|out| text_frame(out, |out| encode::close(error, allow_reconnect, out)));
+            env.out(|out| text_frame(out, |out| encode::close(Protocol::Json, error, allow_reconnect, out)));
         }
         if let Some(code) = told.close_code {
             // RFC 6455 §5.5.1: the answer to a Close without a code has none either.
@@ -219,7 +219,7 @@ impl State {
     }
 
     fn on_record(&mut self, now: Time, record: &[u8], env: &mut impl ClientEnv) -> Result<(), End> {
-        let message = json::parse(record).map_err(End::Message)?;
+        let message = signalr::parse(Protocol::Json, record).map_err(End::Message)?;
         if let Phase::Open { heard, .. } = &mut self.phase
             && (heard.is_some() || message.kind == Kind::Ping)
         {
@@ -235,9 +235,11 @@ impl State {
                         let target = message.target.map_or(&b""[..], |target| target.of(record));
                         if let Some(id) = answer_to {
                             let mut text = Vec::new();
-                            error.write_text(target, &mut text);
+                            error.write_text(Protocol::Json, target, &mut text);
                             let text = String::from_utf8_lossy(&text);
-                            env.out(|out| text_frame(out, |out| encode::completion_error(id, &text, out)));
+                            env.out(|out| {
+                                text_frame(out, |out| encode::completion_error(Protocol::Json, id, &text, out))
+                            });
                         }
                     }
                 }
@@ -266,7 +268,7 @@ fn on_request(request: &Request, record: &[u8], answer_to: Option<&[u8]>, env: &
     let forwarded = env.forward(request, record);
     if let Some(id) = answer_to {
         // At once, as the original does: what comes of it arrives as a Response_VM (contract 1.4).
-        env.out(|out| text_frame(out, |out| encode::completion_null(id, out)));
+        env.out(|out| text_frame(out, |out| encode::completion_null(Protocol::Json, id, out)));
     }
     if let Err(refusal) = forwarded {
         env.note(Note::Refused(refusal));
@@ -277,7 +279,7 @@ fn on_request(request: &Request, record: &[u8], answer_to: Option<&[u8]>, env: &
 /// An error response to one view model of the client: a whole frame.
 pub fn write_refusal(out: &mut Vec<u8>, vm_id: &[u8], refusal: Refusal) {
     text_frame(out, |out| {
-        response::write_exception_json(vm_id, Refusal::EXCEPTION_TYPE, refusal.message(), out);
+        response::write_exception(Protocol::Json, vm_id, Refusal::EXCEPTION_TYPE, refusal.message(), out);
     });
 }
 

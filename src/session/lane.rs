@@ -5,7 +5,7 @@ use crate::ids::Time;
 use crate::limits::{LANE_KEEP_ALIVE_MS, LANE_RECORD_BYTES_MAX, LANE_SILENCE_MS};
 use crate::mem::pool::BytePool;
 use crate::proto::dotnetify::response::{self, Delivery, ResponseError};
-use crate::proto::signalr::{Kind, encode, json};
+use crate::proto::signalr::{self, Kind, Protocol, encode};
 use crate::proto::ws::frame::write_frame;
 use crate::proto::ws::{Decoder, Event, Opcode, Role};
 use core::time::Duration;
@@ -109,7 +109,9 @@ impl LaneSession {
         }
         if now >= self.ping_due {
             let mask = env.mask();
-            env.out(|out| write_frame(out, Opcode::Text, Some(mask), |out| out.extend_from_slice(encode::PING_JSON)));
+            env.out(|out| {
+                write_frame(out, Opcode::Text, Some(mask), |out| out.extend_from_slice(encode::ping(Protocol::Json)))
+            });
             self.ping_due = now.after(Duration::from_millis(LANE_KEEP_ALIVE_MS));
         }
         Ok(self.ping_due.min(silent_at))
@@ -126,9 +128,9 @@ impl LaneSession {
 }
 
 fn on_record(record: &[u8], env: &mut impl LaneEnv) -> Result<(), LaneEnd> {
-    let message = json::parse(record).map_err(LaneEnd::Message)?;
+    let message = signalr::parse(Protocol::Json, record).map_err(LaneEnd::Message)?;
     match message.kind {
-        Kind::Invocation => match response::parse_json(record, &message) {
+        Kind::Invocation => match response::parse(Protocol::Json, record, &message) {
             Ok(delivery) => env.deliver(&delivery, record),
             Err(error) => env.note(LaneNote::NotADelivery(error)),
         },
@@ -136,7 +138,7 @@ fn on_record(record: &[u8], env: &mut impl LaneEnv) -> Result<(), LaneEnd> {
         Kind::Close => {
             let error = message.error.map(|error| {
                 let mut text = Vec::new();
-                json::unescape(error.of(record), &mut text);
+                signalr::plain_text(Protocol::Json, error.of(record), &mut text);
                 String::from_utf8_lossy(&text).into_owned()
             });
             return Err(LaneEnd::ServerClose { error, allow_reconnect: message.allow_reconnect });
