@@ -1,9 +1,9 @@
 //! Oracles for hub messages and for dotNetify's contract; serde_json says what the bytes really mean.
-use crate::proto::dotnetify::context::{self, Context};
+use crate::proto::dotnetify::context::{self, Context, Items};
 use crate::proto::dotnetify::forward::{self, Forward};
 use crate::proto::dotnetify::request::{self, Call};
 use crate::proto::dotnetify::response::{self, Delivery, Recipients};
-use crate::proto::signalr::{Kind, Message, MessageError, Span, handshake, json, msgpack, record};
+use crate::proto::signalr::{Kind, Message, MessageError, Protocol, Span, handshake, json, msgpack, record};
 use serde::de::IgnoredAny;
 use serde_json::value::RawValue;
 use std::collections::BTreeMap;
@@ -72,11 +72,11 @@ pub fn signalr_record(data: &[u8]) {
 /// argument on a JSON lane, and for a whole body on a MessagePack lane.
 pub fn dotnetify_response(data: &[u8]) {
     if let Ok(message) = msgpack::parse(data)
-        && let Ok(delivery) = response::parse_msgpack(data, &message)
+        && let Ok(delivery) = response::parse(Protocol::MessagePack, data, &message)
         && let Some((vm, data)) = check_recipients(data, delivery, |_, _| {})
     {
         let mut frame = Vec::new();
-        response::write_client_json_text(vm, data, &mut frame);
+        response::write_client(Protocol::MessagePack, Protocol::Json, vm, data, &mut frame);
         let (_, frame) = frame.split_last().expect("a frame is not empty");
         let frame: serde_json::Value = serde_json::from_slice(frame).expect("client frame is JSON");
         assert_eq!(frame["arguments"][0][0].as_str().map(str::as_bytes), Some(vm));
@@ -89,7 +89,7 @@ pub fn dotnetify_response(data: &[u8]) {
     let text = format!("{{\"type\":1,\"target\":\"Response_VM\",\"arguments\":[{argument}]}}");
     let record = text.as_bytes();
     let Ok(message) = json::parse(record) else { return };
-    let Ok(delivery) = response::parse_json(record, &message) else { return };
+    let Ok(delivery) = response::parse(Protocol::Json, record, &message) else { return };
     let copied = check_recipients(record, delivery, |recipients, found| {
         if let Some(expected) = expected_recipients(record, recipients) {
             assert_eq!(found, expected);
@@ -97,7 +97,7 @@ pub fn dotnetify_response(data: &[u8]) {
     });
     if let Some((vm, data)) = copied {
         let mut frame = Vec::new();
-        response::write_client_json(vm, data, &mut frame);
+        response::write_client(Protocol::Json, Protocol::Json, vm, data, &mut frame);
         let (_, frame) = frame.split_last().expect("a frame is not empty");
         serde_json::from_slice::<IgnoredAny>(frame).expect("client frame is JSON");
         assert!(json::parse(frame).is_ok());
@@ -176,7 +176,7 @@ fn check_request(record: &[u8], message: &Message) {
         Ok(request) => request,
         Err(error) => {
             let mut text = Vec::new();
-            error.write_text(message.target.map_or(&[][..], |target| target.of(record)), &mut text);
+            error.write_text(Protocol::Json, message.target.map_or(&[][..], |target| target.of(record)), &mut text);
             assert!(core::str::from_utf8(&text).is_ok_and(|text| text.len() < 256));
             return;
         }
@@ -189,10 +189,15 @@ fn check_request(record: &[u8], message: &Message) {
 
 /// An `Invoke` is valid JSON, and valid MessagePack, whose inner texts are the client's.
 pub fn check_forward(forward: &Forward<'_>, vm_id: Option<&[u8]>, argument: Option<&[u8]>) {
-    let context =
-        |tail| Context { hub_id: b"hub", ticks: 17_149_792_891_234_567, connection_id: b"origin", tail: [tail, b""] };
+    let context = |protocol| Context {
+        hub_id: b"hub",
+        ticks: 17_149_792_891_234_567,
+        connection_id: b"origin",
+        tail: [context::minimal_tail(protocol), b""],
+        items: Items::default(),
+    };
     let mut out = Vec::new();
-    forward::write_json(forward, &context(context::MINIMAL_TAIL_JSON), Some(1), &mut out);
+    forward::write(Protocol::Json, forward, &context(Protocol::Json), Some(1), &mut out);
     let (separator, text) = out.split_last().expect("a record is not empty");
     assert_eq!(*separator, record::RECORD_SEPARATOR);
     assert_eq!(record::find_separator(text), None);
@@ -210,7 +215,7 @@ pub fn check_forward(forward: &Forward<'_>, vm_id: Option<&[u8]>, argument: Opti
     }
 
     let mut out = Vec::new();
-    forward::write_msgpack(forward, &context(context::MINIMAL_TAIL_MSGPACK), Some(1), &mut out);
+    forward::write(Protocol::MessagePack, forward, &context(Protocol::MessagePack), Some(1), &mut out);
     let (prefix, length) = record::length_prefix(&out).expect("a prefix").expect("a whole prefix");
     let body = &out[prefix..];
     assert_eq!(body.len(), length as usize);

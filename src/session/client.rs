@@ -410,7 +410,7 @@ impl State {
         let target = message.target.map_or(&b""[..], |target| target.of(record));
         if let Some(id) = answer_to {
             let mut text = Vec::new();
-            error.write_text(target, &mut text);
+            error.write_text(self.form.protocol, target, &mut text);
             let text = String::from_utf8_lossy(&text);
             let form = self.form;
             env.message(form, |out| encode::completion_error(form.protocol, id, &text, out));

@@ -5,8 +5,7 @@ use crate::ids::Time;
 use crate::limits::{LANE_KEEP_ALIVE_MS, LANE_RECORD_BYTES_MAX, LANE_SILENCE_MS};
 use crate::mem::pool::BytePool;
 use crate::proto::dotnetify::response::{self, Delivery, ResponseError};
-use crate::proto::signalr::handshake::Protocol;
-use crate::proto::signalr::{self, Kind, encode, json};
+use crate::proto::signalr::{self, Kind, Protocol, encode};
 use crate::proto::ws::frame::write_frame;
 use crate::proto::ws::{Decoder, Event, Opcode, Role};
 use core::time::Duration;
@@ -152,10 +151,7 @@ fn on_record(protocol: Protocol, record: &[u8], env: &mut impl LaneEnv) -> Resul
         Kind::Close => {
             let error = message.error.map(|error| {
                 let mut text = Vec::new();
-                match protocol {
-                    Protocol::Json => json::unescape(error.of(record), &mut text),
-                    Protocol::MessagePack => text.extend_from_slice(error.of(record)),
-                }
+                signalr::plain_text(protocol, error.of(record), &mut text);
                 String::from_utf8_lossy(&text).into_owned()
             });
             return Err(LaneEnd::ServerClose { error, allow_reconnect: message.allow_reconnect });

@@ -5,9 +5,10 @@ use super::socket::{Client, Conn, Life, Socket, Stage, linger_until};
 use crate::ids::{Address, SlotKey, Time};
 use crate::limits::CONTEXT_BYTES_MAX;
 use crate::metrics::Counter;
-use crate::proto::dotnetify::context::{self, Embedding, Peer, Prepared};
+use crate::proto::dotnetify::context::{self, Peer, Prepared};
 use crate::proto::dotnetify::request::{Call, Request};
 use crate::proto::http::{self, Head};
+use crate::proto::signalr::Protocol;
 use crate::session::client::{ClientEnv, ClientSession, Note};
 use crate::session::fault::{self, End, Refusal};
 use crate::session::groups::Memberships;
@@ -93,7 +94,7 @@ impl<I: Io> Shard<I> {
         let context = |admits: &dyn Fn(&str) -> bool| {
             let shown: Vec<(&str, &[u8])> = head.headers().filter(|(name, _)| admits(name)).collect();
             let (local, remote) = ((local.ip(), local.port()), (peer.ip(), peer.port()));
-            context::prepare(&Peer { connection_id: &connection_id, local, remote, headers: &shown }, Embedding::Json)
+            context::prepare(Protocol::Json, &Peer { connection_id: &connection_id, local, remote, headers: &shown })
         };
         let bytes = |prepared: &Prepared| prepared.connection.len() + prepared.headers.len();
         let policy = &settings.forward_headers;

@@ -6,7 +6,7 @@ use crate::mem::frames::FramePool;
 use crate::mem::slab::Slab;
 use crate::metrics::{Counter, ShardMetrics};
 use crate::proto::dotnetify::response::{self, Delivery, Recipients};
-use crate::proto::signalr::Span;
+use crate::proto::signalr::{Protocol, Span};
 use crate::proto::ws::Opcode;
 use crate::proto::ws::frame::write_frame;
 use crate::session::groups::{Groups, Joined};
@@ -162,7 +162,7 @@ fn share(
 }
 
 fn write_client_frame(out: &mut Vec<u8>, vm: &[u8], data: &[u8]) {
-    write_frame(out, Opcode::Text, None, |out| response::write_client_json(vm, data, out));
+    write_frame(out, Opcode::Text, None, |out| response::write_client(Protocol::Json, Protocol::Json, vm, data, out));
 }
 
 /// The client an origin id stands for, if it is one of this shard's.

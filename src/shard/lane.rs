@@ -7,9 +7,10 @@ use crate::limits::*;
 use crate::mem::frames::FramePool;
 use crate::mem::slab::Slab;
 use crate::metrics::{Counter, Histogram, ShardMetrics};
-use crate::proto::dotnetify::context::{Context, MINIMAL_TAIL_JSON};
+use crate::proto::dotnetify::context::{Context, Items, minimal_tail};
 use crate::proto::dotnetify::forward::{self, Forward};
 use crate::proto::dotnetify::request::{Call, Request};
+use crate::proto::signalr::Protocol;
 use crate::proto::ws::Opcode;
 use crate::proto::ws::frame::write_frame;
 use crate::session::client::write_refusal;
@@ -196,14 +197,20 @@ impl Lane {
         let (State::Up(link), Some(hub_id)) = (&mut self.state, &self.hub_id) else {
             return Err(Refusal::QueueFull);
         };
-        let context = Context { hub_id: &hub_id.0, ticks: gate.clock.next(), connection_id: &origin.0, tail };
+        let context = Context {
+            hub_id: &hub_id.0,
+            ticks: gate.clock.next(),
+            connection_id: &origin.0,
+            tail,
+            items: Items::default(),
+        };
         let mask = gate.random.mask();
         let limit = gate.settings.upstream_message_bytes_max as usize;
         let written = link.socket.out(gate.frames, gate.dirty, |out| {
             let start = out.len();
             let bytes = write_frame(out, Opcode::Text, Some(mask), |out| {
                 let payload = out.len();
-                forward::write_json(forward, &context, None, out);
+                forward::write(Protocol::Json, forward, &context, None, out);
                 out.len() - payload
             });
             if bytes > limit {
@@ -252,7 +259,7 @@ impl Lane {
         {
             if let Some(origin) = self.notices.pop_front() {
                 // Cannot be too large: the minimal context has a few dozen bytes.
-                let _ = self.write(&Forward::Disconnected, &origin, [MINIMAL_TAIL_JSON, b""], gate);
+                let _ = self.write(&Forward::Disconnected, &origin, [minimal_tail(Protocol::Json), b""], gate);
                 continue;
             }
             let Some(waiting) = self.waiting.pop_front() else { return };
