@@ -187,6 +187,8 @@ pub const LANE_KEEP_ALIVE_MS: u64 = 15_000;
 pub const LINGER_MS: u64 = 5_000;
 /// An HTTP connection between two requests.
 pub const HTTP_IDLE_MS: u64 = 60_000;
+/// Used tokens a shard remembers so that each begins one connection only; an entry takes about 100 bytes.
+pub const USED_TOKENS_MAX: usize = 65_536;
 /// Groups one client may be in.
 pub const GROUPS_PER_CLIENT_MAX: u32 = 1024;
 /// Orders waiting between a shard and the control plane.
@@ -246,4 +248,6 @@ pub const TLS_SESSIONS_KEPT: usize = 8;
 /// Largest file of certificates or a key. The list of all public authorities has 230 KB.
 pub const PEM_FILE_BYTES_MAX: u64 = 4 * 1024 * 1024;
 
+/// Bytes of a connection that are sealed at once; what the kernel has not taken stays in plain, in the bounded queue.
+pub const TLS_SEALED_BYTES_MAX: usize = 4 * TLS_PLAIN_BYTES_MAX;
 const _: () = assert!(POOLED_BUFFER_BYTES_MAX >= TLS_CARRY_BYTES_MAX);

@@ -17,7 +17,7 @@ const LAYERS: &[(&str, &[&str])] = &[
     ("sys", &["limits", "ids", "mem", "metrics"]),
     ("tls", &["limits", "mem"]),
     // The design draws bus and sys on one level. Of the two only bus knows the other, for the doorbell that wakes its receiver.
-    ("bus", &["limits", "ids", "proto", "mem", "metrics", "sys", "tls"]),
+    ("bus", &["limits", "ids", "identity", "proto", "mem", "metrics", "sys", "tls"]),
     ("shard", &["limits", "ids", "identity", "proto", "mem", "metrics", "session", "sys", "tls", "bus"]),
     ("sim", &["limits", "ids", "proto", "mem", "metrics", "session", "sys", "tls", "bus", "shard"]),
     ("config", &["limits", "ids", "identity", "proto", "mem", "metrics", "session", "sys", "tls", "bus", "shard"]),

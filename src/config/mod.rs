@@ -208,8 +208,6 @@ pub struct UpstreamUrl {
     /// Name or address; IPv6 without brackets.
     pub host: String,
     pub port: u16,
-    /// Is the app server reached by TLS (https, wss)?
-    pub tls: bool,
     /// Path in front of the hub path, without trailing slash; usually empty.
     pub base: String,
     /// As configured, for logs.

@@ -51,7 +51,6 @@ pub fn parse(text: &str) -> Result<UpstreamUrl, Refused> {
         tls: matches!(url.scheme(), "https" | "wss"),
         host,
         port,
-        tls: false,
         base: url.path().trim_end_matches('/').to_string(),
         text: text.trim_end_matches('/').to_string(),
     })

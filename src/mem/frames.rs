@@ -156,6 +156,36 @@ impl FramePool {
         }
     }
 
+    /// The unsent bytes, oldest first, of at most `bytes_max` bytes.
+    pub fn parts(&self, queue: &SendQueue, bytes_max: usize) -> impl Iterator<Item = &[u8]> {
+        let (mut node, mut skip, mut left) = (queue.head, queue.sent as usize, bytes_max);
+        core::iter::from_fn(move || {
+            if node == NONE || left == 0 {
+                return None;
+            }
+            let Node { frame, next } = self.nodes[node as usize];
+            let part = &self.frames[frame as usize].bytes[skip..];
+            let part = &part[..part.len().min(left)];
+            (node, skip, left) = (next, 0, left - part.len());
+            Some(part)
+        })
+    }
+
+    /// Queues a frame of its own that `write` makes, perhaps of what other frames hold. Nothing written, nothing queued.
+    pub fn derive<R>(&mut self, queue: &mut SendQueue, write: impl FnOnce(&FramePool, &mut Vec<u8>) -> R) -> R {
+        let frame = self.create();
+        let mut bytes = core::mem::take(&mut self.frames[frame.0 as usize].bytes);
+        let result = write(self, &mut bytes);
+        let is_empty = bytes.is_empty();
+        self.frames[frame.0 as usize].bytes = bytes;
+        if is_empty {
+            self.release(frame);
+        } else {
+            self.link(frame.0, queue);
+        }
+        result
+    }
+
     /// Forgets the first `count` unsent bytes: they have left.
     pub fn advance(&mut self, queue: &mut SendQueue, count: u32) {
         assert!(count <= queue.bytes, "more was sent than was queued");
@@ -298,6 +328,26 @@ mod tests {
         pool.append(&mut b, |out| out.extend_from_slice(b"!"));
         assert_eq!(gathered(&pool, &b), b"netwo!");
         pool.clear(&mut b);
+        assert_eq!(pool.live(), 0);
+    }
+
+    #[test]
+    fn a_derived_frame_is_made_of_others() {
+        let mut pool = FramePool::new();
+        let (mut plain, mut sealed) = (SendQueue::default(), SendQueue::default());
+        for text in ["one", "two"] {
+            let frame = pool.create();
+            pool.bytes_mut(&frame).extend_from_slice(text.as_bytes());
+            pool.share(&frame, &mut plain);
+            pool.release(frame);
+        }
+        pool.advance(&mut plain, 1);
+        pool.derive(&mut sealed, |pool, out| pool.parts(&plain, 4).for_each(|part| out.extend(part.iter().rev())));
+        assert_eq!((gathered(&pool, &sealed).as_slice(), sealed.bytes()), (&b"enwt"[..], 4));
+        pool.derive(&mut sealed, |_, _| {});
+        pool.clear(&mut plain);
+        assert_eq!(pool.live(), 1);
+        pool.clear(&mut sealed);
         assert_eq!(pool.live(), 0);
     }
 

@@ -42,14 +42,28 @@ table! {
     "accept_errors", "Accepts that failed, mostly for want of file descriptors", "" { AcceptErrors = "" }
     "http_requests", "HTTP requests read whole, refused ones included", "" { HttpRequests = "" }
     "negotiations", "Negotiate requests answered with a token", "" { Negotiations = "" }
-    "upgrades", "WebSocket upgrades accepted: clients opened", "" { ClientsOpened = "" }
-    "handshakes", "SignalR handshakes accepted", "" { Handshakes = "" }
+    "clients_opened", "Clients that began, by transport", "transport" {
+        OpenedWebSockets = "web_sockets",
+        OpenedServerSentEvents = "server_sent_events",
+        OpenedLongPolling = "long_polling",
+    }
+    "handshakes", "SignalR handshakes accepted, by protocol", "protocol" {
+        HandshakesJson = "json",
+        HandshakesMessagePack = "messagepack",
+    }
+    "resumes", "Stateful clients that lost their socket, and came back with another", "event" {
+        Detached = "lost",
+        Resumed = "resumed",
+    }
+    "handed_over", "Connections handed to the shard that owns what they ask for", "" { HandedOver = "" }
+    "tls_errors", "Connections of clients that ended because of their TLS", "" { TlsErrors = "" }
     "client_messages", "Hub messages received from clients, by kind", "kind" {
         ClientRequestVm = "request_vm",
         ClientUpdateVm = "update_vm",
         ClientDisposeVm = "dispose_vm",
         ClientPing = "ping",
         ClientBadRequest = "bad_request",
+        ClientRepeated = "repeated",
         ClientOther = "other",
     }
     "forwarded", "Invocations written to lanes, by kind", "kind" {
@@ -62,6 +76,7 @@ table! {
         DeliveredOne = "one",
         DeliveredMany = "many",
         DeliveredGroup = "group",
+        DeliveredUsers = "users",
     }
     "app_messages", "Messages received from app servers, by kind", "kind" {
         AppSend = "send",
@@ -120,7 +135,6 @@ table! {
         RefusedQueueTimeout = "queue_timeout",
         RefusedQueueFull = "queue_full",
         RefusedTooLargeUpstream = "too_large_upstream",
-        RefusedUnauthorized = "unauthorized",
         RefusedOther = "other",
     }
     "tokens", "Bearer tokens verified, by result", "result" {
@@ -151,6 +165,7 @@ table! {
         EndedMessageError = "message_error",
         EndedMessageTooLarge = "message_too_large",
         EndedClientTimeout = "client_timeout",
+        EndedTls = "tls",
         EndedSequenceGap = "sequence_gap",
         EndedInactive = "inactive",
         EndedDeleted = "deleted",
@@ -167,7 +182,7 @@ table! {
         DroppedHeaders = "context_headers",
         DroppedNotice = "disconnect_notice",
         DroppedAppMessage = "odd_app_message",
-        DroppedUsers = "users_unsupported",
+        DroppedResume = "resume_buffer",
         DroppedGroupJoin = "too_many_groups",
     }
     "receive_buffers_exhausted", "Receives that found no free buffer and were repeated", "" { ReceiveBuffersExhausted = "" }

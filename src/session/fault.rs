@@ -21,6 +21,8 @@ pub enum End {
     MessageTooLarge,
     /// Nothing heard for the client timeout (armed by its first ping).
     ClientTimeout,
+    /// Its TLS failed; the label says how.
+    Tls(&'static str),
     /// Stateful reconnect: its Sequence leaves out messages (reference 14).
     SequenceGap,
     /// A stateful client whose socket broke, or a polling one, did not come back in time.
@@ -58,7 +60,7 @@ impl End {
         match self {
             End::PeerClose => Told { hub_close: None, close_code: Some(1000) },
             End::PeerCloseFrame(code) => Told { hub_close: None, close_code: Some(code.unwrap_or(1000)) },
-            End::PeerGone | End::SocketError(_) | End::Inactive => nothing,
+            End::PeerGone | End::SocketError(_) | End::Inactive | End::Tls(_) => nothing,
             End::WebSocket(error) => Told { hub_close: None, close_code: Some(error.close_code()) },
             End::NotUtf8 => Told { close_code: Some(1007), ..failed },
             // Its refusal has been written; no Close message follows (reference 11.3).
@@ -89,6 +91,7 @@ impl End {
             End::Message(_) => "message_error",
             End::MessageTooLarge => "message_too_large",
             End::ClientTimeout => "client_timeout",
+            End::Tls(_) => "tls",
             End::SequenceGap => "sequence_gap",
             End::Inactive => "inactive",
             End::Deleted => "deleted",
@@ -99,7 +102,7 @@ impl End {
         }
     }
 
-    pub const LABELS: [&'static str; 18] = [
+    pub const LABELS: [&'static str; 19] = [
         "peer_close",
         "peer_close_frame",
         "peer_gone",
@@ -111,6 +114,7 @@ impl End {
         "message_error",
         "message_too_large",
         "client_timeout",
+        "tls",
         "sequence_gap",
         "inactive",
         "deleted",
@@ -200,6 +204,7 @@ pub enum LaneEnd {
     Message(MessageError),
     NotUtf8,
     RecordTooLarge,
+    Tls(String),
     /// Nothing arrived for `LANE_SILENCE_MS`.
     Silence,
     Stopping,
@@ -222,6 +227,7 @@ impl core::fmt::Display for LaneEnd {
             LaneEnd::RecordTooLarge => {
                 write!(f, "the app server sent a message over {} bytes", crate::limits::LANE_RECORD_BYTES_MAX)
             }
+            LaneEnd::Tls(error) => write!(f, "its TLS failed: {error}"),
             LaneEnd::Silence => {
                 write!(f, "nothing heard from the app server for {} s", crate::limits::LANE_SILENCE_MS / 1000)
             }
@@ -257,6 +263,7 @@ mod tests {
             End::Message(MessageError::Syntax),
             End::MessageTooLarge,
             End::ClientTimeout,
+            End::Tls("tls_record"),
             End::SequenceGap,
             End::Inactive,
             End::Deleted,
@@ -278,7 +285,12 @@ mod tests {
         for end in every_end() {
             let told = end.told();
             match end {
-                End::PeerGone | End::SocketError(_) | End::SlowClient | End::Inactive | End::Deleted => {
+                End::PeerGone
+                | End::SocketError(_)
+                | End::SlowClient
+                | End::Inactive
+                | End::Tls(_)
+                | End::Deleted => {
                     assert_eq!(told.close_code, None);
                 }
                 End::LaneLost | End::TokenExpired | End::Stopping => {

@@ -42,7 +42,7 @@ pub struct Forwarded {
 /// Of `X-Forwarded-Proto` that entry is taken that stands as far from the right as the address does in its list; where there are fewer,
 /// the leftmost: some proxies add to the one list and overwrite the other.
 pub fn client_of(head: &Head<'_>, peer: Option<IpAddr>, trusted: &Trusted) -> Option<Forwarded> {
-    if !peer.map_or(trusted.unix, |peer| trusted.names(peer)) {
+    if !trusted.admits(peer) {
         return None;
     }
     let list = |name| from_right(head.values(name));
@@ -59,6 +59,11 @@ pub fn client_of(head: &Head<'_>, peer: Option<IpAddr>, trusted: &Trusted) -> Op
 }
 
 impl Trusted {
+    /// Is this peer one of them? `None` is a peer on a Unix socket.
+    pub fn admits(&self, peer: Option<IpAddr>) -> bool {
+        peer.map_or(self.unix, |peer| self.names(peer))
+    }
+
     fn names(&self, ip: IpAddr) -> bool {
         let ip = ip.to_canonical();
         self.networks.iter().any(|network| network.contains(&ip))
