@@ -154,12 +154,16 @@ pub fn wait_for_signal() -> io::Result<()> {
 fn listen_for_shards(config: &Config) -> io::Result<Vec<TcpListener>> {
     let listener = &config.listen[0];
     let words = |error| in_words(error, &format!("cannot listen on {listener}"));
+    // What is not served must not be served in another way: no plain connection where TLS was asked for, no client without
+    // the token it needs.
     let ListenAddress::Tcp(address) = listener.address else {
-        return Err(words(io::Error::from(io::ErrorKind::Unsupported)));
+        return Err(words(io::ErrorKind::Unsupported.into()));
     };
-    // Never plain where TLS was asked for.
-    if config.listen.len() > 1 || listener.tls {
-        return Err(words(io::Error::from(io::ErrorKind::Unsupported)));
+    if config.listen.len() > 1 || listener.tls || config.proxy_protocol {
+        return Err(words(io::ErrorKind::Unsupported.into()));
+    }
+    if config.identity.is_some() || config.upstream.url.tls || config.upstream.use_message_pack {
+        return Err(io::ErrorKind::Unsupported.into());
     }
     socket::probe_free(address).map_err(words)?;
     let first = socket::listen(address).map_err(words)?;
