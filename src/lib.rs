@@ -14,7 +14,7 @@
 //! shard               one core: the turn, accept, clients, lanes, delivery
 //! bus                 bounded queues with a doorbell, between shards and control plane
 //! session   sys       pure lives of connections | the kernel: ring, sockets, doorbell, probe
-//! proto mem metrics   pure codecs: http, ws, signalr, dotnetify | slab, frames, buffers, wheel | names, counters, exposition
+//! proto mem metrics   pure codecs: proxy, http, ws, signalr, dotnetify | slab, frames, buffers, wheel | names, counters, exposition
 //! limits    ids       every bound with its reason | names of things, and time
 //! ```
 //!
