@@ -15,7 +15,7 @@
 //! bus                 bounded queues with a doorbell, between shards and control plane
 //! session  sys  tls   pure lives of connections | the kernel: ring, sockets, doorbell, probe | TLS without sockets, certificates
 //! identity            who a client is: tokens verified, with keys and time as arguments
-//! proto mem metrics   pure codecs: http, ws, signalr, dotnetify | slab, frames, buffers, wheel | names, counters, exposition
+//! proto mem metrics   pure codecs: proxy, http, ws, signalr, dotnetify | slab, frames, buffers, wheel | names, counters, exposition
 //! limits    ids       every bound with its reason | names of things, and time
 //! ```
 //!

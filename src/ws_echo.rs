@@ -205,7 +205,7 @@ mod tests {
     #[test]
     fn anything_but_an_upgrade_is_refused() {
         assert!(talk(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n", b"").starts_with(b"HTTP/1.1 400 "));
-        assert!(talk(b"POST /negotiate HTTP/1.1\r\nHost: a\r\n\r\n", b"").starts_with(b"HTTP/1.1 405 "));
+        assert!(talk(b"PUT /negotiate HTTP/1.1\r\nHost: a\r\n\r\n", b"").starts_with(b"HTTP/1.1 405 "));
         assert!(talk(b"nonsense\r\n\r\n", b"").starts_with(b"HTTP/1.1 400 "));
     }
 }

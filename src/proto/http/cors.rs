@@ -132,7 +132,19 @@ fn is_name_list(value: &[u8]) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::proto::http::Transports;
     use std::vec;
+
+    #[test]
+    fn what_is_kept_says_the_same() {
+        for cors in [Cors::None, Cors::Allow("https://app.example.com"), Cors::Forbidden] {
+            let (mut said, mut kept) = (vec![], vec![]);
+            cors.write(&mut said);
+            cors.to_owned_cors().as_cors().write(&mut kept);
+            assert_eq!(said, kept, "{cors:?}");
+        }
+        assert_eq!(size_of::<OwnedCors>(), 16);
+    }
 
     #[test]
     fn same_origin_is_host_and_port_with_the_default_elided() {
@@ -166,6 +178,8 @@ mod tests {
         let policy = HttpPolicy {
             hub_path: "/hub".into(),
             origins: OriginPolicy { allowed: vec!["https://App.example.com".into(), "http://b:8080".into()] },
+            transports: Transports { web_sockets: true, server_sent_events: true, long_polling: true },
+            post_body_bytes_max: 0,
         };
         let judge = |headers: &str| {
             let text = std::format!("GET /hub HTTP/1.1\r\nHost: proxy\r\n{headers}\r\n");

@@ -112,35 +112,81 @@ mod tests {
     use super::*;
     use std::string::String;
 
-    fn reply(version: u8, id: &str, token: &str, cors: Cors<'_>, keep_alive: bool) -> String {
+    const ALL: Transports = Transports { web_sockets: true, server_sent_events: true, long_polling: true };
+    const V1: Negotiated<'_> =
+        Negotiated { version: 1, connection_id: "id22", token: "tok22", transports: ALL, stateful_reconnect: false };
+
+    fn reply(negotiated: Negotiated<'_>, cors: Cors<'_>, keep_alive: bool) -> (String, String) {
         let mut out = Vec::new();
-        negotiate_reply(version, id, token, cors, keep_alive, &mut out);
-        String::from_utf8(out).unwrap()
+        negotiate_reply(&negotiated, cors, keep_alive, &mut out);
+        let reply = String::from_utf8(out).unwrap();
+        let (head, content) = reply.split_once("\r\n\r\n").unwrap();
+        assert!(head.ends_with(&std::format!("\r\nContent-Length: {}", content.len())), "{head}");
+        (head.into(), content.into())
     }
 
     #[test]
     fn version_1_has_id_and_token_in_aspnets_order() {
+        let (head, content) = reply(V1, Cors::None, true);
         assert_eq!(
-            reply(1, "id22", "tok22", Cors::None, true),
-            "HTTP/1.1 200 OK\r\nVary: Origin\r\nConnection: keep-alive\r\nContent-Type: application/json\r\nContent-Length: 148\r\n\r\n\
-            {\"negotiateVersion\":1,\"connectionId\":\"id22\",\"connectionToken\":\"tok22\",\
-            \"availableTransports\":[{\"transport\":\"WebSockets\",\"transferFormats\":[\"Text\"]}]}"
+            head,
+            "HTTP/1.1 200 OK\r\nVary: Origin\r\nConnection: keep-alive\r\nContent-Type: application/json\r\nContent-Length: 281"
+        );
+        // The example of reference 3.2.
+        assert_eq!(
+            content,
+            r#"{"negotiateVersion":1,"connectionId":"id22","connectionToken":"tok22","availableTransports":[{"transport":"WebSockets","transferFormats":["Text","Binary"]},{"transport":"ServerSentEvents","transferFormats":["Text"]},{"transport":"LongPolling","transferFormats":["Text","Binary"]}]}"#
         );
     }
 
     #[test]
     fn version_0_has_one_id() {
-        let reply = reply(0, "tok22", "tok22", Cors::Allow("https://app.example.com"), false);
-        let (head, content) = reply.split_once("\r\n\r\n").unwrap();
+        let negotiated = Negotiated { version: 0, connection_id: "tok22", ..V1 };
+        let (head, content) = reply(negotiated, Cors::Allow("https://app.example.com"), false);
         assert_eq!(
             head,
             "HTTP/1.1 200 OK\r\nVary: Origin\r\nAccess-Control-Allow-Origin: https://app.example.com\r\n\
-            Access-Control-Allow-Credentials: true\r\nConnection: close\r\nContent-Type: application/json\r\nContent-Length: 123"
+            Access-Control-Allow-Credentials: true\r\nConnection: close\r\nContent-Type: application/json\r\nContent-Length: 256"
         );
+        assert!(
+            content.starts_with(r#"{"negotiateVersion":0,"connectionId":"tok22","availableTransports":[{"#),
+            "{content}"
+        );
+    }
+
+    #[test]
+    fn what_is_not_offered_is_not_named() {
+        let transports = |web_sockets, server_sent_events, long_polling| {
+            let transports = Transports { web_sockets, server_sent_events, long_polling };
+            let (_, content) = reply(Negotiated { transports, ..V1 }, Cors::None, true);
+            content.split_once(r#""availableTransports":"#).unwrap().1.replace(r#"{"transport":"#, "")
+        };
+        assert_eq!(transports(false, false, false), "[]}");
+        assert_eq!(transports(true, false, false), r#"["WebSockets","transferFormats":["Text","Binary"]}]}"#);
         assert_eq!(
-            content,
-            r#"{"negotiateVersion":0,"connectionId":"tok22","availableTransports":[{"transport":"WebSockets","transferFormats":["Text"]}]}"#
+            transports(false, true, true),
+            r#"["ServerSentEvents","transferFormats":["Text"]},"LongPolling","transferFormats":["Text","Binary"]}]}"#
         );
+    }
+
+    #[test]
+    fn stateful_reconnect_comes_first_and_only_when_true() {
+        let (_, content) = reply(Negotiated { stateful_reconnect: true, ..V1 }, Cors::None, true);
+        assert!(content.starts_with(r#"{"useStatefulReconnect":true,"negotiateVersion":1,"#), "{content}");
+        let asks = |query: &str| {
+            let text = std::format!("POST /hub/negotiate?{query} HTTP/1.1\r\nHost: a\r\n\r\n");
+            asks_stateful_reconnect(&super::super::parse_head(text.as_bytes()).ok().unwrap())
+        };
+        for yes in [
+            "useStatefulReconnect=true",
+            "a&USEstatefulreconnect=True",
+            "useStatefulReconnect=true&useStatefulReconnect=true",
+        ] {
+            assert!(asks(yes), "{yes}");
+        }
+        for no in ["", "useStatefulReconnect", "useStatefulReconnect=1", "useStatefulReconnect=false"] {
+            assert!(!asks(no), "{no}");
+        }
     }
 
     #[test]

@@ -177,38 +177,112 @@ fn reason(status: u16) -> &'static str {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::format;
     use std::string::String;
 
-    fn refused(error: HttpError, cors: Cors<'_>) -> String {
-        let mut out = Vec::new();
-        refuse(error, cors, &mut out);
-        String::from_utf8(out).unwrap()
+    const APP: Cors<'static> = Cors::Allow("https://app.example.com");
+    const APP_HEADERS: &str = "Vary: Origin\r\nAccess-Control-Allow-Origin: https://app.example.com\r\nAccess-Control-Allow-Credentials: true\r\n";
+    const NO_CACHE: &str =
+        "Cache-Control: no-cache, no-store\r\nPragma: no-cache\r\nExpires: Thu, 01 Jan 1970 00:00:00 GMT\r\n";
+
+    fn written(write: impl FnOnce(&mut Vec<u8>)) -> String {
+        let mut out = b"before".to_vec();
+        write(&mut out);
+        String::from_utf8(out).unwrap().strip_prefix("before").expect("appended").into()
+    }
+
+    fn refused(error: HttpError, cors: Cors<'_>, keep_alive: bool) -> String {
+        written(|out| refuse(error, cors, keep_alive, out))
+    }
+
+    #[test]
+    fn an_event_stream_begins_at_once_and_ends_with_its_connection() {
+        assert_eq!(
+            written(|out| event_stream_reply(APP, out)),
+            format!(
+                "HTTP/1.1 200 OK\r\n{APP_HEADERS}Cache-Control: no-cache,no-store\r\nPragma: no-cache\r\n\
+                Content-Encoding: identity\r\nConnection: close\r\nContent-Type: text/event-stream\r\n\r\n:\r\n"
+            )
+        );
+    }
+
+    #[test]
+    fn polls_are_answered_as_by_aspnet() {
+        for (reply, status, content) in [
+            (PollReply::First, "200 OK", "application/octet-stream\r\nContent-Length: 0"),
+            (PollReply::Data { bytes: 70_000 }, "200 OK", "application/octet-stream\r\nContent-Length: 70000"),
+            (PollReply::TimedOut, "200 OK", "text/plain\r\nContent-Length: 0"),
+            (PollReply::Ended, "204 No Content", "text/plain"),
+        ] {
+            assert_eq!(
+                written(|out| poll_reply(reply, APP, true, out)),
+                format!(
+                    "HTTP/1.1 {status}\r\n{APP_HEADERS}{NO_CACHE}Connection: keep-alive\r\nContent-Type: {content}\r\n\r\n"
+                )
+            );
+        }
+        let last = written(|out| poll_reply(PollReply::First, Cors::None, false, out));
+        assert!(last.contains("\r\nConnection: close\r\n") && !last.contains("Access-Control"), "{last}");
+    }
+
+    #[test]
+    fn what_is_taken_and_what_is_ended() {
+        assert_eq!(
+            written(|out| post_reply(APP, true, out)),
+            format!(
+                "HTTP/1.1 200 OK\r\n{APP_HEADERS}Connection: keep-alive\r\nContent-Type: text/plain\r\nContent-Length: 0\r\n\r\n"
+            )
+        );
+        assert_eq!(
+            written(|out| delete_reply(Cors::None, false, out)),
+            "HTTP/1.1 202 Accepted\r\nVary: Origin\r\nConnection: close\r\nContent-Type: text/plain\r\nContent-Length: 0\r\n\r\n"
+        );
     }
 
     #[test]
     fn a_refusal_in_full() {
         assert_eq!(
-            refused(HttpError::UnknownConnection, Cors::Allow("https://app.example.com")),
-            "HTTP/1.1 404 Not Found\r\nVary: Origin\r\nAccess-Control-Allow-Origin: https://app.example.com\r\n\
-            Access-Control-Allow-Credentials: true\r\nCache-Control: no-store\r\nConnection: close\r\n\
-            Content-Type: text/plain\r\nContent-Length: 26\r\n\r\nNo Connection with that ID"
+            refused(HttpError::UnknownConnection, APP, false),
+            format!(
+                "HTTP/1.1 404 Not Found\r\n{APP_HEADERS}Cache-Control: no-store\r\nConnection: close\r\n\
+                Content-Type: text/plain\r\nContent-Length: 26\r\n\r\nNo Connection with that ID"
+            )
+        );
+        assert_eq!(
+            refused(HttpError::AlreadyActive, Cors::None, true),
+            "HTTP/1.1 409 Conflict\r\nVary: Origin\r\nCache-Control: no-store\r\nConnection: keep-alive\r\n\
+            Content-Type: text/plain\r\nContent-Length: 0\r\n\r\n"
         );
     }
 
     #[test]
-    fn every_refusal_is_a_whole_reply_that_closes() {
+    fn every_refusal_is_a_whole_reply() {
         for error in HttpError::ALL {
-            let reply = refused(*error, Cors::Forbidden);
+            let reply = refused(*error, Cors::Forbidden, false);
             let (head, body) = reply.split_once("\r\n\r\n").unwrap();
-            assert!(head.starts_with(&std::format!("HTTP/1.1 {} ", error.status())), "{head}");
+            assert!(head.starts_with(&format!("HTTP/1.1 {} ", error.status())), "{head}");
             assert!(!head.contains(" \r\n"), "{error:?} has a phrase");
             assert!(head.contains("\r\nConnection: close\r\n"));
-            assert!(head.ends_with(&std::format!("\r\nContent-Length: {}", body.len())) && !body.is_empty());
+            assert!(head.ends_with(&format!("\r\nContent-Length: {}", body.len())));
+            assert_eq!(body.is_empty(), *error == HttpError::AlreadyActive);
             assert!(!head.contains("Access-Control"));
         }
-        assert!(refused(HttpError::MethodNotAllowed, Cors::None).contains("\r\nAllow: GET, POST, OPTIONS\r\n"));
-        assert!(refused(HttpError::WebSocketVersion, Cors::None).contains("\r\nSec-WebSocket-Version: 13\r\n"));
-        assert!(refused(HttpError::OriginForbidden, Cors::Forbidden).contains("`allowed_origins`"));
+    }
+
+    #[test]
+    fn some_refusals_say_what_would_do() {
+        for (error, header) in [
+            (HttpError::MethodNotAllowed, "Allow: GET, POST, DELETE, OPTIONS"),
+            (HttpError::PostToWebSocket, "Allow: GET, OPTIONS"),
+            (HttpError::WebSocketVersion, "Sec-WebSocket-Version: 13\r\nUpgrade: websocket"),
+            (HttpError::Unauthorized, "WWW-Authenticate: Bearer"),
+            (HttpError::InvalidToken, r#"WWW-Authenticate: Bearer error="invalid_token""#),
+            (HttpError::Overloaded, "Retry-After: 1"),
+        ] {
+            let reply = refused(error, Cors::None, true);
+            assert!(reply.contains(&format!("\r\n{header}\r\nVary: Origin\r\n")), "{reply}");
+        }
+        assert!(refused(HttpError::OriginForbidden, Cors::Forbidden, true).contains("`allowed_origins`"));
     }
 
     #[test]
@@ -218,8 +292,8 @@ mod tests {
             decimal(value, &mut out);
             String::from_utf8(out).unwrap()
         };
-        for value in [0, 9, 10, 65535, u32::MAX] {
-            assert_eq!(text(value), std::format!("{value}"));
+        for value in [0, 9, 10, 65535, u64::MAX] {
+            assert_eq!(text(value), format!("{value}"));
         }
     }
 }
