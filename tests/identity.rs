@@ -425,10 +425,12 @@ fn malformed_tokens() {
     for claims in [json!(null), json!([]), json!("claims"), json!([NOW + 9])] {
         assert_eq!(verify(&claims), Err(TokenFault::Malformed), "{claims}");
     }
-    // A header that says two things.
-    let message = format!("{}.{body}", base64(r#"{"alg":"HS256","alg":"HS256"}"#));
-    let signature = crypto::sign(message.as_bytes(), &secret, Algorithm::HS256).unwrap();
-    assert_eq!(identity().verify(&format!("{message}.{signature}"), NOW), Err(TokenFault::Malformed));
+    // A header that says two things, and one that is not UTF-8 where nobody looks.
+    for header in [&b"{\"alg\":\"HS256\",\"alg\":\"HS256\"}"[..], b"{\"alg\":\"HS256\",\"x\":\"\xff\"}"] {
+        let message = format!("{}.{body}", base64(header));
+        let signature = crypto::sign(message.as_bytes(), &secret, Algorithm::HS256).unwrap();
+        assert_eq!(identity().verify(&format!("{message}.{signature}"), NOW), Err(TokenFault::Malformed));
+    }
 }
 
 #[test]

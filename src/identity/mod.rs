@@ -129,11 +129,12 @@ impl Identity {
     }
 
     fn check_signature(&self, header: &[u8], message: &str, signature: &str) -> Result<(), TokenFault> {
-        // serde would take an array for the struct, too.
-        if header.trim_ascii_start().first() != Some(&b'{') {
+        // RFC 7515 section 5.2 wants UTF-8 and an object; serde would pass over the one in members it skips, and take an array.
+        let text = core::str::from_utf8(header).map_err(|_| TokenFault::Malformed)?;
+        if !text.trim_start().starts_with('{') {
             return Err(TokenFault::Malformed);
         }
-        let header: Header<'_> = serde_json::from_slice(header).map_err(|_| TokenFault::Malformed)?;
+        let header: Header<'_> = serde_json::from_str(text).map_err(|_| TokenFault::Malformed)?;
         if header.crit.is_some() {
             return Err(TokenFault::Malformed);
         }
