@@ -1,8 +1,10 @@
 //! The hub codecs on the way of a message, each beside a memcpy of the same bytes: `cargo bench --bench hub`.
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
+use signalring::fuzzing::identity as tokens;
+use signalring::identity::Identity;
 use signalring::proto::dotnetify::context::{self, Context, Embedding, Peer};
 use signalring::proto::dotnetify::forward::{self, Forward};
-use signalring::proto::dotnetify::{request, response};
+use signalring::proto::dotnetify::{headers, request, response};
 use signalring::proto::signalr::{json, msgpack};
 use std::hint::black_box;
 
@@ -167,6 +169,29 @@ fn message_pack(criterion: &mut Criterion) {
     copy(&mut group, "", &body);
 }
 
+/// What a node with identity does to every Request_VM, and what a connection's token costs.
+fn identity(criterion: &mut Criterion) {
+    let [token, ..] = tokens::FOREIGN;
+    let arguments = [
+        ("no options", "{}".to_string()),
+        ("$vmArg only", r#"{"$vmArg":{"Id":5,"Name":"John","Filter":{"City":"Köln","Page":1}}}"#.to_string()),
+        ("$vmArg and $headers", format!(r#"{{"$vmArg":{{"Id":5}},"$headers":{{"Authorization":"Bearer {token}"}}}}"#)),
+        ("1 KiB without", rows(1024)),
+    ];
+    let mut group = criterion.benchmark_group("headers::authorization");
+    for (name, argument) in &arguments {
+        let argument = argument.as_bytes();
+        group.bench_function(*name, |bencher| bencher.iter(|| headers::authorization(black_box(argument))));
+    }
+    drop(group);
+
+    let identity = Identity::new(&tokens::settings()).unwrap();
+    let mut group = criterion.benchmark_group("Identity::verify");
+    for (name, token) in ["HS256", "RS256", "ES256"].into_iter().zip(tokens::FOREIGN) {
+        group.bench_function(name, |bencher| bencher.iter(|| identity.verify(black_box(token), tokens::NOW).unwrap()));
+    }
+}
+
 fn copy(group: &mut criterion::BenchmarkGroup<'_, criterion::measurement::WallTime>, name: &str, bytes: &[u8]) {
     let mut out = Vec::with_capacity(bytes.len());
     group.bench_function(BenchmarkId::new("memcpy", name), |bencher| {
@@ -178,5 +203,5 @@ fn copy(group: &mut criterion::BenchmarkGroup<'_, criterion::measurement::WallTi
     });
 }
 
-criterion_group!(hub, scan, invoke, back, message_pack);
+criterion_group!(hub, scan, invoke, back, message_pack, identity);
 criterion_main!(hub);

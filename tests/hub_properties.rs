@@ -89,6 +89,20 @@ fn message() -> impl Strategy<Value = String> {
     prop_oneof![prop::collection::vec(member, 0..7).prop_flat_map(|members| joined("{", members, "}")), invocation]
 }
 
+/// Arguments of requests with something like `$headers` in them.
+fn argument() -> impl Strategy<Value = String> {
+    let object = |names: &'static [&'static str], value: BoxedStrategy<String>| {
+        prop::collection::vec((prop::sample::select(names), white(), value), 0..4).prop_flat_map(|members| {
+            let member = |(name, white, value)| format!("\"{name}\"{white}:{white}{value}");
+            joined("{", members.into_iter().map(member).collect(), "}")
+        })
+    };
+    let header = prop_oneof![string(), value(), "\"(Bearer|bearer|Basic) ?[a-z.]{0,5}\""].boxed();
+    let names = &["Authorization", "authorization", "\\u0041uthorization", "Accept", "$headers"];
+    let headers = prop_oneof![4 => object(names, header), 1 => value()].boxed();
+    object(&["$headers", "$vmArg", "\\u0024headers", "$header\\u0073", "$Headers", "\\\\u0024headers"], headers)
+}
+
 fn mutate(text: String, edits: Vec<(prop::sample::Index, u8, u8)>) -> Vec<u8> {
     let mut bytes = text.into_bytes();
     for (index, how, byte) in edits {
@@ -203,6 +217,12 @@ proptest! {
     #[test]
     fn scanner_agrees_with_serde_json_on_mutants(text in message(), edits in edits()) {
         hub::signalr_json(&mutate(text, edits));
+    }
+
+    #[test]
+    fn authorization_is_what_serde_json_finds(text in argument(), edits in edits()) {
+        hub::authorization(text.as_bytes());
+        hub::authorization(&mutate(text, edits));
     }
 
     #[test]

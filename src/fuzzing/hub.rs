@@ -1,6 +1,7 @@
 //! Oracles for hub messages and for dotNetify's contract; serde_json says what the bytes really mean.
 use crate::proto::dotnetify::context::{self, Context, Items};
 use crate::proto::dotnetify::forward::{self, Forward};
+use crate::proto::dotnetify::headers;
 use crate::proto::dotnetify::request::{self, Call};
 use crate::proto::dotnetify::response::{self, Delivery, Recipients};
 use crate::proto::signalr::{Kind, Message, MessageError, Protocol, Span, handshake, json, msgpack, record};
@@ -185,6 +186,34 @@ fn check_request(record: &[u8], message: &Message) {
     let argument = request.argument.map(|argument| argument.of(record));
     let forward = Forward::Vm { call: request.call, vm_id, argument };
     check_forward(&forward, Some(vm_id), argument);
+    if let Some(argument) = argument {
+        authorization(argument);
+    }
+}
+
+/// `headers::authorization` finds in an argument what serde_json finds. Where it is found twice under names that differ in case, serde_json's map
+/// does not say which was the last.
+pub fn authorization(argument: &[u8]) {
+    type Members<'a> = BTreeMap<String, &'a RawValue>;
+    let ours = headers::authorization(argument);
+    if let Some(ours) = ours {
+        let mut buffer = Vec::new();
+        let _never_panics = ours.bearer(argument, &mut buffer);
+    }
+    // serde_json reads no names with lone surrogates, which ours passes over.
+    let Ok(members) = serde_json::from_slice::<Members<'_>>(argument) else { return };
+    let members = members.get("$headers").map(|headers| serde_json::from_str::<Members<'_>>(headers.get()));
+    let values: Vec<&str> = match members {
+        Some(Ok(members)) => {
+            let named = members.iter().filter(|(name, _)| name.eq_ignore_ascii_case("authorization"));
+            named.map(|(_, value)| value.get()).collect()
+        }
+        _ => Vec::new(),
+    };
+    if let [] | [_] = values[..] {
+        let theirs = values.first().and_then(|value| value.strip_prefix('"')?.strip_suffix('"'));
+        assert_eq!(ours.map(|ours| ours.contents.of(argument)), theirs.map(str::as_bytes));
+    }
 }
 
 /// An `Invoke` is valid JSON, and valid MessagePack, whose inner texts are the client's.

@@ -122,14 +122,24 @@ impl Identity {
         if token.len() > TOKEN_BYTES_MAX {
             return Err(TokenFault::TooLong);
         }
-        let (message, signature) = token.rsplit_once('.').ok_or(TokenFault::Malformed)?;
-        let (header, claims) = message.split_once('.').ok_or(TokenFault::Malformed)?;
+        let mut parts = token.split('.');
+        let (Some(header), Some(claims), Some(signature), None) =
+            (parts.next(), parts.next(), parts.next(), parts.next())
+        else {
+            return Err(TokenFault::Malformed);
+        };
+        let message = &token[..header.len() + 1 + claims.len()];
         self.check_signature(&decode(header)?, message, signature)?;
         serde_json::from_slice(&decode(claims)?).map_err(|_| TokenFault::Malformed)
     }
 
     fn check_signature(&self, header: &[u8], message: &str, signature: &str) -> Result<(), TokenFault> {
-        let header: Header<'_> = serde_json::from_slice(header).map_err(|_| TokenFault::Malformed)?;
+        // RFC 7515 section 5.2 wants UTF-8 and an object; serde would pass over the one in members it skips, and take an array.
+        let text = core::str::from_utf8(header).map_err(|_| TokenFault::Malformed)?;
+        if !text.trim_start().starts_with('{') {
+            return Err(TokenFault::Malformed);
+        }
+        let header: Header<'_> = serde_json::from_str(text).map_err(|_| TokenFault::Malformed)?;
         if header.crit.is_some() {
             return Err(TokenFault::Malformed);
         }

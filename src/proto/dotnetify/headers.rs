@@ -75,3 +75,92 @@ fn last_member(object: &[u8], is_meant: impl Fn(&[u8]) -> bool) -> Option<Span> 
     })?;
     found
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::string::{String, ToString};
+
+    fn contents(argument: &str) -> Option<&str> {
+        let found = authorization(argument.as_bytes())?;
+        Some(core::str::from_utf8(found.contents.of(argument.as_bytes())).unwrap())
+    }
+
+    fn bearer(argument: &str) -> Option<String> {
+        let mut buffer = Vec::from(*b"stale");
+        authorization(argument.as_bytes())?.bearer(argument.as_bytes(), &mut buffer).map(str::to_string)
+    }
+
+    #[test]
+    fn the_npm_clients_argument() {
+        let argument = r#"{"$vmArg":{"Id":5,"Name":"é\"<"},"$headers":{"Authorization":"Bearer abc"}}"#;
+        assert_eq!(contents(argument), Some("Bearer abc"));
+        assert_eq!(bearer(argument).as_deref(), Some("abc"));
+    }
+
+    #[test]
+    fn names_compare_as_the_contract_says() {
+        for name in ["Authorization", "authorization", "AUTHORIZATION", r"\u0041uthorization"] {
+            assert_eq!(contents(&format!(r#"{{"$headers":{{"{name}":"x"}}}}"#)), Some("x"), "{name}");
+        }
+        for name in [r"$headers", r"\u0024headers", r"$header\u0073"] {
+            assert_eq!(contents(&format!(r#"{{"{name}":{{"Authorization":"x"}}}}"#)), Some("x"), "{name}");
+        }
+        for name in ["$Headers", "headers", "$headers2", "x$headers", r"\\u0024headers", "$vmArg"] {
+            assert_eq!(contents(&format!(r#"{{"{name}":{{"Authorization":"x"}}}}"#)), None, "{name}");
+        }
+        assert_eq!(contents(r#"{"$headers":{"Authorization2":"x","X-Authorization":"x"}}"#), None);
+    }
+
+    #[test]
+    fn only_its_place_counts() {
+        for argument in [
+            r#"{"Authorization":"x"}"#,
+            r#"{"$vmArg":{"$headers":{"Authorization":"x"}}}"#,
+            r#"{"a":"{\"$headers\":{\"Authorization\":\"x\"}}"}"#,
+            r#"[{"$headers":{"Authorization":"x"}}]"#,
+            r#"{"$headers":[{"Authorization":"x"}]}"#,
+            r#"{"$headers":{"a":{"Authorization":"x"}}}"#,
+            r#"{"$headers":"Authorization"}"#,
+            r#"{"$headers":{"Authorization":null}}"#,
+            r#"{"$headers":{"Authorization":["x"]}}"#,
+            r#"{"$vmArg":null,"$headers":null}"#,
+            r#"{"$headers":{}}"#,
+            r#""$headers""#,
+            "{}",
+            "null",
+            "",
+            // Not JSON: no caller has such an argument.
+            r#"{"$headers":{"Authorization":"x"}"#,
+            r#"{"$headers":{"Authorization":"x}}"#,
+            r#"{"$headers""#,
+        ] {
+            assert_eq!(contents(argument), None, "{argument}");
+        }
+        assert_eq!(contents(r#"{ "a" : 1 , "$headers" : { "b" : "c" , "Authorization" : "x y" } }"#), Some("x y"));
+    }
+
+    #[test]
+    fn the_last_of_a_name_counts() {
+        assert_eq!(contents(r#"{"$headers":{"Authorization":"x","authorization":"y"}}"#), Some("y"));
+        assert_eq!(contents(r#"{"$headers":{"Authorization":"x"},"$headers":{"Authorization":"y"}}"#), Some("y"));
+        assert_eq!(contents(r#"{"$headers":{"Authorization":"x"},"$headers":null}"#), None);
+        assert_eq!(contents(r#"{"$headers":{"Authorization":"x","Authorization":1}}"#), None);
+    }
+
+    #[test]
+    fn the_token_behind_the_scheme() {
+        let token = |value: &str| bearer(&format!(r#"{{"$headers":{{"Authorization":"{value}"}}}}"#));
+        for value in
+            ["Bearer a.b.c", "bearer a.b.c", "BEARER   a.b.c  ", r"\u0042earer a\u002eb.c", r"Bearer\u0020a.b.c\t"]
+        {
+            assert_eq!(token(value).as_deref(), Some("a.b.c"), "{value}");
+        }
+        for value in ["", "Bearer", "Bearer ", "Bearer    ", "Basic abc", "Bearerabc", " Bearer abc", "Bearé x", "abc"]
+        {
+            assert_eq!(token(value), None, "{value}");
+        }
+        // Half of a surrogate pair is no character; the token is then one that nobody signed.
+        assert_eq!(token(r"Bearer a\ud800").as_deref(), Some("a\u{fffd}"));
+    }
+}
