@@ -80,8 +80,7 @@ impl Tls {
 
     /// Appends what a client has to send first. A server has nothing to say before it has heard something.
     pub fn start(&mut self, out: &mut Vec<u8>) -> Result<(), TlsError> {
-        // Nothing has been received, so there is no plaintext.
-        self.advance(&mut Vec::new(), out, |_, _| Ok(()))
+        self.speak(out, |_, _| Ok(()))
     }
 
     /// Takes received bytes, however cut. Plaintext is appended to `plain`, bytes for the peer (handshake, alerts, answers to key
@@ -139,8 +138,7 @@ impl Tls {
         if self.is_handshaking() || self.said_goodbye {
             return Err(TlsError::out_of_order());
         }
-        // Whatever has been received went through `open` already: this only leads to the state in which rustls encrypts.
-        self.advance(&mut Vec::new(), out, |traffic, out| seal_parts(traffic, parts, out))
+        self.speak(out, |traffic, out| seal_parts(traffic, parts, out))
     }
 
     /// Until it is over neither side may send plaintext.
@@ -154,9 +152,8 @@ impl Tls {
             return;
         }
         self.said_goodbye = true;
-        let sent = self.advance(&mut Vec::new(), out, |traffic, out| {
-            append(out, TLS_EXPANSION_BYTES_MAX, |room| traffic.queue_close_notify(room))
-        });
+        let sent = self
+            .speak(out, |traffic, out| append(out, TLS_EXPANSION_BYTES_MAX, |room| traffic.queue_close_notify(room)));
         // The connection ends anyway; the peer just hears no reason.
         drop(sent);
     }
@@ -169,6 +166,18 @@ impl Tls {
 
     fn check_usable(&self) -> Result<(), TlsError> {
         if self.life == Life::Failed { Err(TlsError::out_of_order()) } else { Ok(()) }
+    }
+
+    /// Leads rustls to the state in which it encrypts.
+    fn speak(
+        &mut self,
+        out: &mut Vec<u8>,
+        encrypt: impl FnOnce(&mut dyn Encrypt, &mut Vec<u8>) -> Result<(), TlsError>,
+    ) -> Result<(), TlsError> {
+        let mut plain = Vec::new();
+        let result = self.advance(&mut plain, out, encrypt);
+        debug_assert!(plain.is_empty(), "whatever was received complete went through `open`");
+        result
     }
 
     /// Goes on with what is carried. rustls counts from the front of what it has seen and not let go, even when nothing was added.
@@ -442,6 +451,11 @@ fn append(
         }
     }
 }
+
+/// Integration tests make theirs the same way.
+#[cfg(test)]
+#[path = "../../tests/common/certificates.rs"]
+pub(crate) mod certificates;
 
 #[cfg(test)]
 mod tests;
