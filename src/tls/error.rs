@@ -52,9 +52,7 @@ impl TlsError {
             && matches!(
                 self.cause,
                 Cause::Rustls(Error::InvalidMessage(
-                    InvalidMessage::InvalidContentType
-                        | InvalidMessage::UnknownProtocolVersion
-                        | InvalidMessage::MessageTooLarge
+                    InvalidMessage::InvalidContentType | InvalidMessage::UnknownProtocolVersion
                 ))
             )
     }

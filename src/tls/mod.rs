@@ -87,7 +87,8 @@ impl Tls {
     /// updates) to `out`, on an error as well.
     ///
     /// `input` is decrypted in place and worthless afterwards. A cut record is kept in a buffer of `pool`, and its buffer given back
-    /// as soon as it is complete. `plain` grows by less than what has been received.
+    /// as soon as it is complete. `plain` grows by less than what has been received. After `close_notify` everything is dropped: a
+    /// connection that we have ended has nothing to hear any more.
     pub fn open(
         &mut self,
         mut input: &mut [u8],
@@ -96,6 +97,10 @@ impl Tls {
         out: &mut Vec<u8>,
     ) -> Result<Opened, TlsError> {
         self.check_usable()?;
+        if self.said_goodbye {
+            pool.give(core::mem::take(&mut self.carry));
+            return Ok(Opened::default());
+        }
         let was_handshaking = self.is_handshaking();
         // First the cut record is completed, by no more than it lacks: all whole records behind it need no copy.
         while !self.carry.is_empty() && !input.is_empty() {

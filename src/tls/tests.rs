@@ -341,18 +341,33 @@ fn a_close_notify_ends_one_direction() {
         assert_eq!(pair.client.out.len(), once, "it is said once");
         assert!(pair.client.tls.seal([&b"more"[..]].into_iter(), &mut Vec::new()).is_err());
         pair.client.out.extend_from_slice(b"what follows is dropped");
-        pair.settle().unwrap();
+        let sent = core::mem::take(&mut pair.client.out);
+        for piece in sent.chunks(11) {
+            pair.server.hear(piece).unwrap();
+        }
         assert!(pair.server.peer_closed && pair.server.heard() == b"last words");
-        assert!(!pair.server.tls.is_handshaking() && pair.server.tls.carry.is_empty());
+        assert!(!pair.server.tls.is_handshaking() && pair.server.tls.carry.capacity() == 0);
 
         // The other direction is still open (RFC 8446 §6.1).
         pair.server.say(&[b"goodbye"]);
         pair.server.tls.close_notify(&mut pair.server.out);
-        pair.settle().unwrap();
-        assert!(pair.client.peer_closed && pair.client.heard() == b"goodbye");
+        assert_eq!(records(&pair.server.out).len(), 2);
         pair.server.hear(b"x").unwrap();
-        assert_eq!(pair.server.out, b"");
     }
+}
+
+#[test]
+fn what_comes_after_our_close_notify_is_dropped() {
+    let mut pair = open_pair(&TLS13);
+    pair.client.say(&[b"text"]);
+    pair.server.hear(&pair.client.out[..9]).unwrap();
+    pair.server.tls.close_notify(&mut pair.server.out);
+    let said = pair.server.out.len();
+    for bytes in [&pair.client.out[9..], b"garbage that is no record at all", b""] {
+        pair.server.hear(bytes).unwrap();
+    }
+    assert!(pair.server.plain.is_empty() && pair.server.out.len() == said);
+    assert_eq!(pair.server.tls.carry.capacity(), 0);
 }
 
 #[test]
