@@ -228,3 +228,269 @@ async fn read_response_head(stream: &mut Stream, input: &mut BytesMut) -> Result
         stream.read_more(input).await?;
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::mem::pool::BytePool;
+    use crate::tls::certificates::{Authority, Folder};
+    use crate::tls::{ClientTls, MinimumVersion, ServerCertificates};
+    use rustls::pki_types::CertificateDer;
+    use rustls::pki_types::pem::PemObject;
+    use rustls::server::WebPkiClientVerifier;
+    use rustls::{RootCertStore, ServerConfig, ServerConnection, StreamOwned};
+    use std::io::{Read, Write};
+    use std::net::{TcpListener, TcpStream};
+    use std::path::PathBuf;
+    use std::thread::JoinHandle;
+
+    type Peer = StreamOwned<ServerConnection, TcpStream>;
+
+    /// An authority, a server's certificate for `localhost`, and a client that trusts it.
+    struct World {
+        folder: Folder,
+        authority: Authority,
+        ca: PathBuf,
+        server: ServerCertificates,
+        client: Arc<ClientConfig>,
+    }
+
+    impl World {
+        fn new() -> World {
+            let (folder, authority) = (Folder::new(), Authority::new("the test's authority"));
+            let (certificate, key) = folder.pair("server", &authority.issue(&["localhost", "127.0.0.1"]));
+            let ca = folder.file("ca.pem", authority.pem());
+            World {
+                server: ServerCertificates::load(&certificate, &key, MinimumVersion::Tls12).unwrap(),
+                client: ClientTls::load(Some(&ca), None).unwrap(),
+                folder,
+                authority,
+                ca,
+            }
+        }
+    }
+
+    /// An app server for one lane: answers negotiate on the first connection, upgrades the second, and leaves the rest to `lane`, which
+    /// gets the first frame of the client as well. Ends when a connection fails.
+    fn app_server<T: Send + 'static>(
+        config: &Arc<ServerConfig>,
+        lane: impl FnOnce(Peer, u8, Vec<u8>) -> T + Send + 'static,
+    ) -> (UpstreamUrl, JoinHandle<Option<T>>) {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let config = config.clone();
+        let thread = std::thread::spawn(move || {
+            let mut peer = accept(&listener, &config);
+            let head = head(&mut peer)?;
+            assert!(head.starts_with("POST /base/hub/negotiate?negotiateVersion=1 HTTP/1.1\r\n"), "{head}");
+            assert!(head.to_lowercase().contains(&format!("host: localhost:{port}\r\n")), "{head}");
+            let body = r#"{"negotiateVersion":1,"connectionId":"i","connectionToken":"t/1","availableTransports":[{"transport":"WebSockets","transferFormats":["Text","Binary"]}]}"#;
+            write!(peer, "HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n{body}", body.len()).unwrap();
+            let mut rest = Vec::new();
+            peer.read_to_end(&mut rest).expect("close_notify, not just an end");
+
+            let mut peer = accept(&listener, &config);
+            let head = self::head(&mut peer)?;
+            assert!(head.starts_with("GET /base/hub?id=t%2F1 HTTP/1.1\r\n"), "{head}");
+            let (_, key) = head.split_once("Sec-WebSocket-Key: ").expect("a key");
+            let accept = http::accept_key(&key.as_bytes()[..24]);
+            let accept = std::str::from_utf8(&accept).unwrap();
+            write!(
+                peer,
+                "HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Accept: {accept}\r\n\r\n"
+            )
+            .unwrap();
+            let (first, payload) = frame(&mut peer);
+            Some(lane(peer, first, payload))
+        });
+        let url = UpstreamUrl {
+            host: "localhost".into(),
+            port,
+            tls: true,
+            base: "/base".into(),
+            text: format!("https://localhost:{port}/base"),
+        };
+        (url, thread)
+    }
+
+    fn accept(listener: &TcpListener, config: &Arc<ServerConfig>) -> Peer {
+        let (tcp, _) = listener.accept().unwrap();
+        StreamOwned::new(ServerConnection::new(config.clone()).unwrap(), tcp)
+    }
+
+    /// None if the client does not like us, or we not it.
+    fn head(peer: &mut Peer) -> Option<String> {
+        let mut head = Vec::new();
+        while !head.ends_with(b"\r\n\r\n") {
+            let mut byte = [0];
+            peer.read_exact(&mut byte).ok()?;
+            head.push(byte[0]);
+        }
+        Some(String::from_utf8(head).unwrap())
+    }
+
+    /// First byte and payload of a client's short frame.
+    fn frame(peer: &mut Peer) -> (u8, Vec<u8>) {
+        let mut header = [0; 6];
+        peer.read_exact(&mut header).unwrap();
+        assert!((0x80..0x80 + 126).contains(&header[1]), "masked and short");
+        let mut payload = vec![0; usize::from(header[1] & 0x7f)];
+        peer.read_exact(&mut payload).unwrap();
+        payload.iter_mut().enumerate().for_each(|(at, byte)| *byte ^= header[2 + at % 4]);
+        (header[0], payload)
+    }
+
+    fn dialled(url: &UpstreamUrl, protocol: Protocol, tls: &Arc<ClientConfig>) -> Result<Dialled, String> {
+        tokio_uring::start(dial(url, "/hub", protocol, Some(tls)))
+    }
+
+    const ACCEPTED: &[u8] = b"{}\x1e";
+
+    #[test]
+    fn a_lane_over_tls_loses_nothing_of_what_came_early() {
+        let world = World::new();
+        for (protocol, opcode, request) in [
+            (Protocol::Json, 0x81, &b"{\"protocol\":\"json\",\"version\":1}\x1e"[..]),
+            (Protocol::MessagePack, 0x82, b"{\"protocol\":\"messagepack\",\"version\":1}\x1e"),
+        ] {
+            let (url, server) = app_server(world.server.config(), move |mut peer, first, payload| {
+                assert_eq!((first, &payload[..]), (opcode, request));
+                // In one breath: the answer with a record behind it, a whole frame, and a part of a TLS record with another.
+                let answer = [ACCEPTED, b"early"].concat();
+                let mut sent = Vec::new();
+                for frame in
+                    [&[&[opcode, answer.len() as u8], &answer[..]].concat()[..], b"\x82\x05whole", b"\x82\x03cut"]
+                {
+                    peer.conn.writer().write_all(frame).unwrap();
+                    peer.conn.write_tls(&mut sent).unwrap();
+                }
+                let (now, later) = sent.split_at(sent.len() - 7);
+                peer.sock.write_all(now).unwrap();
+                let mut word = [0; 4];
+                peer.read_exact(&mut word).unwrap();
+                peer.sock.write_all(later).unwrap();
+                word
+            });
+            let Dialled { socket, tls, early } = dialled(&url, protocol, &world.client).unwrap();
+            let (mut socket, mut tls) = (TcpStream::from(socket), tls.expect("TLS"));
+            let mut sealed = Vec::new();
+            tls.seal([&b"more"[..]].into_iter(), &mut sealed).unwrap();
+            socket.write_all(&sealed).unwrap();
+            let mut plain = early;
+            let expected = [&[opcode, 5], &b"early"[..], b"\x82\x05whole", b"\x82\x03cut"].concat();
+            while plain.len() < expected.len() {
+                let mut bytes = [0; 100];
+                let count = socket.read(&mut bytes).unwrap();
+                assert!(count > 0, "the rest is lost: {plain:?}");
+                tls.open(&mut bytes[..count], &mut BytePool::new(), &mut plain, &mut Vec::new()).unwrap();
+            }
+            assert_eq!(plain, expected);
+            assert_eq!(server.join().unwrap().as_ref(), Some(b"more"));
+        }
+    }
+
+    #[test]
+    fn an_app_server_without_messagepack_is_told_from_others() {
+        let world = World::new();
+        let refusing = |error: &'static str| {
+            app_server(world.server.config(), move |mut peer, first, _| {
+                let answer = format!("{{\"error\":\"{error}\"}}\x1e");
+                peer.write_all(&[&[first, answer.len() as u8], answer.as_bytes()].concat()).unwrap();
+            })
+        };
+        let unsupported = "The protocol 'messagepack' is not supported.";
+        for (protocol, error, words) in [
+            (
+                Protocol::MessagePack,
+                unsupported,
+                "call AddMessagePackProtocol() there, or set use_message_pack = false",
+            ),
+            (Protocol::MessagePack, "No.", "refused the handshake: No."),
+            (Protocol::Json, unsupported, "refused the handshake: The protocol"),
+        ] {
+            let (url, server) = refusing(error);
+            let said = dialled(&url, protocol, &world.client).map(|_| ()).unwrap_err();
+            assert!(said.contains(words), "{said}");
+            server.join().unwrap();
+        }
+    }
+
+    #[test]
+    fn a_certificate_that_is_not_good_is_explained() {
+        let world = World::new();
+        let nobody = |_: Peer, _: u8, _: Vec<u8>| panic!("nobody gets that far");
+        let refused = |config: &Arc<ServerConfig>, host: &str, client: &Arc<ClientConfig>| {
+            let (mut url, server) = app_server(config, nobody);
+            url.host = host.into();
+            let error = dialled(&url, Protocol::Json, client).map(|_| ()).unwrap_err();
+            assert!(server.join().unwrap().is_none());
+            error
+        };
+        let server = world.server.config();
+
+        let other = world.folder.file("other.pem", Authority::new("somebody else").pem());
+        let stranger = ClientTls::load(Some(&other), None).unwrap();
+        let error = refused(server, "localhost", &stranger);
+        assert!(error.starts_with("no TLS with localhost: ") && error.contains("not trusted"), "{error}");
+        assert!(error.contains("name that in ca_file"), "{error}");
+
+        let (certificate, key) = world.folder.pair("elsewhere", &world.authority.issue(&["app.example"]));
+        let elsewhere = ServerCertificates::load(&certificate, &key, MinimumVersion::Tls12).unwrap();
+        for host in ["localhost", "127.0.0.1"] {
+            let error = refused(elsewhere.config(), host, &world.client);
+            assert!(
+                error.contains(&format!("is not for {host} but for")) && error.contains("upstream's url"),
+                "{error}"
+            );
+        }
+
+        let (certificate, key) = world.folder.pair("old", &world.authority.issue_until(&["localhost"], 2020));
+        let old = ServerCertificates::load(&certificate, &key, MinimumVersion::Tls12).unwrap();
+        let error = refused(old.config(), "localhost", &world.client);
+        assert!(error.contains("has expired; renew it"), "{error}");
+    }
+
+    #[test]
+    fn a_client_certificate_is_asked_for_in_words_and_shown() {
+        let world = World::new();
+        let mut roots = RootCertStore::empty();
+        roots.add(CertificateDer::from_pem_file(&world.ca).unwrap()).unwrap();
+        let provider = Arc::new(rustls::crypto::ring::default_provider());
+        let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider.clone()).build().unwrap();
+        let strict = ServerConfig::builder_with_provider(provider)
+            .with_safe_default_protocol_versions()
+            .unwrap()
+            .with_client_cert_verifier(verifier)
+            .with_cert_resolver(world.server.config().cert_resolver.clone());
+        let strict = Arc::new(strict);
+        let (url, server) = app_server(&strict, |_, _, _| ());
+        let error = dialled(&url, Protocol::Json, &world.client).map(|_| ()).unwrap_err();
+        assert!(error.contains("set client_certificate_file and client_key_file"), "{error}");
+        assert!(server.join().unwrap().is_none());
+
+        let (certificate, key) = world.folder.pair("client", &world.authority.issue(&["a-node"]));
+        let client = ClientTls::load(Some(&world.ca), Some((&certificate, &key))).unwrap();
+        let (url, server) = app_server(&strict, |mut peer, first, _| {
+            peer.write_all(&[&[first, ACCEPTED.len() as u8], ACCEPTED].concat()).unwrap();
+            peer.conn.peer_certificates().map(<[_]>::len)
+        });
+        assert_eq!(dialled(&url, Protocol::Json, &client).unwrap().early, b"");
+        assert_eq!(server.join().unwrap(), Some(Some(1)));
+    }
+
+    #[test]
+    fn a_plain_server_is_recognized() {
+        let world = World::new();
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let server = std::thread::spawn(move || {
+            let (mut peer, _) = listener.accept().unwrap();
+            assert!(peer.read(&mut [0; 2000]).unwrap() > 0);
+            peer.write_all(b"HTTP/1.1 400 Bad Request\r\nConnection: close\r\n\r\n").unwrap();
+        });
+        let url = UpstreamUrl { host: "localhost".into(), port, tls: true, base: String::new(), text: String::new() };
+        let error = dialled(&url, Protocol::Json, &world.client).map(|_| ()).unwrap_err();
+        assert_eq!(error, "no TLS with localhost: the peer does not speak TLS; is it an http:// URL?");
+        server.join().unwrap();
+    }
+}

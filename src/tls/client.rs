@@ -35,7 +35,7 @@ impl ClientTls {
     }
 }
 
-fn roots(ca_file: Option<&Path>) -> Result<RootCertStore, String> {
+pub(super) fn roots(ca_file: Option<&Path>) -> Result<RootCertStore, String> {
     let mut roots = RootCertStore::empty();
     let (certificates, none) = match ca_file {
         Some(file) => {

@@ -52,9 +52,7 @@ impl TlsError {
             && matches!(
                 self.cause,
                 Cause::Rustls(Error::InvalidMessage(
-                    InvalidMessage::InvalidContentType
-                        | InvalidMessage::UnknownProtocolVersion
-                        | InvalidMessage::MessageTooLarge
+                    InvalidMessage::InvalidContentType | InvalidMessage::UnknownProtocolVersion
                 ))
             )
     }
@@ -111,6 +109,10 @@ impl fmt::Display for TlsError {
                         write!(f, "is not for {}", expected.to_str())?;
                         if presented.is_empty() { Ok(()) } else { write!(f, " but for {}", presented.join(", ")) }
                     }
+                    // webpki has this error, rustls has no name for it.
+                    CertificateError::Other(error) if error.to_string().contains("CaUsedAsEndEntity") => f.write_str(
+                        "is an authority's own (CA:TRUE); a server needs one that is not, even if it signs itself",
+                    ),
                     error => write!(f, "cannot be verified: {error}"),
                 }
             }

@@ -80,15 +80,15 @@ impl Tls {
 
     /// Appends what a client has to send first. A server has nothing to say before it has heard something.
     pub fn start(&mut self, out: &mut Vec<u8>) -> Result<(), TlsError> {
-        // Nothing has been received, so there is no plaintext.
-        self.advance(&mut Vec::new(), out, |_, _| Ok(()))
+        self.speak(out, |_, _| Ok(()))
     }
 
     /// Takes received bytes, however cut. Plaintext is appended to `plain`, bytes for the peer (handshake, alerts, answers to key
     /// updates) to `out`, on an error as well.
     ///
     /// `input` is decrypted in place and worthless afterwards. A cut record is kept in a buffer of `pool`, and its buffer given back
-    /// as soon as it is complete. `plain` grows by less than what has been received.
+    /// as soon as it is complete. `plain` grows by less than what has been received. After `close_notify` everything is dropped: a
+    /// connection that we have ended has nothing to hear any more.
     pub fn open(
         &mut self,
         mut input: &mut [u8],
@@ -97,6 +97,10 @@ impl Tls {
         out: &mut Vec<u8>,
     ) -> Result<Opened, TlsError> {
         self.check_usable()?;
+        if self.said_goodbye {
+            pool.give(core::mem::take(&mut self.carry));
+            return Ok(Opened::default());
+        }
         let was_handshaking = self.is_handshaking();
         // First the cut record is completed, by no more than it lacks: all whole records behind it need no copy.
         while !self.carry.is_empty() && !input.is_empty() {
@@ -139,8 +143,7 @@ impl Tls {
         if self.is_handshaking() || self.said_goodbye {
             return Err(TlsError::out_of_order());
         }
-        // Whatever has been received went through `open` already: this only leads to the state in which rustls encrypts.
-        self.advance(&mut Vec::new(), out, |traffic, out| seal_parts(traffic, parts, out))
+        self.speak(out, |traffic, out| seal_parts(traffic, parts, out))
     }
 
     /// Until it is over neither side may send plaintext.
@@ -154,9 +157,8 @@ impl Tls {
             return;
         }
         self.said_goodbye = true;
-        let sent = self.advance(&mut Vec::new(), out, |traffic, out| {
-            append(out, TLS_EXPANSION_BYTES_MAX, |room| traffic.queue_close_notify(room))
-        });
+        let sent = self
+            .speak(out, |traffic, out| append(out, TLS_EXPANSION_BYTES_MAX, |room| traffic.queue_close_notify(room)));
         // The connection ends anyway; the peer just hears no reason.
         drop(sent);
     }
@@ -169,6 +171,18 @@ impl Tls {
 
     fn check_usable(&self) -> Result<(), TlsError> {
         if self.life == Life::Failed { Err(TlsError::out_of_order()) } else { Ok(()) }
+    }
+
+    /// Leads rustls to the state in which it encrypts.
+    fn speak(
+        &mut self,
+        out: &mut Vec<u8>,
+        encrypt: impl FnOnce(&mut dyn Encrypt, &mut Vec<u8>) -> Result<(), TlsError>,
+    ) -> Result<(), TlsError> {
+        let mut plain = Vec::new();
+        let result = self.advance(&mut plain, out, encrypt);
+        debug_assert!(plain.is_empty(), "whatever was received complete went through `open`");
+        result
     }
 
     /// Goes on with what is carried. rustls counts from the front of what it has seen and not let go, even when nothing was added.
@@ -442,6 +456,11 @@ fn append(
         }
     }
 }
+
+/// Integration tests make theirs the same way.
+#[cfg(test)]
+#[path = "../../tests/common/certificates.rs"]
+pub(crate) mod certificates;
 
 #[cfg(test)]
 mod tests;
