@@ -7,7 +7,7 @@ use rmpv::Value;
 use serde::de::{Deserialize, Deserializer, MapAccess, Visitor};
 use serde_json::value::RawValue;
 use signalring::limits::JSON_DEPTH_MAX;
-use signalring::proto::signalr::transcode::to_json;
+use signalring::proto::signalr::transcode::{TranscodeError, to_json};
 use std::fmt;
 
 /// An invocation's argument stands inside two arrays.
@@ -26,7 +26,7 @@ fn check(data: &[u8]) {
     let mut text = Vec::new();
     let result = to_json(data, &mut text);
     let mut rest = data;
-    let value = rmpv::decode::read_value_with_max_depth(&mut rest, 2 * DEPTH_MAX as usize);
+    let value = rmpv::decode::read_value_with_max_depth(&mut rest, 8 * DEPTH_MAX as usize);
     match (result, value) {
         (Ok(()), Ok(value)) => {
             assert!(rest.is_empty() && has_json(&value, 0));
@@ -36,7 +36,9 @@ fn check(data: &[u8]) {
         (Ok(()), Err(error)) => panic!("{error}: {}", String::from_utf8_lossy(&text)),
         (Err(error), Ok(value)) => {
             assert!(text.is_empty());
-            assert!(!rest.is_empty() || !has_json(&value, 0), "{error:?}: {value}");
+            // `rmpv` takes 0xC1, which is never used, for nil.
+            let is_excused = error == TranscodeError::Syntax && data.contains(&0xc1);
+            assert!(!rest.is_empty() || is_excused || !has_json(&value, 0), "{error:?}: {value}");
         }
         (Err(_), Err(_)) => assert!(text.is_empty()),
     }
