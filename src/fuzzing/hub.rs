@@ -88,7 +88,7 @@ pub fn signalr_msgpack(data: &[u8]) {
             inside(key);
             inside(item);
         });
-        assert_eq!(counted.is_some(), counted.is_some() && msgpack::is_map(value));
+        assert!(counted.is_none() || msgpack::is_map(value));
         msgpack::text(value).into_iter().for_each(inside);
     }
     if !matches!(message.kind, Kind::Invocation | Kind::StreamInvocation) {
@@ -163,6 +163,7 @@ pub fn dotnetify_response(data: &[u8]) {
         let frame: serde_json::Value = serde_json::from_slice(frame).expect("client frame is JSON");
         assert_eq!(frame["arguments"][0][0].as_str().map(str::as_bytes), Some(vm));
         assert_eq!(frame["arguments"][0][1].as_str().map(str::as_bytes), Some(data));
+        check_encoded_frame(Protocol::MessagePack, vm, data, [vm, data]);
     }
     let Ok(argument) = core::str::from_utf8(data) else { return };
     if serde_json::from_str::<IgnoredAny>(argument).is_err() {
@@ -183,7 +184,33 @@ pub fn dotnetify_response(data: &[u8]) {
         let (_, frame) = frame.split_last().expect("a frame is not empty");
         serde_json::from_slice::<IgnoredAny>(frame).expect("client frame is JSON");
         assert!(json::parse(frame).is_ok());
+        let texts = [vm, data].map(|value| match value {
+            [b'"', contents @ .., b'"'] => {
+                let mut text = Vec::new();
+                json::unescape(contents, &mut text);
+                text
+            }
+            _ => value.to_vec(),
+        });
+        check_encoded_frame(Protocol::Json, vm, data, [&texts[0], &texts[1]]);
     }
+}
+
+/// A MessagePack client gets the texts, from a lane of either protocol.
+fn check_encoded_frame(from: Protocol, vm: &[u8], data: &[u8], texts: [&[u8]; 2]) {
+    let mut frame = Vec::new();
+    response::write_client(from, Protocol::MessagePack, vm, data, &mut frame);
+    let (prefix, length) = record::length_prefix(&frame).expect("a prefix").expect("a whole prefix");
+    let body = &frame[prefix..];
+    assert_eq!(body.len(), length as usize);
+    let message = msgpack::parse(body).expect("client frame is MessagePack");
+    let list = message.arguments.spans[0].of(body);
+    let mut found = Vec::new();
+    msgpack::elements(list, |item| {
+        let item = item.of(list);
+        found.push(msgpack::text(item).expect("a str").of(item));
+    });
+    assert_eq!(found, texts);
 }
 
 fn check_view(text: &str, message: &Message) {
