@@ -10,7 +10,8 @@ use alloc::vec::Vec;
 /// Who is addressed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Recipients {
-    /// One origin id: the contents of the JSON string.
+    /// One origin id: the contents of the JSON string, or of a MessagePack lane's str. Both are read alike, for an origin id is ours
+    /// and has no backslash.
     One(Span),
     /// Contents of a JSON string that itself holds a JSON array (escaped once more), e.g. `[\"a\",\"b\",null]`.
     /// Also where metadata holds a real JSON array instead of a string (be lenient).

@@ -37,7 +37,7 @@ pub enum TranscodeError {
 /// and never something else.
 ///
 /// The value may be nested as deep as an invocation's argument may (`json::parse`): JSON_DEPTH_MAX, of which the message and its
-/// list of arguments are two. The text has at most about six times the bytes of the value.
+/// list of arguments are two. The text has at most seven times the bytes of the value, and two: a map of booleans to booleans.
 pub fn to_json(value: &[u8], out: &mut Vec<u8>) -> Result<(), TranscodeError> {
     let start = out.len();
     let mut writer = Writer { reader: Reader::new(value), out };
