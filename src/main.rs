@@ -3,6 +3,7 @@
 //! Exit codes: 0 done; 1 it could not start or stopped on an error; 2 wrong arguments or configuration, and no port was opened.
 use clap::{Parser, Subcommand};
 use signalring::config::{Budget, LogFormat, Machine, Resolved, RunFlags};
+use signalring::demo::app::AppOptions;
 use std::fmt::Write as _;
 use std::io::{self, ErrorKind, Write as _};
 use std::net::{SocketAddr, TcpListener};
@@ -27,6 +28,9 @@ enum Cmd {
         /// Address nodes and clients connect to
         #[arg(long, value_name = "IP:PORT", default_value = "127.0.0.1:6100")]
         listen: SocketAddr,
+        /// Take MessagePack lanes and clients, as a server that called AddMessagePackProtocol()
+        #[arg(long)]
+        message_pack: bool,
     },
     /// Run an app server, two nodes and a page with live view models; needs nothing installed
     #[command(after_help = DEMO_HELP)]
@@ -104,8 +108,8 @@ fn main() -> ExitCode {
             Ok(resolved) => check(&resolved),
             Err(faults) => return refuse(&faults),
         },
-        Cmd::App { listen } => with_default_log("info", || {
-            signalring::demo::app::run(listen, signalring::demo::app::AppOptions::default())
+        Cmd::App { listen, message_pack } => with_default_log("info", || {
+            signalring::demo::app::run(listen, AppOptions { message_pack, ..AppOptions::default() })
         }),
         Cmd::Demo { listen } => with_default_log("warn", || signalring::demo::run(listen)),
         Cmd::WsEcho { listen } => with_default_log("info", || {

@@ -33,6 +33,8 @@ pub struct Snapshot {
     pub direct_clients: usize,
     /// Connections that called `Invoke`.
     pub lanes: usize,
+    /// Those among them that speak MessagePack.
+    pub message_pack_lanes: usize,
     /// Counter: messages that brought an origin id back after its disconnect (contract 4.2, 4.7).
     pub leaks: u64,
     /// Counter: sends to a connection that does not exist (contract 3.3).
@@ -69,6 +71,8 @@ pub struct BindingSnapshot {
     pub first_context: String,
     /// JSON text of the context in the latest message.
     pub last_context: String,
+    /// What else was in the metadata of the latest message, and so in the lane's `Items` (contract 2.3).
+    pub last_items: BTreeMap<String, String>,
 }
 
 /// A hub method threw or could not be called: the completion's error.
@@ -111,8 +115,8 @@ pub struct Hub {
     own_hub_id: Arc<str>,
     connections: HashMap<ConnectionId, Connection>,
     bindings: Bindings,
-    /// Latest context text per bound origin id, for introspection only.
-    last_contexts: HashMap<ConnectionId, String>,
+    /// Of the latest message per bound origin id, for introspection only.
+    last_metadata: HashMap<ConnectionId, LastMetadata>,
     controllers: HashMap<ConnectionId, Controller>,
     shared: HashMap<SharedKey, Shared>,
     /// SignalR groups of the app server's own clients.
@@ -134,6 +138,12 @@ struct Connection {
 }
 
 #[derive(Default)]
+struct LastMetadata {
+    context: String,
+    items: BTreeMap<String, String>,
+}
+
+#[derive(Default)]
 struct Controller {
     view_models: BTreeMap<String, Instance>,
 }
@@ -141,6 +151,14 @@ struct Controller {
 enum Instance {
     Own { view_model: Box<dyn ViewModel>, generation: u64 },
     Shared { key: SharedKey, order: u64 },
+}
+
+impl Connection {
+    /// The `Items` but for the context, as text.
+    fn other_items(&self) -> BTreeMap<String, String> {
+        let others = self.items.iter().filter(|(name, _)| name != context::KEY);
+        others.map(|(name, value)| (name.clone(), value.text().to_owned())).collect()
+    }
 }
 
 /// Multicast instances are found by type and group; the instance id does not take part.
@@ -190,7 +208,7 @@ impl Hub {
             own_hub_id,
             connections: HashMap::new(),
             bindings: Bindings::default(),
-            last_contexts: HashMap::new(),
+            last_metadata: HashMap::new(),
             controllers: HashMap::new(),
             shared: HashMap::new(),
             groups: HashMap::new(),
@@ -246,7 +264,9 @@ impl Hub {
     pub fn touch(&mut self, connection_id: &ConnectionId, origin: Option<Origin>) -> ConnectionId {
         let Some(origin) = origin else { return connection_id.clone() };
         self.bindings.bind(&origin.connection_id, connection_id, &origin.hub_id, &origin.text);
-        self.last_contexts.insert(origin.connection_id.clone(), origin.text);
+        let items = self.connections.get(connection_id).map_or_else(BTreeMap::new, Connection::other_items);
+        let last = LastMetadata { context: origin.text, items };
+        self.last_metadata.insert(origin.connection_id.clone(), last);
         origin.connection_id
     }
 
@@ -442,7 +462,7 @@ impl Hub {
     /// A client is gone: its binding first, then its view models, so that what these still send finds no lane (contract 2.5, 3.2).
     fn depart(&mut self, client: &ConnectionId) {
         self.bindings.remove(client);
-        self.last_contexts.remove(client);
+        self.last_metadata.remove(client);
         self.departed.insert(client);
         if let Some(controller) = self.controllers.remove(client) {
             for instance in controller.view_models.into_values() {
@@ -671,7 +691,7 @@ impl Hub {
     // ---- introspection ------------------------------------------------------------------------------------------
 
     pub fn snapshot(&self) -> Snapshot {
-        let lanes = self.connections.values().filter(|connection| connection.is_lane).count();
+        let lanes = || self.connections.values().filter(|connection| connection.is_lane);
         let counters = &self.counters;
         Snapshot {
             bindings: self.bindings.len(),
@@ -679,7 +699,8 @@ impl Hub {
             view_models: self.controllers.values().map(|controller| controller.view_models.len()).sum(),
             shared_view_models: self.shared.len(),
             direct_clients: self.connections.keys().filter(|id| self.controllers.contains_key(*id)).count(),
-            lanes,
+            lanes: lanes().count(),
+            message_pack_lanes: lanes().filter(|lane| lane.protocol.is_binary()).count(),
             leaks: counters.leaks,
             lost_sends: counters.lost_sends,
             dropped_updates: counters.dropped_updates,
@@ -701,7 +722,8 @@ impl Hub {
             lane: binding.lane.to_string(),
             lane_alive: self.connections.contains_key(&binding.lane),
             first_context: binding.context.to_string(),
-            last_context: self.last_contexts.get(id).cloned().unwrap_or_default(),
+            last_context: self.last_metadata.get(id).map_or_else(String::new, |last| last.context.clone()),
+            last_items: self.last_metadata.get(id).map_or_else(BTreeMap::new, |last| last.items.clone()),
         };
         self.bindings.in_order().into_iter().map(line).collect()
     }

@@ -106,6 +106,16 @@ pub enum Argument {
     Json(String),
 }
 
+impl Argument {
+    /// As `ToString()` shows it.
+    pub fn text(&self) -> &str {
+        match self {
+            Argument::Null => "",
+            Argument::Text(text) | Argument::Json(text) => text,
+        }
+    }
+}
+
 /// The connection is closed with an error: reference 12.1's `InvalidDataException`.
 #[derive(Debug, PartialEq, Eq)]
 pub struct ProtocolError;

@@ -1,19 +1,21 @@
 // The npm `dotnetify` client, unmodified, in Node. It wants to be in a browser: it needs `window`, and its SignalR library
-// `self`, and then the browser's own `fetch` and `WebSocket`. Nothing else of a browser is there.
+// `self`, and then the browser's own `fetch`, `WebSocket` and `EventSource`. Nothing else of a browser is there.
 
 import { createRequire } from "node:module";
+import EventSource from "eventsource";
 import { WebSocket } from "ws";
 import { until } from "./processes.mjs";
+import { transportOf } from "./signalr.mjs";
 
 const require = createRequire(import.meta.url);
 globalThis.window = globalThis;
 globalThis.self = globalThis;
 globalThis.WebSocket ??= WebSocket;
-
+globalThis.EventSource ??= EventSource;
 
 /** A browser tab: the package keeps its view models in one global object, so each client loads its own copy of it. */
 export class Tab {
-  constructor(url, { transport, skipNegotiation } = {}) {
+  constructor(url, { transport, skipNegotiation, protocol } = {}) {
     const file = require.resolve("dotnetify/dist/dotnetify.js");
     delete require.cache[file];
     this.dotnetify = require(file).default;
@@ -23,6 +25,7 @@ export class Tab {
     };
     if (transport) this.dotnetify.hubOptions.transport = transport;
     if (skipNegotiation) this.dotnetify.hubOptions.skipNegotiation = true;
+    if (protocol) this.dotnetify.hubOptions.connectionBuilder = (builder) => builder.withHubProtocol(protocol);
     // The signalr library logs every reconnect; the tests look at states instead.
     this.dotnetify.hubOptions.logger = { log() {} };
     this.hub = this.dotnetify.createHub(url);
@@ -50,6 +53,11 @@ export class Tab {
         throw new Error(`${error.message}; the state is ${JSON.stringify(component.state)}`, { cause: error });
       });
     return component;
+  }
+
+  /** The name of the transport it came to use. */
+  get transport() {
+    return transportOf(this.hub._connection);
   }
 
   /** Closes the tab: no reconnect, no goodbye of the view models. */

@@ -6,7 +6,9 @@
 
 import { spawn } from "node:child_process";
 import { once } from "node:events";
+import { mkdtempSync, rmSync, writeFileSync } from "node:fs";
 import net from "node:net";
+import os from "node:os";
 import path from "node:path";
 import { fileURLToPath } from "node:url";
 
@@ -15,13 +17,24 @@ const here = path.dirname(fileURLToPath(import.meta.url));
 export const binary = process.env.BINARY ?? path.resolve(here, "../../../target/debug/signalring");
 export const direct = process.env.TARGET === "direct";
 
+const OUTPUT_KEPT = 4 * 1024 * 1024;
+
 /** How long anything in these tests may take before it counts as lost. Generous: two busy cores. */
 export const PATIENCE_MS = Number(process.env.PATIENCE_MS ?? 20_000);
 
 const living = new Set();
+const folders = [];
 process.on("exit", () => {
   for (const child of living) child.kill("SIGKILL");
+  for (const folder of folders) rmSync(folder, { recursive: true, force: true });
 });
+
+/** A folder that is gone when the tests are. */
+export function scratch() {
+  const folder = mkdtempSync(path.join(os.tmpdir(), "signalring-"));
+  folders.push(folder);
+  return folder;
+}
 
 /** Thrown by a probe of `until` that need not be asked again. */
 export class Hopeless extends Error {}
@@ -65,12 +78,12 @@ export async function freePort() {
   return port;
 }
 
-/** One running `signalring` command. */
-class Running {
-  constructor(name, args) {
+/** One running command: `signalring` of this build unless another is named. */
+export class Running {
+  constructor(name, args, command = binary) {
     this.name = name;
     this.output = "";
-    this.child = spawn(binary, args, {
+    this.child = spawn(command, args, {
       stdio: ["ignore", "pipe", "pipe"],
       env: Object.fromEntries(Object.entries(process.env).filter(([key]) => !key.startsWith("SIGNALRING_"))),
     });
@@ -90,8 +103,8 @@ class Running {
     for (const stream of [this.child.stdout, this.child.stderr]) {
       stream.setEncoding("utf8");
       stream.on("data", (text) => {
-        // The last 64 KiB tell what happened.
-        this.output = (this.output + text).slice(-65_536);
+        // The last of it tells what happened; the addresses at the start are read at once.
+        this.output = (this.output + text).slice(-OUTPUT_KEPT);
       });
     }
   }
@@ -127,8 +140,13 @@ const LISTENING = /listening on (http:\/\/127\.0\.0\.\d+:(\d+))/;
 
 /** The embedded app server. */
 export class App extends Running {
-  static async start({ port = 0 } = {}) {
-    const app = new App("app server", ["app", "--listen", `127.0.0.1:${port}`]);
+  /** One that another process has started. */
+  static at(url) {
+    return Object.assign(Object.create(App.prototype), { url });
+  }
+
+  static async start({ port = 0, messagePack = false } = {}) {
+    const app = new App("app server", ["app", "--listen", `127.0.0.1:${port}`, ...(messagePack ? ["--message-pack"] : [])]);
     const [, url, number] = await app.line(LISTENING);
     app.url = url;
     app.port = Number(number);
@@ -141,6 +159,12 @@ export class App extends Running {
     if (!answer.ok) throw new Error(`/__double answered ${answer.status}`);
     const count = (value) => (value !== null && typeof value === "object" ? Object.keys(value).length : value);
     return Object.fromEntries(Object.entries(await answer.json()).map(([name, value]) => [name, count(value)]));
+  }
+
+  /** The contexts of all bound clients, oldest binding first, as their latest message brought them. */
+  async contexts() {
+    const answer = await fetch(`${this.url}/__double/bindings`);
+    return (await answer.json()).map((binding) => JSON.parse(binding.last_context));
   }
 
   /** Waits until it remembers nobody, and checks that nothing went wrong on the way there. */
@@ -177,9 +201,68 @@ export class Node extends Running {
     node.url = url;
     node.port = Number(number);
     node.admin = (await node.line(/admin on (http:\/\/127\.0\.0\.\d+:\d+)/))[1];
-    await until("the node to be ready", async () => (await fetch(`${node.admin}/ready`)).ok);
+    await node.ready();
     return node;
   }
+
+  /**
+   * Starts one by a file. `config` is its content as an object; `listen`, `admin` and the app server's `url` are filled in unless
+   * they are there. `ready: false` does not wait for its lanes.
+   */
+  static async configured(app, config = {}, { ready = true } = {}) {
+    const { listen = "127.0.0.1:0", upstream = {}, ...rest } = config;
+    const file = path.join(scratch(), "node.toml");
+    const whole = { listen, admin: "127.0.0.1:0", shards: 2, ...rest, upstream: [{ url: app.url, ...upstream }] };
+    writeFileSync(file, toml(whole));
+    const node = new Node("node", ["run", "--config", file]);
+    node.file = file;
+    node.admin = (await node.line(/admin on (http:\/\/127\.0\.0\.\d+:\d+)/))[1];
+    // What it says it listens on, in the order of the file.
+    const count = [listen].flat().length;
+    node.listens = await until(`the node to listen on ${count} addresses`, () => {
+      const found = [...node.output.matchAll(/listening on (\S+)/g)].map(([, where]) => where);
+      return found.length >= count && found;
+    }).catch((error) => {
+      throw new Error(`${error.message}; it printed:\n${node.output}`, { cause: error });
+    });
+    node.port = Number(/:(\d+)\/?$/.exec(node.listens[0])?.[1]);
+    node.url = `${config.tls ? "https" : "http"}://127.0.0.1:${node.port}`;
+    if (ready) await node.ready();
+    return node;
+  }
+
+  async ready() {
+    await until(`${this.name} to be ready`, async () => {
+      if (this.over) throw new Hopeless(`${this.over}; it printed:\n${this.output}`);
+      return (await fetch(`${this.admin}/ready`)).ok;
+    }).catch((error) => {
+      this.child.kill("SIGKILL");
+      throw new Error(`${error.message}; it printed:\n${this.output}`, { cause: error });
+    });
+  }
+
+  /** Sum of a metric over the lines that contain `label`. */
+  async metric(name, label = "") {
+    const text = await (await fetch(`${this.admin}/metrics`)).text();
+    const lines = text.split("\n").filter((line) => !line.startsWith("#") && line.includes(label));
+    const named = lines.filter((line) => line.split(/[{ ]/, 1)[0] === name);
+    return named.reduce((sum, line) => sum + Number(line.slice(line.lastIndexOf(" "))), 0);
+  }
+}
+
+/** An object as TOML: scalars and lists first, then tables and lists of tables. JSON strings and numbers are TOML's as well. */
+export function toml(object) {
+  const isTable = (value) => value !== null && typeof value === "object" && !Array.isArray(value);
+  const isTables = (value) => Array.isArray(value) && value.length > 0 && value.every(isTable);
+  const entries = Object.entries(object);
+  const lines = entries
+    .filter(([, value]) => !isTable(value) && !isTables(value))
+    .map(([name, value]) => `${name} = ${JSON.stringify(value)}`);
+  for (const [name, value] of entries) {
+    if (isTable(value)) lines.push(`[${name}]`, toml(value));
+    if (isTables(value)) for (const table of value) lines.push(`[[${name}]]`, toml(table));
+  }
+  return lines.join("\n");
 }
 
 /** `signalring demo`: an app server, two nodes and the page. */
@@ -195,15 +278,18 @@ export class Demo extends Running {
 }
 
 /** An app server and what clients connect to: `count` nodes, or the app server itself, several times. */
-export async function world({ count = 1, flags = [] } = {}) {
-  const app = await App.start();
+export async function world({ count = 1, flags = [], messagePack = false, config } = {}) {
+  const app = await App.start({ messagePack });
   const nodes = [];
   const stop = async () => {
     await Promise.all(nodes.map((node) => node.stop()));
     await app.stop();
   };
   try {
-    while (nodes.length < count) nodes.push(direct ? aliasOf(app) : await Node.start(app, { flags }));
+    while (nodes.length < count) {
+      if (direct) nodes.push(aliasOf(app));
+      else nodes.push(config ? await Node.configured(app, config) : await Node.start(app, { flags }));
+    }
   } catch (error) {
     await stop();
     throw error;

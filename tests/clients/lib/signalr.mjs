@@ -8,6 +8,12 @@ import { Hopeless, until, within } from "./processes.mjs";
 export const { HttpTransportType, HubConnectionState } = signalR;
 export const RECORD_END = "\u001e";
 
+/** The name of the transport that a hub connection of the npm client uses, as negotiate spells it. */
+export function transportOf(hubConnection) {
+  const kind = hubConnection.connection.transport?.constructor.name.replace(/Transport$/, "");
+  return kind === "WebSocket" ? "WebSockets" : kind;
+}
+
 /** Remembers `Response_VM`s and finds among them. */
 class Responses {
   responses = [];
@@ -41,22 +47,39 @@ class Responses {
   }
 }
 
-/** The npm client. */
+/** The npm client. `library` is another version of it, `protocol` another protocol than JSON. */
 export class Client extends Responses {
-  static async connect(url, { reconnect = false, name = "client", ...options } = {}) {
+  static async connect(url, options) {
+    const client = Client.build(url, options);
+    await client.start();
+    return client;
+  }
+
+  /** One that is not started yet. */
+  static build(url, { reconnect, stateful, name = "client", library = signalR, protocol, ...options } = {}) {
     const client = new Client();
     client.name = name;
-    let builder = new signalR.HubConnectionBuilder()
+    let builder = new library.HubConnectionBuilder()
       .withUrl(`${url}/dotnetify`, options)
-      .configureLogging(signalR.LogLevel.None);
+      .configureLogging(library.LogLevel.None);
     if (reconnect) builder = builder.withAutomaticReconnect(Array(40).fill(250));
+    if (stateful) builder = builder.withStatefulReconnect(stateful === true ? undefined : stateful);
+    if (protocol) builder = builder.withHubProtocol(protocol);
     client.connection = builder.build();
     client.connection.on("Response_VM", (argument) => client.take(argument));
     client.connection.onclose((error) => {
       client.closed = { error };
     });
-    await within(`${name} to connect`, client.connection.start());
     return client;
+  }
+
+  start() {
+    return within(`${this.name} to connect`, this.connection.start());
+  }
+
+  /** The name of the transport it came to use. */
+  get transport() {
+    return transportOf(this.connection);
   }
 
   request(vmId, vmArg = {}) {
@@ -75,13 +98,12 @@ export class Client extends Responses {
 
 /** A WebSocket that says what it is told to. */
 export class Raw extends Responses {
-  static async open(url, { id, headers } = {}) {
+  static async open(url, { id, query = id === undefined ? "" : `?id=${id}`, headers, ...options } = {}) {
     const raw = new Raw();
     raw.name = "raw client";
     raw.records = [];
     raw.frames = 0;
-    const query = id === undefined ? "" : `?id=${id}`;
-    raw.socket = new WebSocket(`${url.replace(/^http/, "ws")}/dotnetify${query}`, { headers });
+    raw.socket = new WebSocket(`${url.replace(/^http/, "ws")}/dotnetify${query}`, { headers, ...options });
     raw.socket.on("message", (data) => {
       raw.frames += 1;
       const text = String(data);
@@ -100,7 +122,7 @@ export class Raw extends Responses {
       raw.closed = { code, reason: String(reason), error: raw.error };
     });
     await until("the WebSocket to open", () => {
-      if (raw.error) throw raw.error;
+      if (raw.error) throw new Hopeless(raw.error.message);
       return raw.socket.readyState === WebSocket.OPEN;
     });
     return raw;
