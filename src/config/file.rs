@@ -166,7 +166,11 @@ mod tests {
             "{found:?}"
         );
         assert!(faults("[upstream]\nurl = \"http://a\"\n")[0].starts_with("s.toml:1: upstream: wrong type"));
-        assert!(faults("hub = 3\n")[0].contains("write [hub]"));
+        for section in ["hub", "limits", "tls", "identity"] {
+            assert!(faults(&format!("{section} = 3\n"))[0].contains(&format!("write [{section}]")));
+            assert_eq!(faults(&format!("[{section}]\n")), [""; 0]);
+        }
+        assert!(faults("[hub]\njwks_file = \"x\"\n")[0].ends_with("it belongs under [identity]"));
     }
 
     #[test]

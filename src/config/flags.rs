@@ -81,12 +81,8 @@ fn argument(setting: &'static Setting) -> Arg {
     let repeated = if setting.is_list() && setting.kind != Kind::Url { ". May be repeated" } else { "" };
     // The value's name says the rest of what it takes.
     let takes = match setting.kind {
-        Kind::Count { .. }
-        | Kind::Size { .. }
-        | Kind::Duration { .. }
-        | Kind::NodeName
-        | Kind::Secret { .. }
-        | Kind::Proxies => format!(". {}", setting.takes()),
+        Kind::Count { .. } | Kind::Size { .. } | Kind::Duration { .. } => format!(". {}", setting.takes()),
+        Kind::NodeName | Kind::Secret { .. } | Kind::Proxies => format!(". Takes {}", setting.takes()),
         _ => String::new(),
     };
     let help = format!("{}{repeated}{takes} [default: {}] [env: {}]", setting.about, setting.default, setting.env);

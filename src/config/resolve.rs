@@ -699,7 +699,7 @@ mod tests {
         let fault = one("admin = \"127.0.0.1:7000\"\n", &[("SIGNALRING_LISTEN", "0.0.0.0:7000")], app());
         assert!(fault.starts_with("SIGNALRING_LISTEN: listen:"), "{fault}");
         let fault = one(
-            "[limits]\nupstream_queue_bytes = \"64KiB\"\n",
+            "[limits]\nupstream_queue_bytes = \"64KiB\"\n[[upstream]]\nmaximum_receive_message_size = \"1MiB\"\n",
             &[],
             app().with(Key::MaximumReceiveMessageSize, "1MiB"),
         );
@@ -718,6 +718,172 @@ mod tests {
         assert!(fault.ends_with("write http://app:6100/base"), "{fault}");
         let fault = one("", &[], RunFlags::default().with(Key::Url, "http://localhost:5000"));
         assert!(fault.contains("own address"), "{fault}");
+    }
+
+    const PEM: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/Cargo.toml");
+    const SIGNING_KEY: &str = "0123456789abcdef0123456789abcdef";
+
+    #[test]
+    fn what_a_setting_needs_is_asked_for() {
+        for (file, place, parts) in [
+            (
+                "listen = \"https://0.0.0.0:443\"\n",
+                "n.toml:1: listen: ",
+                &["https://0.0.0.0:443 has no certificate", "give tls.certificate_file"][..],
+            ),
+            ("[tls]\nminimum_version = \"1.3\"\n", "n.toml:2: tls.minimum_version: ", &["give tls.certificate_file"]),
+            (
+                "[tls]\nkey_file = \"PEM\"\n",
+                "n.toml:2: tls.key_file: ",
+                &["without certificate_file", "give tls.certificate_file as well"],
+            ),
+            (
+                "listen = \"https://[::]:443\"\n[tls]\ncertificate_file = \"PEM\"\n",
+                "n.toml:3: tls.certificate_file: ",
+                &["without key_file"],
+            ),
+            ("proxy_protocol = true\n", "n.toml:1: proxy_protocol: ", &["no proxy is trusted", "trusted_proxies"]),
+            ("proxy_protocol = true\ntrusted_proxies = []\n", "n.toml:1: proxy_protocol: ", &["no proxy is trusted"]),
+            (
+                "[identity]\nrequired = \"connection\"\naudience = \"a\"\n",
+                "n.toml:3: identity.audience: ",
+                &["audience, required needs a key", "identity.signing_key"],
+            ),
+            (
+                "[hub]\nclose_on_authentication_expiration = true\n",
+                "n.toml:2: hub.close_on_authentication_expiration: ",
+                &["needs a key"],
+            ),
+            (
+                "[hub]\nmaximum_receive_message_size = \"64KiB\"\n",
+                "n.toml:2: hub.maximum_receive_message_size: ",
+                &["(64KiB)", "(32KiB)", "HubOptions.MaximumReceiveMessageSize"],
+            ),
+            (
+                "[[upstream]]\nca_file = \"PEM\"\n",
+                "n.toml:2: upstream.ca_file: ",
+                &["http://127.0.0.1:6100 is not encrypted", "https://"],
+            ),
+            (
+                "token_key = \"0123456789abcdef\"\ntoken_key_file = \"PEM.key\"\n",
+                "n.toml:2: token_key_file: ",
+                &["cannot be read"],
+            ),
+            (
+                "listen = \"unix:/run/a\"\nadmin = \"127.0.0.1:5000\"\n[hub]\ntransports = []\n",
+                "n.toml:4: hub.transports: ",
+                &["is empty"],
+            ),
+            ("listen = []\n", "n.toml:1: listen: ", &["is empty"]),
+            (
+                "[identity]\nsigning_key = \"0123456789abcdef\"\nrequired = \"request\"\n",
+                "n.toml:2: identity.signing_key: ",
+                &["16 bytes", "32 bytes or more"],
+            ),
+        ] {
+            let found = resolve(&file.replace("PEM", PEM), &[], app()).unwrap_err();
+            assert_eq!(found.len(), 1, "{file}: {found:?}");
+            assert!(found[0].starts_with(place), "{file}: {found:?}");
+            assert!(parts.iter().all(|part| found[0].contains(part)), "{file}: {found:?}");
+        }
+    }
+
+    #[test]
+    fn client_certificates_are_whole_and_for_tls() {
+        let https = || RunFlags::default().with(Key::Url, "https://app");
+        let found = resolve("", &[], https().with(Key::ClientKeyFile, PEM)).unwrap_err();
+        assert!(found.len() == 1 && found[0].starts_with("--upstream-client-key-file: "), "{found:?}");
+        let both = https().with(Key::ClientKeyFile, PEM).with(Key::ClientCertificateFile, PEM);
+        let upstream = resolve("", &[], both).unwrap().config.upstream;
+        assert_eq!((upstream.url.tls, upstream.url.port), (true, 443));
+        assert_eq!(
+            upstream.client_certificate,
+            Some(ClientCertificate { certificate_file: PEM.into(), key_file: PEM.into() })
+        );
+        let plain = app().with(Key::ClientKeyFile, PEM).with(Key::ClientCertificateFile, PEM);
+        assert_eq!(resolve("", &[], plain).unwrap_err().len(), 2);
+    }
+
+    #[test]
+    fn an_identity_is_there_with_any_of_its_keys() {
+        let of = |key, value: &str| resolve("", &[], app().with(key, value)).unwrap().config.identity;
+        assert_eq!(resolve("", &[], app()).unwrap().config.identity, None);
+        let identity = of(Key::SigningKey, SIGNING_KEY).unwrap();
+        assert_eq!(identity.signing_key.as_ref().unwrap().bytes(), SIGNING_KEY.as_bytes());
+        assert_eq!(identity.clock_skew, Duration::from_secs(300));
+        assert_eq!(identity.user_id_claims[..2], ["nameid", "sub"]);
+        assert!(identity.audience.is_empty() && identity.issuer.is_empty() && identity.forward_claims.is_empty());
+        assert_eq!(identity.required, Required::None);
+        assert_eq!(of(Key::JwksFile, PEM).unwrap().jwks_file, Some(PEM.into()));
+        let keys = of(Key::PublicKeyFile, &format!("{PEM},{PEM}")).unwrap();
+        assert_eq!((keys.public_key_files.len(), keys.signing_key), (2, None));
+    }
+
+    #[test]
+    fn several_listeners_from_every_source() {
+        let listen = |file: &str, env: &[(&str, &str)], flags| {
+            let config = resolve(file, env, flags).map(|resolved| resolved.config.listen);
+            config.map(|listen| listen.iter().map(ToString::to_string).collect::<Vec<_>>())
+        };
+        let both = ["127.0.0.1:80", "unix:/run/n.sock"];
+        assert_eq!(listen("listen = [\"http://127.0.0.1:80\", \"unix:/run/n.sock\"]\n", &[], app()).unwrap(), both);
+        assert_eq!(listen("", &[("SIGNALRING_LISTEN", "127.0.0.1:80, unix:/run/n.sock")], app()).unwrap(), both);
+        let flags = app().with(Key::Listen, "127.0.0.1:80").with(Key::Listen, "unix:/run/n.sock");
+        assert_eq!(listen("listen = \"127.0.0.1:81\"\n", &[], flags).unwrap(), both);
+        let found = listen("listen = [\"[::]:80\", \"10.0.0.1:80\", \"[::]:80\", \"x\"]\n", &[], app()).unwrap_err();
+        assert!(found.len() == 1 && found[0].contains("\"x\" is not an address"), "{found:?}");
+        let found = listen("listen = [\"[::]:80\", \"10.0.0.1:80\", \"[::]:80\"]\n", &[], app()).unwrap_err();
+        assert!(found.len() == 2 && found[0].contains("[::]:80 and 10.0.0.1:80") && found[1].contains("give it once"));
+        let nine: Vec<String> = (1..=9).map(|port| format!("127.0.0.1:{port}")).collect();
+        let found = listen("", &[], app().with(Key::Listen, nine.join(","))).unwrap_err();
+        assert!(found[0].contains("9 addresses are too many; give 8 at most"), "{found:?}");
+        assert_eq!(listen("", &[], app().with(Key::Listen, nine[..8].join(","))).unwrap().len(), 8);
+    }
+
+    #[test]
+    fn every_listener_is_compared_with_admin_and_app_server_and_has_descriptors() {
+        let found = resolve("listen = [\"unix:/n\", \"0.0.0.0:9090\"]\n", &[], app()).unwrap_err();
+        assert!(found.len() == 1 && found[0].contains("listen (0.0.0.0:9090) and admin"), "{found:?}");
+        let found = resolve("listen = [\"unix:/n\", \"127.0.0.1:6100\"]\n", &[], app()).unwrap_err();
+        assert!(found.len() == 1 && found[0].contains("own address"), "{found:?}");
+        let max_clients =
+            |listen: &str| resolve("", &[], app().with(Key::Listen, listen)).unwrap().config.limits.max_clients;
+        assert_eq!(max_clients("127.0.0.1:1,127.0.0.1:2,127.0.0.1:3"), max_clients("127.0.0.1:1") - 2 * 4);
+    }
+
+    #[test]
+    fn a_node_called_random_has_no_name() {
+        let name = |name: &str| resolve("", &[], app().with(Key::NodeName, name)).map(|found| found.config.node_name);
+        assert_eq!(name("random").unwrap(), None);
+        assert_eq!(name("Node_1-b").unwrap().as_deref(), Some("Node_1-b"));
+        assert_eq!(name("0123456789abcdef").unwrap().unwrap().len(), 16);
+        for refused in ["0123456789abcdef0", "a.b", "a b", "\u{e4}"] {
+            assert!(name(refused).unwrap_err()[0].contains("cannot be part of a token"), "{refused}");
+        }
+    }
+
+    #[test]
+    fn transports_are_named_as_in_asp_net() {
+        let transports = |text: &str| resolve("", &[], app().with(Key::Transports, text));
+        let some = transports("longpolling,WEBSOCKETS").unwrap().config.hub.transports;
+        assert_eq!(some, Transports { web_sockets: true, server_sent_events: false, long_polling: true });
+        assert!(transports("WebSocket").unwrap_err()[0].contains("did you mean WebSockets?"));
+        assert!(transports("").unwrap_err()[0].contains("is empty"));
+    }
+
+    #[test]
+    fn texts_may_be_written_as_one_or_as_a_list() {
+        let audience = |text: &str| {
+            let file = format!("[identity]\nsigning_key = \"{SIGNING_KEY}\"\naudience = {text}\n");
+            resolve(&file, &[], app()).map(|resolved| resolved.config.identity.unwrap().audience)
+        };
+        assert_eq!(audience("\"a,b\"").unwrap(), ["a,b"]);
+        assert_eq!(audience("[\"a\", \"b\"]").unwrap(), ["a", "b"]);
+        // "Not checked" must not come about by an empty variable.
+        for empty in ["[]", "\"\"", "[\"\"]"] {
+            assert!(audience(empty).unwrap_err()[0].contains("is empty"), "{empty}");
+        }
+        assert!(audience("3").unwrap_err()[0].contains("expected a list of texts, found an integer"));
     }
 
     #[test]
@@ -744,11 +910,10 @@ mod tests {
 
     #[test]
     fn later_features_are_refused_wherever_they_are_asked_for() {
-        let file = "[[upstream]]\nurl = \"http://a\"\nuse_message_pack = true\nhalt_pipeline = false\nfilter = \"HelloWorldVM\"\n";
-        let found =
-            resolve(file, &[("SIGNALRING_USE_MESSAGE_PACK", "true")], RunFlags::default().with(Key::Filter, "x"))
-                .unwrap_err();
-        assert_eq!(found.len(), 5, "{found:?}");
+        let file = "[[upstream]]\nurl = \"http://a\"\nhalt_pipeline = false\nfilter = \"HelloWorldVM\"\n";
+        let found = resolve(file, &[("SIGNALRING_HALT_PIPELINE", "false")], RunFlags::default().with(Key::Filter, "x"))
+            .unwrap_err();
+        assert_eq!(found.len(), 4, "{found:?}");
         assert!(found.iter().all(|fault| fault.contains("not yet supported")), "{found:?}");
         let file = "[[upstream]]\nurl = \"http://a\"\nuse_message_pack = false\nhalt_pipeline = true\n";
         assert!(resolve(file, &[], RunFlags::default()).is_ok());
@@ -778,5 +943,12 @@ mod tests {
         let resolved = resolve("", &[], flags).unwrap();
         assert_eq!(resolved.config.lanes(), 8);
         assert_eq!(resolved.warnings(&MACHINE).len(), 3);
+        let flags = app().with(Key::TlsCertificateFile, PEM).with(Key::TlsKeyFile, PEM).with(Key::Listen, "unix:/n");
+        let resolved = resolve("", &[], flags.with(Key::TrustedProxies, "::/0")).unwrap();
+        let warnings = resolved.warnings(&MACHINE);
+        for part in ["nothing is encrypted", "::/0: whoever connects", "unix:/n"] {
+            assert!(warnings.iter().any(|warning| warning.contains(part)), "{part}: {warnings:?}");
+        }
+        assert_eq!(warnings.len(), 3);
     }
 }

@@ -175,6 +175,51 @@ mod tests {
                 .with(Key::AllowedOrigins, "http://b:1"),
         );
         reads_back(&app().with(Key::Log, "info,signalring[span{field=\"x\"}]=debug"));
+        let pem = concat!(env!("CARGO_MANIFEST_DIR"), "/Cargo.toml");
+        reads_back(
+            &RunFlags::default()
+                .with(Key::Url, "wss://app/base")
+                .with(Key::Listen, "unix:/run/a 'b'.sock")
+                .with(Key::Listen, "https://[::]:443")
+                .with(Key::NodeName, "node-1")
+                .with(Key::TrustedProxies, "10.0.0.0/8,::1,unix")
+                .with(Key::ProxyProtocol, "true")
+                .with(Key::Transports, "longpolling,WebSockets")
+                .with(Key::AllowStatefulReconnects, "false")
+                .with(Key::CloseOnAuthenticationExpiration, "true")
+                .with(Key::TlsCertificateFile, pem)
+                .with(Key::TlsKeyFile, pem)
+                .with(Key::TlsMinimumVersion, "1.3")
+                .with(Key::PublicKeyFile, pem)
+                .with(Key::JwksFile, pem)
+                .with(Key::Audience, "a \"b\",c")
+                .with(Key::Issuer, "https://issuer.example/")
+                .with(Key::ClockSkew, "0")
+                .with(Key::UserIdClaim, "oid")
+                .with(Key::ForwardClaims, "role,email")
+                .with(Key::Required, "request")
+                .with(Key::UseMessagePack, "true")
+                .with(Key::CaFile, pem)
+                .with(Key::ClientCertificateFile, pem)
+                .with(Key::ClientKeyFile, pem),
+        );
+    }
+
+    #[test]
+    fn secrets_are_not_shown_and_what_stands_for_them_is_refused() {
+        let flags = RunFlags::default()
+            .with(Key::Url, "http://app")
+            .with(Key::TokenKey, "swordfish-swordfish")
+            .with(Key::SigningKey, "swordfish-swordfish-swordfish-swordfish");
+        let resolved = Resolved::of(None, std::iter::empty(), &flags, &MACHINE).unwrap();
+        let text = resolved.to_string();
+        for shown in [&text, &format!("{resolved:?}"), &format!("{:?}", resolved.config), &format!("{flags:?}")] {
+            assert!(shown.contains("(secret)") && !shown.contains("swordfish"), "{shown}");
+        }
+        let again = Resolved::of(Some(("shown.toml", &text)), std::iter::empty(), &RunFlags::default(), &MACHINE);
+        let faults = again.unwrap_err();
+        assert_eq!(faults.0.len(), 2, "{faults}");
+        assert!(faults.0.iter().all(|fault| fault.reason.contains("that was not shown")), "{faults}");
     }
 
     proptest! {
@@ -183,6 +228,8 @@ mod tests {
             reads_back(&RunFlags::default()
                 .with(Key::Url, "http://app")
                 .with(Key::MaximumReceiveMessageSize, bytes.to_string())
+                .with(Key::UpstreamMaximumReceiveMessageSize, bytes.max(32768).to_string())
+                .with(Key::StatefulReconnectBufferSize, bytes.to_string())
                 .with(Key::UpstreamQueueBytes, queue.to_string())
                 .with(Key::HandshakeTimeout, format!("{ms}ms"))
                 .with(Key::ConnectionPoolSize, pool.to_string()));
