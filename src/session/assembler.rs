@@ -22,7 +22,10 @@ pub struct Framing {
 /// Where the next record is.
 enum Found {
     /// Ends with the piece's first `bytes` bytes.
-    Whole { record: core::ops::Range<usize>, bytes: usize },
+    Whole {
+        record: core::ops::Range<usize>,
+        bytes: usize,
+    },
     Cut,
     TooLarge,
 }

@@ -124,7 +124,14 @@ impl ClientSession {
     }
 
     /// The client goes on over a new socket; `sequence` is the number of the first message it is sent.
-    pub fn resume(&mut self, now: Time, sequence: u64, settings: &ClientSettings, pool: &mut BytePool, env: &mut impl ClientEnv) {
+    pub fn resume(
+        &mut self,
+        now: Time,
+        sequence: u64,
+        settings: &ClientSettings,
+        pool: &mut BytePool,
+        env: &mut impl ClientEnv,
+    ) {
         self.ws = Decoder::new(Role::Server);
         // Half a record that was cut off with the old socket comes again, whole.
         self.assembler.release(pool);
@@ -447,6 +454,10 @@ mod tests {
         fn out<R>(&mut self, write: impl FnOnce(&mut Vec<u8>) -> R) -> R {
             write(&mut self.out)
         }
+        fn message(&mut self, form: Form, write: impl FnOnce(&mut Vec<u8>)) {
+            form.write(&mut self.out, write);
+        }
+        fn acknowledged(&mut self, _: u64) {}
         fn forward(&mut self, request: &Request, record: &[u8]) -> Result<(), Refusal> {
             self.refuse.map_or(Ok(()), Err)?;
             let vm = String::from_utf8_lossy(request.vm_id.of(record)).into_owned();
@@ -505,7 +516,12 @@ mod tests {
     impl Fixture {
         fn new() -> Fixture {
             let now = Time::from_millis(5000);
-            Fixture { session: ClientSession::new(now, &SETTINGS), pool: BytePool::new(), world: World::default(), now }
+            Fixture {
+                session: ClientSession::new(now, Transport::WebSockets, false, &SETTINGS),
+                pool: BytePool::new(),
+                world: World::default(),
+                now,
+            }
         }
         fn open() -> Fixture {
             let mut fixture = Fixture::new();

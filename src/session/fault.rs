@@ -285,12 +285,7 @@ mod tests {
         for end in every_end() {
             let told = end.told();
             match end {
-                End::PeerGone
-                | End::SocketError(_)
-                | End::SlowClient
-                | End::Inactive
-                | End::Tls(_)
-                | End::Deleted => {
+                End::PeerGone | End::SocketError(_) | End::SlowClient | End::Inactive | End::Tls(_) | End::Deleted => {
                     assert_eq!(told.close_code, None);
                 }
                 End::LaneLost | End::TokenExpired | End::Stopping => {

@@ -30,9 +30,7 @@ impl Form {
     /// Appends the records that `write` appends, framed for the transport.
     pub fn write<R>(self, out: &mut Vec<u8>, write: impl FnOnce(&mut Vec<u8>) -> R) -> R {
         match self.transport {
-            Transport::WebSockets => {
-                write_frame(out, opcode(self.protocol), None, write)
-            }
+            Transport::WebSockets => write_frame(out, opcode(self.protocol), None, write),
             Transport::ServerSentEvents => http::write_event(out, write),
             // A poll's body is nothing but records (reference 9.1).
             Transport::LongPolling => write(out),

@@ -215,7 +215,8 @@ mod tests {
     fn deliveries_arrive_whole_however_they_are_cut() {
         let whole = text(&format!("{SEND}{{\"type\":6}}␞{SEND}"));
         for cut in 0..whole.len() {
-            let (mut session, mut pool, mut world) = (LaneSession::new(Time(0), Protocol::Json), BytePool::new(), World::default());
+            let (mut session, mut pool, mut world) =
+                (LaneSession::new(Time(0), Protocol::Json), BytePool::new(), World::default());
             let (a, b) = whole.split_at(cut);
             for part in [a, b] {
                 session.on_bytes(Time(1), &mut part.to_vec(), &mut pool, &mut world).unwrap();
@@ -226,7 +227,8 @@ mod tests {
 
     #[test]
     fn silence_ends_a_lane_and_pings_keep_it() {
-        let (mut session, mut pool, mut world) = (LaneSession::new(Time(0), Protocol::Json), BytePool::new(), World::default());
+        let (mut session, mut pool, mut world) =
+            (LaneSession::new(Time(0), Protocol::Json), BytePool::new(), World::default());
         assert_eq!(session.on_time(Time::from_millis(14_000), &mut world), Ok(Time::from_millis(15_000)));
         assert!(world.out.is_empty());
         session.on_time(Time::from_millis(15_000), &mut world).unwrap();
@@ -240,7 +242,8 @@ mod tests {
 
     #[test]
     fn a_close_says_why_and_what_is_no_delivery_is_counted() {
-        let (mut session, mut pool, mut world) = (LaneSession::new(Time(0), Protocol::Json), BytePool::new(), World::default());
+        let (mut session, mut pool, mut world) =
+            (LaneSession::new(Time(0), Protocol::Json), BytePool::new(), World::default());
         let odd = text("{\"type\":1,\"target\":\"Hello\",\"arguments\":[]}␞");
         session.on_bytes(Time(1), &mut odd.clone(), &mut pool, &mut world).unwrap();
         assert!(matches!(world.notes.last(), Some(LaneNote::NotADelivery(_))));

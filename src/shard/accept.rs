@@ -110,7 +110,8 @@ impl<I: Io> Shard<I> {
         let is_unix = self.listeners.get(index).is_some_and(|listener| listener.is_unix);
         let nowhere = SocketAddr::from((Ipv4Addr::UNSPECIFIED, 0));
         let addresses = if is_unix { Some((nowhere, nowhere)) } else { self.io.addresses(fd) };
-        let (Some((local, remote)), None, Some(listener)) = (addresses, self.stopping, self.listeners.get(index)) else {
+        let (Some((local, remote)), None, Some(listener)) = (addresses, self.stopping, self.listeners.get(index))
+        else {
             self.metrics.add(Counter::ConnectionsClosed, 1);
             return self.io.close(fd);
         };
@@ -180,7 +181,8 @@ impl<I: Io> Shard<I> {
         }
         http.buffer.extend_from_slice(input.bytes(io));
         let peer = (!http.peer.is_unix).then_some(http.peer.remote.ip());
-        let header = if settings.trusted.admits(peer) { proxy::parse(&http.buffer) } else { Err(proxy::ProxyError::Missing) };
+        let header =
+            if settings.trusted.admits(peer) { proxy::parse(&http.buffer) } else { Err(proxy::ProxyError::Missing) };
         match header {
             Ok(None) => {}
             Ok(Some((used, addresses))) => {
@@ -198,7 +200,9 @@ impl<I: Io> Shard<I> {
                 self.metrics.add(Counter::refusal(HttpError::ProxyProtocol.label()), 1);
                 if let Some(suppressed) = self.quiet.proxy.admit(now) {
                     let peer = peer.map_or("a Unix socket".to_string(), |peer| peer.to_string());
-                    warn!("a connection from {peer} is dropped: its PROXY header is wrong ({fault:?}), or it is not in `trusted_proxies`{suppressed}");
+                    warn!(
+                        "a connection from {peer} is dropped: its PROXY header is wrong ({fault:?}), or it is not in `trusted_proxies`{suppressed}"
+                    );
                 }
                 self.connection_ends(now, key, End::PeerGone);
             }

@@ -117,12 +117,7 @@ impl<I: Io> Shard<I> {
         }
     }
 
-    pub(super) fn on_event_stream(
-        &mut self,
-        now: Time,
-        begun: Begun<'_, '_>,
-        token: Opened,
-    ) -> Result<(), HttpError> {
+    pub(super) fn on_event_stream(&mut self, now: Time, begun: Begun<'_, '_>, token: Opened) -> Result<(), HttpError> {
         let connection = token.token.connection;
         if let Some(owner) = self.owner(&connection) {
             return Err(match owner.transport {
@@ -280,13 +275,7 @@ impl<I: Io> Shard<I> {
     }
 
     /// A WebSocket of a client that is there: it goes on over this one (reference 14), which replaces the one it has.
-    fn resume(
-        &mut self,
-        now: Time,
-        client: SlotKey,
-        begun: Begun<'_, '_>,
-        accept: &[u8; 28],
-    ) -> Result<(), HttpError> {
+    fn resume(&mut self, now: Time, client: SlotKey, begun: Begun<'_, '_>, accept: &[u8; 28]) -> Result<(), HttpError> {
         let Some(Conn { socket, stage: Stage::Client(Client { session, carried: Some(carried), .. }) }) =
             self.conns.get_mut(client)
         else {
@@ -315,7 +304,8 @@ impl<I: Io> Shard<I> {
             session.resume(now, sequence, &side.gate.settings.client, pool, &mut side);
         });
         let Shard { conns, frames, dirty, .. } = self;
-        if let Some(Conn { socket, stage: Stage::Client(Client { carried: Some(carried), .. }) }) = conns.get_mut(client)
+        if let Some(Conn { socket, stage: Stage::Client(Client { carried: Some(carried), .. }) }) =
+            conns.get_mut(client)
             && let Some(outbound) = &carried.outbound
         {
             outbound.replay(frames, &mut socket.queue);
@@ -332,9 +322,7 @@ impl<I: Io> Shard<I> {
 
     pub(super) fn on_carrier_bytes(&mut self, now: Time, client: SlotKey, input: Input<'_>) {
         let is_socket = match self.conns.get(client) {
-            Some(Conn { stage: Stage::Client(client), .. }) => {
-                client.session.form().transport == Transport::WebSockets
-            }
+            Some(Conn { stage: Stage::Client(client), .. }) => client.session.form().transport == Transport::WebSockets,
             _ => false,
         };
         // Nothing is awaited on an event stream's connection; what comes anyway is thrown away.
@@ -397,7 +385,8 @@ impl<I: Io> Shard<I> {
 
     /// The deadline of a carried client. None: it is over.
     pub(super) fn on_carried_time(&mut self, now: Time, client: SlotKey) -> Option<Time> {
-        let Some(Conn { stage: Stage::Client(Client { carried: Some(carried), .. }), .. }) = self.conns.get(client) else {
+        let Some(Conn { stage: Stage::Client(Client { carried: Some(carried), .. }), .. }) = self.conns.get(client)
+        else {
             return Some(Time::NEVER);
         };
         let (until, carrier) = (carried.until, carried.carrier);
@@ -504,7 +493,14 @@ impl<I: Io> Shard<I> {
     }
 
     /// A carried client has ended and its last words are queued: they leave, and its place is freed.
-    pub(super) fn carried_ends(&mut self, now: Time, client: SlotKey, carried: Carried, transport: Transport, end: &End) {
+    pub(super) fn carried_ends(
+        &mut self,
+        now: Time,
+        client: SlotKey,
+        carried: Carried,
+        transport: Transport,
+        end: &End,
+    ) {
         let Carried { id, carrier, outbound, .. } = carried;
         if let Some(mut outbound) = outbound {
             outbound.release(&mut self.frames);

@@ -138,14 +138,7 @@ impl LaneSide<'_> {
     }
 
     /// To every client of this lane whose user is listed (contract 3.2); once, however often it is.
-    fn send_to_users(
-        &mut self,
-        record: &[u8],
-        users: Option<Span>,
-        listed: Option<Recipients>,
-        vm: Span,
-        data: Span,
-    ) {
+    fn send_to_users(&mut self, record: &[u8], users: Option<Span>, listed: Option<Recipients>, vm: Span, data: Span) {
         let mut addressed = Vec::new();
         let list = users.map(Recipients::Many).or(listed);
         if let Some(list) = list {

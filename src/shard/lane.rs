@@ -278,7 +278,8 @@ impl Lane {
         {
             if let Some(origin) = self.notices.pop_front() {
                 // Cannot be too large: the minimal context has a few dozen bytes.
-                let shown = Shown { context: [minimal_tail(gate.settings.lane_protocol), b""], items: Items::default() };
+                let shown =
+                    Shown { context: [minimal_tail(gate.settings.lane_protocol), b""], items: Items::default() };
                 let _ = self.write(&Forward::Disconnected, &origin, shown, gate);
                 continue;
             }

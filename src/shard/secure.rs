@@ -27,10 +27,6 @@ impl Secure {
         Secure { tls, sealed: SendQueue::default(), said_goodbye: false }
     }
 
-    pub(super) fn is_handshaking(&self) -> bool {
-        self.tls.is_handshaking()
-    }
-
     pub(super) fn open(
         &mut self,
         input: &mut [u8],
@@ -77,7 +73,9 @@ impl<I: Io> Shard<I> {
         let mut failed = Vec::new();
         let Shard { conns, lanes, frames, dirty, .. } = self;
         for key in dirty {
-            let Some(Socket { secure: Some(secure), queue, life, .. }) = socket_of(conns, lanes, *key) else { continue };
+            let Some(Socket { secure: Some(secure), queue, life, .. }) = socket_of(conns, lanes, *key) else {
+                continue;
+            };
             if *life != Life::Ending
                 && let Err(error) = secure.seal(queue, *life, frames)
             {
