@@ -1,9 +1,11 @@
 //! The hub codecs on the way of a message, each beside a memcpy of the same bytes: `cargo bench --bench hub`.
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
-use signalring::proto::dotnetify::context::{self, Context, Embedding, Peer};
+use signalring::fuzzing::identity as tokens;
+use signalring::identity::Identity;
+use signalring::proto::dotnetify::context::{self, Context, Items, Peer};
 use signalring::proto::dotnetify::forward::{self, Forward};
-use signalring::proto::dotnetify::{request, response};
-use signalring::proto::signalr::{json, msgpack};
+use signalring::proto::dotnetify::{headers, request, response};
+use signalring::proto::signalr::{self, Protocol, json, msgpack};
 use std::hint::black_box;
 
 /// As the npm client writes it.
@@ -67,11 +69,14 @@ fn invoke(criterion: &mut Criterion) {
         remote: ("10.0.0.7".parse().unwrap(), 51234),
         headers: &BROWSER,
     };
-    for (name, embedding) in [("write_json", Embedding::Json), ("write_msgpack", Embedding::MessagePack)] {
-        let prepared = context::prepare(&peer, embedding);
+    for protocol in [Protocol::Json, Protocol::MessagePack] {
+        let prepared = context::prepare(protocol, &peer);
         let tail = prepared.pieces();
-        let mut group = criterion
-            .benchmark_group(format!("forward::{name}, browser's context of {} bytes", tail.concat().len() + 130));
+        let mut group = criterion.benchmark_group(format!(
+            "forward::write to {}, browser's context of {} bytes",
+            protocol.name(),
+            tail.concat().len() + 130
+        ));
         for (size, record) in updates() {
             let message = json::parse(&record).unwrap();
             let request = request::parse(&record, &message).unwrap();
@@ -85,16 +90,16 @@ fn invoke(criterion: &mut Criterion) {
                 ticks: 17_149_792_891_234_567,
                 connection_id: b"Kx1n2s3d4f5g6h7j8k9lAw",
                 tail,
+                items: Items::default(),
             };
-            let write = if embedding == Embedding::Json { forward::write_json } else { forward::write_msgpack };
             let mut out = Vec::new();
-            write(&forward, &context, Some(12345), &mut out);
+            forward::write(protocol, &forward, &context, Some(12345), &mut out);
             let written = out.clone();
             group.throughput(Throughput::Bytes(out.len() as u64));
             group.bench_function(BenchmarkId::new("ours", size), |bencher| {
                 bencher.iter(|| {
                     out.clear();
-                    write(black_box(&forward), black_box(&context), Some(12345), &mut out);
+                    forward::write(protocol, black_box(&forward), black_box(&context), Some(12345), &mut out);
                     black_box(&out[..]);
                 })
             });
@@ -116,18 +121,28 @@ fn back(criterion: &mut Criterion) {
             bencher.iter(|| {
                 let record = black_box(&record[..]);
                 let message = json::parse(record).unwrap();
-                black_box(response::parse_json(record, &message).unwrap())
+                black_box(response::parse(Protocol::Json, record, &message).unwrap())
             })
         });
+        let text: String = serde_json::from_str(&data).unwrap();
+        let of_lane = |from| match from {
+            Protocol::Json => (&b"\"HelloWorldVM\""[..], data.as_bytes()),
+            Protocol::MessagePack => (&b"HelloWorldVM"[..], text.as_bytes()),
+        };
         let mut out = Vec::new();
-        response::write_client_json(b"\"HelloWorldVM\"", data.as_bytes(), &mut out);
-        group.bench_function(BenchmarkId::new("encode", name), |bencher| {
-            bencher.iter(|| {
-                out.clear();
-                response::write_client_json(black_box(b"\"HelloWorldVM\""), black_box(data.as_bytes()), &mut out);
-                black_box(&out[..]);
-            })
-        });
+        for from in [Protocol::Json, Protocol::MessagePack] {
+            let (vm, data) = of_lane(from);
+            for to in [Protocol::Json, Protocol::MessagePack] {
+                let id = BenchmarkId::new(format!("encode {} for {}", from.name(), to.name()), name);
+                group.bench_function(id, |bencher| {
+                    bencher.iter(|| {
+                        out.clear();
+                        response::write_client(from, to, black_box(vm), black_box(data), &mut out);
+                        black_box(&out[..]);
+                    })
+                });
+            }
+        }
         copy(&mut group, name, &record);
     }
     drop(group);
@@ -144,7 +159,8 @@ fn back(criterion: &mut Criterion) {
         bencher.iter(|| {
             let record = black_box(&record[..]);
             let message = json::parse(record).unwrap();
-            let Ok(response::Delivery::SendToMany { to, .. }) = response::parse_json(record, &message) else {
+            let Ok(response::Delivery::SendToMany { to, .. }) = response::parse(Protocol::Json, record, &message)
+            else {
                 panic!()
             };
             let mut bytes = 0;
@@ -156,15 +172,81 @@ fn back(criterion: &mut Criterion) {
 }
 
 fn message_pack(criterion: &mut Criterion) {
-    let mut group = criterion.benchmark_group("msgpack::parse of an Update_VM from npm");
+    let mut group = criterion.benchmark_group("an Update_VM from npm in MessagePack");
     let log = include_str!("../tests/vectors/npm-client-msgpack.log");
     let line = log.lines().find(|line| line.starts_with("WS-IN BIN 40")).unwrap();
     let digits = &line.as_bytes()["WS-IN BIN 40".len()..];
-    let body: Vec<u8> =
+    let npm: Vec<u8> =
         digits.chunks(2).map(|pair| u8::from_str_radix(std::str::from_utf8(pair).unwrap(), 16).unwrap()).collect();
-    group.throughput(Throughput::Bytes(body.len() as u64));
-    group.bench_function("ours", |bencher| bencher.iter(|| black_box(msgpack::parse(black_box(&body)).unwrap())));
-    copy(&mut group, "", &body);
+    for (name, body) in [("typical", npm), ("16 KiB", encoded_update(16 * 1024))] {
+        group.throughput(Throughput::Bytes(body.len() as u64));
+        group.bench_function(BenchmarkId::new("parse", name), |bencher| {
+            bencher.iter(|| black_box(signalr::parse(Protocol::MessagePack, black_box(&body)).unwrap()))
+        });
+        let message = msgpack::parse(&body).unwrap();
+        let mut out = Vec::new();
+        group.bench_function(BenchmarkId::new("request::transcode", name), |bencher| {
+            bencher.iter(|| {
+                out.clear();
+                black_box(request::transcode(black_box(&body), &message, &mut out).unwrap())
+            })
+        });
+        copy(&mut group, name, &body);
+    }
+}
+
+/// The rows of `rows`, as a MessagePack client sends them.
+fn encoded_update(bytes: usize) -> Vec<u8> {
+    use msgpack::write;
+    let mut encoded = Vec::new();
+    let mut row = 0;
+    while encoded.len() < bytes {
+        write::map_len(4, &mut encoded);
+        write::text(b"Id", &mut encoded);
+        write::uint(row, &mut encoded);
+        write::text(b"FirstName", &mut encoded);
+        write::text(format!("John {row}").as_bytes(), &mut encoded);
+        write::text(b"Price", &mut encoded);
+        encoded.push(0xcb);
+        encoded.extend(12.55f64.to_be_bytes());
+        write::text(b"IsActive", &mut encoded);
+        write::boolean(true, &mut encoded);
+        row += 1;
+    }
+    // [1, {}, "3", "Update_VM", ["HelloWorldVM", {"Rows": [...]}]]
+    let mut body = vec![0x95, 0x01, 0x80];
+    write::text(b"3", &mut body);
+    write::text(b"Update_VM", &mut body);
+    write::array_len(2, &mut body);
+    write::text(b"HelloWorldVM", &mut body);
+    write::map_len(1, &mut body);
+    write::text(b"Rows", &mut body);
+    write::array_len(row as u32, &mut body);
+    body.extend(encoded);
+    body
+}
+
+/// What a node with identity does to every Request_VM, and what a connection's token costs.
+fn identity(criterion: &mut Criterion) {
+    let [token, ..] = tokens::FOREIGN;
+    let arguments = [
+        ("no options", "{}".to_string()),
+        ("$vmArg only", r#"{"$vmArg":{"Id":5,"Name":"John","Filter":{"City":"Köln","Page":1}}}"#.to_string()),
+        ("$vmArg and $headers", format!(r#"{{"$vmArg":{{"Id":5}},"$headers":{{"Authorization":"Bearer {token}"}}}}"#)),
+        ("1 KiB without", rows(1024)),
+    ];
+    let mut group = criterion.benchmark_group("headers::authorization");
+    for (name, argument) in &arguments {
+        let argument = argument.as_bytes();
+        group.bench_function(*name, |bencher| bencher.iter(|| headers::authorization(black_box(argument))));
+    }
+    drop(group);
+
+    let identity = Identity::new(&tokens::settings()).unwrap();
+    let mut group = criterion.benchmark_group("Identity::verify");
+    for (name, token) in ["HS256", "RS256", "ES256"].into_iter().zip(tokens::FOREIGN) {
+        group.bench_function(name, |bencher| bencher.iter(|| identity.verify(black_box(token), tokens::NOW).unwrap()));
+    }
 }
 
 fn copy(group: &mut criterion::BenchmarkGroup<'_, criterion::measurement::WallTime>, name: &str, bytes: &[u8]) {
@@ -178,5 +260,5 @@ fn copy(group: &mut criterion::BenchmarkGroup<'_, criterion::measurement::WallTi
     });
 }
 
-criterion_group!(hub, scan, invoke, back, message_pack);
+criterion_group!(hub, scan, invoke, back, message_pack, identity);
 criterion_main!(hub);

@@ -13,8 +13,9 @@
 //! config              file < environment < flags -> a Config valid by construction; memory budget
 //! shard               one core: the turn, accept, clients, lanes, delivery
 //! bus                 bounded queues with a doorbell, between shards and control plane
-//! session   sys       pure lives of connections | the kernel: ring, sockets, doorbell, probe
-//! proto mem metrics   pure codecs: http, ws, signalr, dotnetify | slab, frames, buffers, wheel | names, counters, exposition
+//! session  sys  tls   pure lives of connections | the kernel: ring, sockets, doorbell, probe | TLS without sockets, certificates
+//! identity            who a client is: tokens verified, with keys and time as arguments
+//! proto mem metrics   pure codecs: proxy, http, ws, signalr, dotnetify | slab, frames, buffers, wheel | names, counters, exposition
 //! limits    ids       every bound with its reason | names of things, and time
 //! ```
 //!
@@ -46,7 +47,7 @@
 //!    (`Op::Receive`). An idle client has nothing in the ring but its poll, and no buffer.
 //! 2. `session::client::ClientSession::on_bytes` runs over the received bytes: `proto::ws::Decoder` unmasks in place and checks UTF-8,
 //!    `session::assembler` finds the record. A record inside one piece is used where it lies.
-//! 3. `proto::signalr::json::parse` makes a `Message` of byte ranges, `proto::dotnetify::request::parse` a `Request`: which call, the raw
+//! 3. `proto::signalr::parse` makes a `Message` of byte ranges, `proto::dotnetify::request::parse` a `Request`: which call, the raw
 //!    vmId, the raw argument. Where that fails the client is answered with the completion error of ASP.NET, and nothing is forwarded.
 //! 4. `shard::lane::Lane::request`: if the lane is up, nothing waits in front of it and its send queue is short, `proto::dotnetify::forward`
 //!    writes the `Invoke` once, straight into the lane's outgoing frame: literals, the client's own JSON text (escaped), hub id, time
@@ -58,7 +59,7 @@
 //! App server to clients:
 //!
 //! 1. The lane's receive completes in a buffer of the lanes' own group; `session::lane::LaneSession` cuts it into records.
-//! 2. `proto::dotnetify::response::parse_json` turns `Response_VM [method, args, metadata]` into a `Delivery`, a closed enum of ranges.
+//! 2. `proto::dotnetify::response::parse` turns `Response_VM [method, args, metadata]` into a `Delivery`, a closed enum of ranges.
 //! 3. `shard::delivery::LaneSide::deliver`: for one client, the origin id is opened (`ids::OriginKey::open`: no table) and the client's
 //!    frame is written to the end of its queue. For many or a group it is encoded once into a frame that each addressed client's queue
 //!    refers to. Groups are the lane's own (`session::groups`).
@@ -88,6 +89,8 @@ pub mod demo;
 #[doc(hidden)]
 pub mod fuzzing;
 #[cfg(feature = "std")]
+pub mod identity;
+#[cfg(feature = "std")]
 pub mod logging;
 #[cfg(feature = "std")]
 pub mod mem;
@@ -99,5 +102,7 @@ pub mod session;
 pub mod shard;
 #[cfg(feature = "std")]
 pub mod sys;
+#[cfg(feature = "std")]
+pub mod tls;
 #[cfg(feature = "std")]
 pub mod ws_echo;

@@ -44,7 +44,31 @@ pub const SETUP_TIMEOUT_MS_MAX: u64 = 5 * 60 * 1000;
 pub const CLIENT_TIMEOUT_MS_MAX: u64 = 60 * 60 * 1000;
 /// ASP.NET's advice: a timeout of at least twice the interval, so that one lost ping disconnects nobody.
 pub const CLIENT_TIMEOUT_KEEP_ALIVES_MIN: u32 = 2;
-/// Largest configuration file.
+/// Addresses a node listens on: every shard has a socket for each, so that what is given is what is meant, not a list of thousands.
+pub const LISTENERS_MAX: usize = 8;
+/// Longest path of a Unix socket: `sun_path` has 108 bytes, the last one zero (unix(7)).
+pub const UNIX_PATH_BYTES_MAX: usize = 107;
+/// Longest name of a node. It is part of every connection token, so of every request line of a client.
+pub const NODE_NAME_BYTES_MAX: usize = 16;
+/// Shortest key of connection tokens: 128 bits cannot be tried out.
+pub const TOKEN_KEY_BYTES_MIN: usize = 16;
+/// Shortest HS256 key: RFC 7518 3.2 asks for as many bytes as the hash has.
+pub const SIGNING_KEY_BYTES_MIN: usize = 32;
+/// Largest clock difference between us and who issues tokens. Beyond it, the clock should be set instead.
+pub const CLOCK_SKEW_MS_MAX: u64 = 10 * 60 * 1000;
+/// How long a poll may wait. Balancers often give up after 60 s, so the default of ASP.NET (90 s) may have to be lowered.
+pub const POLL_TIMEOUT_MS_MIN: u64 = 1000;
+pub const POLL_TIMEOUT_MS_MAX: u64 = 10 * 60 * 1000;
+/// How long a client without a poll or a connection is kept. ASP.NET's `DisconnectTimeout` is 15 s.
+pub const DISCONNECT_TIMEOUT_MS_MIN: u64 = 1000;
+pub const DISCONNECT_TIMEOUT_MS_MAX: u64 = 5 * 60 * 1000;
+/// Bytes kept for a client that may come back. ASP.NET's `StatefulReconnectBufferSize` default is 100,000.
+pub const STATEFUL_BUFFER_BYTES_DEFAULT: u32 = 100_000;
+pub const STATEFUL_BUFFER_BYTES_MIN: u32 = 1024;
+pub const STATEFUL_BUFFER_BYTES_MAX: u32 = 16 * 1024 * 1024;
+/// Messages of the largest size that one POST may carry: JavaScript clients join what waits while a POST is on its way.
+pub const POST_BODY_MESSAGES_MAX: u32 = 8;
+/// Largest configuration file, and largest file it names.
 pub const CONFIG_FILE_BYTES_MAX: u64 = 1024 * 1024;
 
 const _: () = assert!(UPSTREAM_QUEUE_BYTES_DEFAULT >= UPSTREAM_QUEUE_MESSAGES_MIN * MESSAGE_BYTES_MAX);
@@ -69,6 +93,11 @@ pub const HANDSHAKE_BYTES_MAX: usize = 4096;
 /// Longest origin id taken from an app server's recipient list; ours have 22 bytes.
 pub const ORIGIN_ID_BYTES_MAX: usize = 64;
 
+/// Stateful reconnect: an Ack goes out this long after the first message it acknowledges (reference 14) ...
+pub const ACK_AFTER_MS: u64 = 1_000;
+/// ... or after this many bytes: a JS client stops sending at 100,000 unacknowledged ones.
+pub const ACK_AFTER_BYTES: usize = 48 * 1024;
+
 // ---- WebSocket --------------------------------------------------------------------------------------------------
 
 /// RFC 6455 §5.5: control frames carry at most 125 bytes.
@@ -84,8 +113,32 @@ pub const HTTP_HEAD_BYTES_MAX: usize = 32 * 1024;
 pub const HTTP_HEADERS_MAX: usize = 100;
 /// Longest request target (path and query). Kestrel's `MaxRequestLineSize` is 8 KiB.
 pub const HTTP_TARGET_BYTES_MAX: usize = 8 * 1024;
-/// Largest request body that is read and thrown away (negotiate has none).
+/// Largest request body that is read and thrown away (negotiate has none). Bodies that carry messages have a bound of their own.
 pub const HTTP_BODY_BYTES_MAX: u64 = 4 * 1024;
+/// Longest line of PROXY protocol version 1, its end included: the specification's worst case.
+pub const PROXY_LINE_BYTES_MAX: usize = 107;
+/// Largest header of PROXY protocol version 2. Addresses and the registered extensions (names of hosts and certificates, an id of 128
+/// bytes) fit well; it is a receive buffer's size.
+pub const PROXY_HEADER_BYTES_MAX: usize = 4 * 1024;
+
+// ---- Identity ---------------------------------------------------------------------------------------------------
+
+/// Longest bearer token that is looked at. In a query string none longer could arrive (`HTTP_TARGET_BYTES_MAX`), and those of the
+/// common issuers have 1 to 2 KiB.
+pub const TOKEN_BYTES_MAX: usize = 8 * 1024;
+/// Keys of a node together: issuers publish the present key, the next, and a few old ones; 64 are those of several issuers.
+pub const TOKEN_KEYS_MAX: usize = 64;
+/// Keys of its algorithm that a token which names none is tried with. A forged one costs this many verifications.
+pub const TOKEN_KEY_TRIES_MAX: usize = 8;
+/// RFC 7518 section 3.2 asks for 32 bytes; .NET took 16 up to version 7, and secrets of that time are about (dotNetify's own example
+/// has 28).
+pub const TOKEN_SECRET_BYTES_MIN: usize = 16;
+/// RFC 7518 section 3.3.
+pub const TOKEN_RSA_BITS_MIN: usize = 2048;
+/// The largest that the `rsa` crate verifies with.
+pub const TOKEN_RSA_BITS_MAX: usize = 4096;
+
+const _: () = assert!(TOKEN_BYTES_MAX <= HTTP_TARGET_BYTES_MAX && TOKEN_KEY_TRIES_MAX <= TOKEN_KEYS_MAX);
 
 // ---- a shard's memory -------------------------------------------------------------------------------------------
 
@@ -134,6 +187,8 @@ pub const LANE_KEEP_ALIVE_MS: u64 = 15_000;
 pub const LINGER_MS: u64 = 5_000;
 /// An HTTP connection between two requests.
 pub const HTTP_IDLE_MS: u64 = 60_000;
+/// Used tokens a shard remembers so that each begins one connection only; an entry takes about 100 bytes.
+pub const USED_TOKENS_MAX: usize = 65_536;
 /// Groups one client may be in.
 pub const GROUPS_PER_CLIENT_MAX: u32 = 1024;
 /// Orders waiting between a shard and the control plane.
@@ -155,8 +210,13 @@ pub const CONNECTIONS_SPARE: u32 = 64;
 const _: () = assert!(CLIENTS_MAX + CONNECTIONS_SPARE + (LANES_PER_SHARD_MAX as u32) < 1 << 24);
 /// How long accepting rests when the process has no descriptor left.
 pub const ACCEPT_REST_MS: u64 = 100;
-/// The app server's `MaximumReceiveMessageSize`: it closes a lane that carries a larger message (contract 4.6).
+/// The app server's `MaximumReceiveMessageSize`: it closes a lane that carries a larger message (contract 4.6). The default is also
+/// the least: contexts are bounded so that half of it is left for the client's own message.
 pub const UPSTREAM_MESSAGE_BYTES_DEFAULT: u32 = 32 * 1024;
+/// As large as a record we take from an app server.
+pub const UPSTREAM_MESSAGE_BYTES_MAX: u32 = LANE_RECORD_BYTES_MAX as u32;
+/// How often certificate and key files are looked at for changes.
+pub const CREDENTIALS_LOOK_MS: u64 = 10_000;
 /// Log lines of one kind that peers cause, a shard and window: enough to see what happens, too few to fill a disk.
 pub const LOG_LINES_MAX: u32 = 10;
 pub const LOG_WINDOW_MS: u64 = 10_000;
@@ -169,3 +229,27 @@ pub const LANE_REPORT_AGAIN_MS: u64 = 10;
 /// Constant part of a client's context, escaped for a JSON lane: half of what an app server takes as a message by default, so
 /// that the other half is left for what the client says. A browser's has 1.4 KB (contract 4.6).
 pub const CONTEXT_BYTES_MAX: usize = 16 * 1024;
+
+// ---- TLS --------------------------------------------------------------------------------------------------------
+
+/// RFC 8446 §5.1, RFC 5246 §6.2.1: a record carries at most 2^14 bytes.
+pub const TLS_PLAIN_BYTES_MAX: usize = 16 * 1024;
+/// What a record of ours is longer than what it carries: header (5), nonce (8, TLS 1.2 only), content type (1), tag (16); and room
+/// for an answer to a key update in front of it.
+pub const TLS_EXPANSION_BYTES_MAX: usize = 256;
+/// Largest record with its header: RFC 5246 §6.2.3 allows an expansion of 2048.
+pub const TLS_RECORD_BYTES_MAX: usize = 5 + TLS_PLAIN_BYTES_MAX + 2048;
+/// Bytes kept of an open connection between two reads: a cut record, and a short handshake message (a session ticket, a key update)
+/// of which a part is still to come.
+pub const TLS_CARRY_BYTES_MAX: usize = 2 * TLS_RECORD_BYTES_MAX;
+/// ... and during the handshake: rustls takes messages of up to 64 KiB (a certificate chain), and they may come in several records.
+/// How long a connection may take to become a client bounds how long this is held.
+pub const TLS_HANDSHAKE_CARRY_BYTES_MAX: usize = 64 * 1024 + TLS_CARRY_BYTES_MAX;
+/// Sessions a node keeps to resume lanes: one an app server's name, and a certificate's reload makes no new ones.
+pub const TLS_SESSIONS_KEPT: usize = 8;
+/// Largest file of certificates or a key. The list of all public authorities has 230 KB.
+pub const PEM_FILE_BYTES_MAX: u64 = 4 * 1024 * 1024;
+
+/// Bytes of a connection that are sealed at once; what the kernel has not taken stays in plain, in the bounded queue.
+pub const TLS_SEALED_BYTES_MAX: usize = 4 * TLS_PLAIN_BYTES_MAX;
+const _: () = assert!(POOLED_BUFFER_BYTES_MAX >= TLS_CARRY_BYTES_MAX);

@@ -91,7 +91,8 @@ Example:
       prints the addresses to open in a browser";
 
 const CHECK_HELP: &str = "\
-Takes the same file, environment and flags as run, opens no port, and prints TOML that reads back to the same configuration.
+Takes the same file, environment and flags as run, opens no port, and prints TOML that reads back to the same configuration,
+except for secrets (\"(secret)\"), which are not shown; those in files of their own are read from there again.
 
 Examples:
   signalring check --config node.toml

@@ -5,7 +5,7 @@ use std::net::{Shutdown, TcpListener, TcpStream};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use crate::proto::http::{self, Action, Cors, HttpError, HttpPolicy, OriginPolicy};
+use crate::proto::http::{self, Action, Cors, HttpError, HttpPolicy, OriginPolicy, Transports};
 use crate::proto::ws::{Decoder, Event, Opcode, Role, header};
 
 /// Largest message that is echoed; the suites go up to 16 MiB.
@@ -56,7 +56,7 @@ fn upgrade(stream: &mut TcpStream, buffer: &mut Vec<u8>) -> io::Result<bool> {
     let answered = end.and_then(|end| Ok((end, answer(&buffer[..end], &mut out)?)));
     match &answered {
         Ok((end, _)) => drop(buffer.drain(..end)),
-        Err(error) => http::refuse(*error, Cors::None, &mut out),
+        Err(error) => http::refuse(*error, Cors::None, false, &mut out),
     }
     stream.write_all(&out)?;
     Ok(matches!(answered, Ok((_, true))))
@@ -66,15 +66,19 @@ fn answer(head: &[u8], out: &mut Vec<u8>) -> Result<bool, HttpError> {
     let head = http::parse_head(head)?;
     // The hub is wherever the request goes, and every origin may come: suites have their own ideas of both.
     let origin = head.header("origin").map(|origin| String::from_utf8_lossy(origin).into_owned());
-    let policy =
-        HttpPolicy { hub_path: head.path.to_owned(), origins: OriginPolicy { allowed: origin.into_iter().collect() } };
+    let policy = HttpPolicy {
+        hub_path: head.path.to_owned(),
+        origins: OriginPolicy { allowed: origin.into_iter().collect() },
+        transports: Transports { web_sockets: true, server_sent_events: false, long_polling: false },
+        post_body_bytes_max: 0,
+    };
     match http::route(&head, &policy, out) {
         Action::Upgrade { accept, .. } => {
             http::upgrade_reply(&accept, out);
             Ok(true)
         }
         Action::Replied { .. } => Ok(false),
-        Action::Negotiate { .. } => Err(HttpError::NotFound),
+        _ => Err(HttpError::NotFound),
     }
 }
 
@@ -201,7 +205,7 @@ mod tests {
     #[test]
     fn anything_but_an_upgrade_is_refused() {
         assert!(talk(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n", b"").starts_with(b"HTTP/1.1 400 "));
-        assert!(talk(b"POST /negotiate HTTP/1.1\r\nHost: a\r\n\r\n", b"").starts_with(b"HTTP/1.1 405 "));
+        assert!(talk(b"PUT /negotiate HTTP/1.1\r\nHost: a\r\n\r\n", b"").starts_with(b"HTTP/1.1 405 "));
         assert!(talk(b"nonsense\r\n\r\n", b"").starts_with(b"HTTP/1.1 400 "));
     }
 }

@@ -74,7 +74,7 @@ fn a_forwarded_update_and_its_response_allocate_nothing() {
         (common::get(node.admin(), "/ready").status == 200).then_some(())
     });
 
-    let mut client = Socket::connect(node.listen());
+    let mut client = Socket::connect(common::address(&node.listening()[0].to_string()));
     client.send(&record(
         r#"{"type":1,"target":"Request_VM","arguments":["HelloWorldVM",{"$vmArg":{"TickInterval":0}}]}"#,
     ));
@@ -100,7 +100,7 @@ fn a_forwarded_update_and_its_response_allocate_nothing() {
 
     // The counter does count: a new connection needs memory.
     WATCHED.store(thread_named("shard-0"), Relaxed);
-    let mut second = Socket::connect(node.listen());
+    let mut second = Socket::connect(common::address(&node.listening()[0].to_string()));
     round_trip_of_a_ping(&mut second);
     WATCHED.store(0, Relaxed);
     assert!(ALLOCATIONS.load(Relaxed) > 0, "a new client allocates, and this test would see it");

@@ -9,23 +9,31 @@ use std::process::Command;
 const LAYERS: &[(&str, &[&str])] = &[
     ("limits", &[]),
     ("ids", &["limits"]),
+    ("identity", &["limits"]),
     ("proto", &["limits", "ids"]),
     ("mem", &["limits", "ids"]),
     ("metrics", &["limits", "ids"]),
     ("session", &["limits", "ids", "proto", "mem"]),
     ("sys", &["limits", "ids", "mem", "metrics"]),
+    ("tls", &["limits", "mem"]),
     // The design draws bus and sys on one level. Of the two only bus knows the other, for the doorbell that wakes its receiver.
-    ("bus", &["limits", "ids", "proto", "mem", "metrics", "sys"]),
-    ("shard", &["limits", "ids", "proto", "mem", "metrics", "session", "sys", "bus"]),
-    ("sim", &["limits", "ids", "proto", "mem", "metrics", "session", "sys", "bus", "shard"]),
-    ("config", &["limits", "ids", "proto", "mem", "metrics", "session", "sys", "bus", "shard"]),
+    ("bus", &["limits", "ids", "identity", "proto", "mem", "metrics", "sys", "tls"]),
+    ("shard", &["limits", "ids", "identity", "proto", "mem", "metrics", "session", "sys", "tls", "bus"]),
+    ("sim", &["limits", "ids", "proto", "mem", "metrics", "session", "sys", "tls", "bus", "shard"]),
+    ("config", &["limits", "ids", "identity", "proto", "mem", "metrics", "session", "sys", "tls", "bus", "shard"]),
     ("logging", &["config"]),
-    ("control", &["limits", "ids", "proto", "mem", "metrics", "session", "sys", "bus", "shard", "config", "logging"]),
+    (
+        "control",
+        &[
+            "limits", "ids", "identity", "proto", "mem", "metrics", "session", "sys", "tls", "bus", "shard", "config",
+            "logging",
+        ],
+    ),
     // A double of a foreign server: it must not share the node's own machinery, or it would share its mistakes.
     ("demo", &["limits", "proto", "config", "control", "logging"]),
     ("load", &["limits", "proto", "config", "logging"]),
-    ("ws_echo", &["limits", "ids", "proto", "mem", "metrics", "session", "sys", "bus", "shard"]),
-    ("fuzzing", &["limits", "ids", "proto", "mem", "session", "sim"]),
+    ("ws_echo", &["limits", "ids", "proto", "mem", "metrics", "session", "sys", "tls", "bus", "shard"]),
+    ("fuzzing", &["limits", "ids", "identity", "proto", "mem", "session", "sim"]),
 ];
 
 /// Walls inside the protocol core: what may not know what.
@@ -34,6 +42,7 @@ const SEPARATE: &[(&str, &[&str])] = &[
     ("proto::signalr", &["proto::ws", "proto::dotnetify", "proto::http"]),
     ("proto::http", &["proto::ws", "proto::signalr", "proto::dotnetify"]),
     ("proto::dotnetify", &["proto::ws", "proto::http"]),
+    ("proto::proxy", &["proto::ws", "proto::signalr", "proto::dotnetify", "proto::http"]),
 ];
 
 /// Only `demo::run`, which starts whole nodes, stands above the control plane; the app server itself does not.

@@ -26,11 +26,15 @@ impl Drop for File {
 }
 
 fn signalring(arguments: &[&str], env: &[(&str, &str)]) -> Output {
+    signalring_in(Path::new("."), arguments, env)
+}
+
+fn signalring_in(folder: &Path, arguments: &[&str], env: &[(&str, &str)]) -> Output {
     let mut command = Command::new(env!("CARGO_BIN_EXE_signalring"));
     for (name, _) in std::env::vars_os().filter(|(name, _)| name.to_string_lossy().starts_with("SIGNALRING_")) {
         command.env_remove(name);
     }
-    command.args(arguments).envs(env.iter().copied()).output().unwrap()
+    command.current_dir(folder).args(arguments).envs(env.iter().copied()).output().unwrap()
 }
 
 fn stdout(output: &Output) -> String {
@@ -59,8 +63,8 @@ fn all_faults_come_at_once_with_their_places_and_exit_code_2() {
          client_send_queue_bytes = \"1KiB\"\n\
          \n\
          [[upstream]]\n\
-         url = \"https://app\"\n\
-         use_message_pack = true\n\
+         url = \"ftp://app\"\n\
+         use_message_pack = \"yes\"\n\
          halt_pipeline = false\n\
          filter = \"HelloWorldVM\"\n\
          \n\
@@ -83,8 +87,8 @@ fn all_faults_come_at_once_with_their_places_and_exit_code_2() {
             (":6", "hub.keep_alive_interval", "raise client_timeout_interval to 80s or more"),
             (":7", "hub.handshake_timeout", "not a duration"),
             (":10", "limits.client_send_queue_bytes", "16KiB to 64MiB"),
-            (":13", "upstream.url", "TLS towards app servers is not supported yet"),
-            (":14", "upstream.use_message_pack", "not yet supported"),
+            (":13", "upstream.url", "ftp:// is not a scheme of app servers"),
+            (":14", "upstream.use_message_pack", "true or false, without quotes"),
             (":15", "upstream.halt_pipeline", "not yet supported"),
             (":16", "upstream.filter", "not yet supported"),
             (":18", "upstream", "routing between several upstreams is not supported yet"),
@@ -194,6 +198,230 @@ fn what_check_prints_reads_back_to_the_same_configuration() {
     assert_eq!(config(&first).log, "info,signalring=debug");
 }
 
+/// A folder that is gone after the test.
+struct Folder(PathBuf);
+
+impl Folder {
+    fn new(name: &str, files: &[(&str, &str)]) -> Folder {
+        let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("{}-{name}", std::process::id()));
+        std::fs::create_dir_all(&folder).unwrap();
+        for (name, text) in files {
+            std::fs::write(folder.join(name), text).unwrap();
+        }
+        Folder(folder)
+    }
+
+    fn path(&self, name: &str) -> String {
+        self.0.join(name).to_str().unwrap().to_string()
+    }
+}
+
+impl Drop for Folder {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_dir_all(&self.0);
+    }
+}
+
+const EVERYTHING: &str = r#"
+listen = ["http://127.0.0.1:5000", "https://[::]:5443", "unix:/run/signalring/node.sock"]
+admin = "127.0.0.1:9090"
+shards = 2
+node_name = "node-1"
+token_key_file = "token.key"
+trusted_proxies = ["10.0.0.0/8", "::1", "unix"]
+proxy_protocol = true
+hub_path = "/dotnetify"
+allowed_origins = ["https://app.example.com"]
+log = "info"
+log_format = "json"
+
+[hub]
+maximum_receive_message_size = "64KiB"
+handshake_timeout = "15s"
+client_timeout_interval = "30s"
+keep_alive_interval = "15s"
+transports = ["WebSockets", "LongPolling"]
+allow_stateful_reconnects = false
+stateful_reconnect_buffer_size = 200000
+poll_timeout = "50s"
+disconnect_timeout = "20s"
+close_on_authentication_expiration = true
+
+[limits]
+max_clients = 500
+client_send_queue_bytes = "256KiB"
+client_send_buffer_bytes = "32KiB"
+request_head_timeout = "5s"
+upstream_queue_bytes = "4MiB"
+upstream_queue_timeout = "10s"
+
+[tls]
+certificate_file = "tls/../node.pem"
+key_file = "node.key"
+minimum_version = "1.3"
+
+[identity]
+signing_key_file = "users.key"
+public_key_file = ["a.pem", "b.pem"]
+jwks_file = "jwks.json"
+audience = ["signalring"]
+issuer = "https://issuer.example.com/"
+clock_skew = "0s"
+user_id_claim = "sub"
+forward_claims = ["role", "email"]
+required = "connection"
+
+[[upstream]]
+url = "https://app.example.com:6100"
+connection_pool_size = 8
+use_message_pack = true
+maximum_receive_message_size = "1MiB"
+ca_file = "ca.pem"
+client_certificate_file = "client.pem"
+client_key_file = "client.key"
+halt_pipeline = true
+forward_headers = ["Cookie"]
+"#;
+
+const TOKEN_KEY: &str = "swordfish-swordfish";
+const SIGNING_KEY: &str = "swordfish-swordfish-swordfish-swordfish";
+
+fn everything(name: &str) -> Folder {
+    let folder = Folder::new(
+        name,
+        &[
+            ("node.toml", EVERYTHING),
+            ("token.key", &format!("{TOKEN_KEY}\n")),
+            ("users.key", &format!("{SIGNING_KEY}\r\n")),
+            ("node.pem", ""),
+            ("node.key", ""),
+            ("a.pem", ""),
+            ("b.pem", ""),
+            ("jwks.json", ""),
+            ("ca.pem", ""),
+            ("client.pem", ""),
+            ("client.key", ""),
+        ],
+    );
+    std::fs::create_dir_all(folder.path("tls")).unwrap();
+    folder
+}
+
+#[test]
+fn a_file_with_everything_is_taken_and_shown_and_reads_back() {
+    let folder = everything("everything");
+    let output = signalring(&["check", "--config", &folder.path("node.toml")], &[]);
+    let shown = stdout(&output);
+    assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
+    for line in EVERYTHING.lines().filter(|line| line.contains(" = ")) {
+        let name = line.split(' ').next().unwrap();
+        assert!(shown.lines().any(|shown| shown.starts_with(&format!("{name} = "))), "{name}\n{shown}");
+    }
+    // Relative paths begin at the file's folder, wherever the command is run.
+    assert!(shown.contains(&format!("token_key_file = \"{}\"", folder.path("token.key"))), "{shown}");
+    assert!(shown.contains("# token_key is not set") && shown.contains("# signing_key is not set"), "{shown}");
+    assert!(!shown.contains("swordfish"), "{shown}");
+
+    let machine = Machine { cores: 1, nofile: 1 << 20 };
+    let config = |path: &str, text: &str| {
+        Config::resolve(Some((path, text)), std::iter::empty(), &RunFlags::default(), &machine).unwrap()
+    };
+    let original = config(&folder.path("node.toml"), EVERYTHING);
+    assert_eq!(config("elsewhere.toml", &shown), original);
+    assert_eq!(original.token_key.as_ref().unwrap().bytes(), TOKEN_KEY.as_bytes());
+    assert_eq!(original.identity.as_ref().unwrap().signing_key.as_ref().unwrap().bytes(), SIGNING_KEY.as_bytes());
+    assert!(!format!("{original:?}").contains("swordfish"));
+}
+
+#[test]
+fn files_that_cannot_be_read_are_faults_of_their_settings() {
+    let folder = everything("unreadable");
+    for gone in ["node.pem", "client.key", "token.key"] {
+        std::fs::remove_file(folder.path(gone)).unwrap();
+    }
+    std::fs::remove_file(folder.path("jwks.json")).unwrap();
+    std::fs::create_dir(folder.path("jwks.json")).unwrap();
+    std::fs::write(folder.path("users.key"), "-----BEGIN PUBLIC KEY-----\nswordfish\n").unwrap();
+    let output = signalring(&["check", "--config", &folder.path("node.toml")], &[]);
+    let said = stderr(&output);
+    assert_eq!(output.status.code(), Some(2), "{said}");
+    for (key, part) in [
+        ("token_key_file", "token.key\" cannot be read: No such file"),
+        ("tls.certificate_file", "cannot be read: No such file"),
+        ("identity.jwks_file", "jwks.json\" is not a file"),
+        ("identity.signing_key_file", "it is a PEM key or certificate, not a shared secret"),
+        ("upstream.client_key_file", "client.key\" cannot be read: No such file"),
+    ] {
+        assert!(said.lines().any(|line| line.contains(&format!(": {key}: ")) && line.contains(part)), "{key}\n{said}");
+    }
+    // A second file that is gone is no contradiction as well.
+    assert!(said.contains("has 5 faults") && !said.contains("swordfish"), "{said}");
+}
+
+#[test]
+fn paths_in_flags_and_variables_begin_at_the_working_directory() {
+    let folder = everything("working-directory");
+    let arguments = ["check", APP[0], APP[1], "--token-key-file", "token.key"];
+    let output = signalring_in(&folder.0, &arguments, &[("SIGNALRING_IDENTITY_JWKS_FILE", "jwks.json")]);
+    let shown = stdout(&output);
+    assert!(shown.contains(&format!("token_key_file = \"{}\"", folder.path("token.key"))), "{}", stderr(&output));
+    assert!(shown.contains(&format!("jwks_file = \"{}\"", folder.path("jwks.json"))), "{shown}");
+}
+
+#[test]
+fn secrets_are_never_printed() {
+    let flags = ["--identity-signing-key", SIGNING_KEY];
+    let arguments = |more: &[&'static str]| [&["check"], &APP[..], &flags[..], more].concat();
+    let output = signalring(&arguments(&[]), &[("SIGNALRING_TOKEN_KEY", TOKEN_KEY)]);
+    let shown = stdout(&output);
+    assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
+    assert!(shown.contains("token_key = \"(secret)\"") && shown.contains("signing_key = \"(secret)\""), "{shown}");
+    assert!(!shown.contains("swordfish"), "{shown}");
+
+    // Nor in faults, wherever the mistake is.
+    for text in [
+        "token_key = \"swordfish\"\n",
+        "token_key = swordfish-swordfish\n",
+        "token_key = \"swordfish-swordfish\n",
+        "token_key = 'swordfish'swordfish\n",
+        "token_key = [\"swordfish-swordfish\"]\n",
+        "tokenkey = \"swordfish-swordfish\"\n",
+        "token_key = \"swordfish\\qswordfish\"\n",
+        "token_key = \"swordfish\\u0000swordfish\"\n",
+        "token_key_file = \"/nonexistent\"\ntoken_key = \"swordfish-swordfish\"\n",
+    ] {
+        let file = File::new("secret", text);
+        let output = signalring(&["check", "--config", file.path()], &[("SIGNALRING_TOKEN_KEYS", TOKEN_KEY)]);
+        let said = stderr(&output);
+        assert_eq!(output.status.code(), Some(2), "{text}");
+        assert!(
+            said.contains("SIGNALRING_TOKEN_KEYS: unknown variable") && !said.contains("swordfish"),
+            "{text}\n{said}"
+        );
+        assert!(output.stdout.is_empty());
+    }
+    let twice = signalring(&arguments(&["--token-key", TOKEN_KEY, "--token-key", TOKEN_KEY]), &[]);
+    assert_eq!(twice.status.code(), Some(2));
+    assert!(!stderr(&twice).contains("swordfish"), "{}", stderr(&twice));
+    let both = signalring(&arguments(&["--token-key", TOKEN_KEY, "--token-key-file", "Cargo.toml"]), &[]);
+    assert_eq!(both.status.code(), Some(2));
+    assert!(!stderr(&both).contains("swordfish"), "{}", stderr(&both));
+}
+
+#[test]
+fn one_key_in_two_settings_is_a_fault() {
+    let folder = everything("two-keys");
+    let file = File::new("two-keys", &format!("token_key_file = \"{}\"\n", folder.path("token.key")));
+    let arguments = ["check", "--config", file.path(), APP[0], APP[1]];
+    let output = signalring(&arguments, &[("SIGNALRING_TOKEN_KEY", TOKEN_KEY)]);
+    let said = stderr(&output);
+    assert_eq!(output.status.code(), Some(2));
+    assert!(
+        said.contains("  SIGNALRING_TOKEN_KEY: token_key: both token_key and token_key_file are given; "),
+        "{said}"
+    );
+}
+
 #[test]
 fn the_help_documents_every_setting() {
     for command in ["run", "check"] {
@@ -231,12 +459,7 @@ fn every_setting_can_be_said_in_every_source() {
                 .unwrap_err()
                 .to_string();
         assert!(faults.contains(&format!("--{}: {}: ", setting.flag, setting.path())), "{faults}");
-        let header = match setting.table.name() {
-            "" => String::new(),
-            "upstream" => "[[upstream]]".into(),
-            table => format!("[{table}]"),
-        };
-        let text = format!("{header}\n{} = 1979-05-27\n", setting.name);
+        let text = format!("{}\n{} = 1979-05-27\n", setting.table.header(), setting.name);
         let faults = Config::resolve(Some(("f", &text)), std::iter::empty(), &RunFlags::default(), &machine)
             .unwrap_err()
             .to_string();

@@ -1,12 +1,13 @@
 //! Every byte vector of the references about records, hub messages and dotNetify's contract. Section numbers are those of the
 //! SignalR reference ("reference") and of the forwarding contract ("contract"). `tests/vectors/*` are recordings of the real npm
 //! client and of the real .NET serializer.
-use signalring::proto::dotnetify::context::{self, Context, Embedding, HeaderPolicy, Peer};
+use signalring::proto::dotnetify::context::{self, Context, HeaderPolicy, Items, Peer};
 use signalring::proto::dotnetify::forward::{self, Forward};
 use signalring::proto::dotnetify::request::{self, Call, Request, RequestError};
 use signalring::proto::dotnetify::response::{self, Delivery, Recipients, ResponseError};
-use signalring::proto::signalr::handshake::{self, Handshake, HandshakeError, Protocol};
-use signalring::proto::signalr::{Kind, Message, MessageError, Span, encode, json, msgpack, record};
+use signalring::proto::signalr::handshake::{self, Handshake, HandshakeError};
+use signalring::proto::signalr::transcode::{self, TranscodeError};
+use signalring::proto::signalr::{self, Kind, Message, MessageError, Protocol, Span, encode, json, msgpack, record};
 
 const UPSTREAM_JSON: &str = include_str!("vectors/upstream-json.txt");
 const UPSTREAM_MSGPACK: &str = include_str!("vectors/upstream-msgpack.txt");
@@ -254,19 +255,25 @@ fn json_depth_is_bounded_like_dotnets() {
 
 #[test]
 fn records_a_node_writes_itself() {
-    assert_eq!(json::parse(&encode::PING_JSON[..encode::PING_JSON.len() - 1]).unwrap().kind, Kind::Ping);
+    assert_eq!(encode::ping(Protocol::Json), b"{\"type\":6}\x1e");
     assert_eq!(
-        written(|out| encode::completion_null(b"0", out)),
+        written(|out| encode::completion_null(Protocol::Json, b"0", out)),
         b"{\"type\":3,\"invocationId\":\"0\",\"result\":null}\x1e"
     );
     assert_eq!(
-        written(|out| encode::completion_error(b"a\\u0041", "Unknown hub method '\"\n'", out)),
+        written(|out| encode::completion_error(Protocol::Json, b"a\\u0041", "Unknown hub method '\"\n'", out)),
         b"{\"type\":3,\"invocationId\":\"a\\u0041\",\"error\":\"Unknown hub method '\\\"\\n'\"}\x1e"
     );
-    assert_eq!(written(|out| encode::close(None, false, out)), b"{\"type\":7}\x1e");
-    assert_eq!(written(|out| encode::close(None, true, out)), b"{\"type\":7,\"allowReconnect\":true}\x1e");
+    assert_eq!(written(|out| encode::ack(Protocol::Json, 3, out)), b"{\"type\":8,\"sequenceId\":3}\x1e");
+    let last = written(|out| encode::sequence(Protocol::Json, i64::MAX as u64, out));
+    assert_eq!(last, b"{\"type\":9,\"sequenceId\":9223372036854775807}\x1e");
+    assert_eq!(written(|out| encode::close(Protocol::Json, None, false, out)), b"{\"type\":7}\x1e");
     assert_eq!(
-        written(|out| encode::close(Some("Connection closed with an error."), true, out)),
+        written(|out| encode::close(Protocol::Json, None, true, out)),
+        b"{\"type\":7,\"allowReconnect\":true}\x1e"
+    );
+    assert_eq!(
+        written(|out| encode::close(Protocol::Json, Some("Connection closed with an error."), true, out)),
         b"{\"type\":7,\"error\":\"Connection closed with an error.\",\"allowReconnect\":true}\x1e"
     );
 }
@@ -356,14 +363,22 @@ fn framed_messagepack_vectors() {
 
 #[test]
 fn messagepack_records_a_node_writes_itself() {
-    assert_eq!(encode::PING_MSGPACK, unhex("02 91 06"));
-    assert_eq!(written(|out| encode::completion_null_msgpack(b"7", out)), unhex("07 95 03 80 a1 37 03 c0"));
+    assert_eq!(encode::ping(Protocol::MessagePack), unhex("02 91 06"));
     assert_eq!(
-        written(|out| encode::completion_error_msgpack(b"7", "boom", out)),
+        written(|out| encode::completion_null(Protocol::MessagePack, b"7", out)),
+        unhex("07 95 03 80 a1 37 03 c0")
+    );
+    assert_eq!(
+        written(|out| encode::completion_error(Protocol::MessagePack, b"7", "boom", out)),
         unhex("0b 95 03 80 a1 37 01 a4 62 6f 6f 6d")
     );
-    assert_eq!(written(|out| encode::close_msgpack(None, false, out)), unhex("04 93 07 c0 c2"));
-    assert_eq!(written(|out| encode::close_msgpack(Some("bye"), true, out)), unhex("07 93 07 a3 62 79 65 c3"));
+    assert_eq!(written(|out| encode::close(Protocol::MessagePack, None, false, out)), unhex("04 93 07 c0 c2"));
+    assert_eq!(written(|out| encode::ack(Protocol::MessagePack, 300, out)), unhex("05 92 08 cd 01 2c"));
+    assert_eq!(written(|out| encode::sequence(Protocol::MessagePack, 1, out)), unhex("03 92 09 01"));
+    assert_eq!(
+        written(|out| encode::close(Protocol::MessagePack, Some("bye"), true, out)),
+        unhex("07 93 07 a3 62 79 65 c3")
+    );
     // Prefixes of every length, behind something that must stay.
     for length in [0usize, 120, 130, 20_000, 3_000_000] {
         let mut out = b"before".to_vec();
@@ -371,6 +386,20 @@ fn messagepack_records_a_node_writes_itself() {
         let (prefix, body) = record::length_prefix(&out[6..]).unwrap().unwrap();
         assert_eq!((&out[..6], body as usize), (&b"before"[..], length));
         assert!(out[6 + prefix..].iter().copied().eq((0..length).map(|index| index as u8)));
+    }
+}
+
+#[test]
+fn either_protocol_says_the_same() {
+    let (text, body) = (&br#"{"type":7,"error":"a\u005cn"}"#[..], &unhex("92 07 a3 61 5c 6e")[..]);
+    for (protocol, record, other) in
+        [(Protocol::Json, text, Protocol::MessagePack), (Protocol::MessagePack, body, Protocol::Json)]
+    {
+        let message = signalr::parse(protocol, record).unwrap();
+        assert_eq!(message.kind, Kind::Close);
+        let error = message.error.unwrap().of(record);
+        assert_eq!(written(|out| signalr::plain_text(protocol, error, out)), b"a\\n");
+        assert!(signalr::parse(other, record).is_err());
     }
 }
 
@@ -504,6 +533,267 @@ fn npm_messagepack_recording_is_understood() {
     );
 }
 
+/// What the recorded client says in MessagePack becomes the text it would have sent in JSON.
+#[test]
+fn npm_messagepack_requests_become_json() {
+    let mut seen = Vec::new();
+    for line in NPM_MSGPACK.lines().filter_map(|line| line.strip_prefix("WS-IN BIN ")) {
+        for body in msgpack_bodies(&unhex(line)) {
+            let (out, request) = ask_encoded(body);
+            let request = request.unwrap();
+            let argument = request.argument.map(|argument| show(&out, argument)).unwrap_or_default();
+            seen.push((request.call, show(&out, request.vm_id), argument));
+        }
+    }
+    let entry = |call, vm: &str, argument: &str| (call, vm.to_string(), argument.to_string());
+    assert_eq!(
+        seen,
+        [
+            entry(Call::RequestVm, r#""NoArgVM""#, r#"{"$vmArg":null,"$headers":null}"#),
+            entry(
+                Call::RequestVm,
+                r#""HelloWorldVM""#,
+                r#"{"$vmArg":{"Id":5,"Big":5000000000,"F":1.5,"D":"1970-01-01T00:00:00Z"},"$headers":{"Authorization":"Bearer abc"}}"#
+            ),
+            entry(Call::UpdateVm, r#""HelloWorldVM""#, r#"{"FirstName":"John","Age":5,"Nested":{"a":[1,null,true]}}"#),
+            entry(Call::DisposeVm, r#""HelloWorldVM""#, ""),
+        ]
+    );
+}
+
+#[test]
+fn encoded_requests() {
+    // JavaScript's invocations have five items, .NET's six; names in any case; quotes in a vmId are escaped.
+    for body in [
+        "95 01 80 a1 30 aa 52 65 71 75 65 73 74 5f 56 4d 92 a3 61 22 5c c0",
+        "96 01 80 c0 aa 72 45 51 55 45 53 54 5f 76 6d 92 a3 61 22 5c c0 90",
+    ] {
+        let (out, request) = ask_encoded(&unhex(body));
+        let request = request.unwrap();
+        assert_eq!((request.call, show(&out, request.vm_id)), (Call::RequestVm, r#""a\"\\""#.to_string()));
+        assert_eq!(show(&out, request.argument.unwrap()), "null");
+        assert_eq!(out, br#""a\"\\"null"#);
+    }
+    // Anything goes as vmArg.
+    for (argument, text) in [
+        ("05", "5"),
+        ("c2", "false"),
+        ("a0", "\"\""),
+        ("90", "[]"),
+        ("c4 01 ff", "\"/w==\""),
+        ("81 a1 61 01", "{\"a\":1}"),
+    ] {
+        let body = unhex(&format!("95 01 80 c0 aa 52 65 71 75 65 73 74 5f 56 4d 92 a1 58 {argument}"));
+        let (out, request) = ask_encoded(&body);
+        assert_eq!(show(&out, request.unwrap().argument.unwrap()), text);
+    }
+    use RequestError::*;
+    let update = "a9 55 70 64 61 74 65 5f 56 4d";
+    let dispose = "aa 44 69 73 70 6f 73 65 5f 56 4d";
+    for (body, error) in [
+        ("95 01 80 c0 a6 49 6e 76 6f 6b 65 93 a1 58 90 80".to_string(), UnknownMethod),
+        // Escapes mean nothing here: `Update\u005fVM`.
+        ("95 01 80 c0 ae 55 70 64 61 74 65 5c 75 30 30 35 66 56 4d 92 a1 58 80".to_string(), UnknownMethod),
+        (format!("95 01 80 c0 {update} 91 a1 58"), ArgumentCount),
+        (format!("95 01 80 c0 {update} 93 a1 58 80 c0"), ArgumentCount),
+        (format!("95 01 80 c0 {dispose} 92 a1 58 c0"), ArgumentCount),
+        (format!("96 01 80 c0 {dispose} 91 a1 58 91 a1 31"), ArgumentCount),
+        (format!("95 01 80 c0 {dispose} 91 c0"), ArgumentType),
+        (format!("95 01 80 c0 {dispose} 91 05"), ArgumentType),
+        (format!("95 01 80 c0 {dispose} 91 c4 01 58"), ArgumentType),
+        (format!("95 01 80 c0 {dispose} 91 a1 ff"), ArgumentType),
+        (format!("95 01 80 c0 {update} 92 a1 58 90"), ArgumentType),
+        (format!("95 01 80 c0 {update} 92 a1 58 a2 7b 7d"), ArgumentType),
+        // No JSON: NaN, half a character, an unknown extension, a nil key.
+        (format!("95 01 80 c0 {update} 92 a1 58 81 a1 61 ca 7f c0 00 00"), ArgumentType),
+        (format!("95 01 80 c0 {update} 92 a1 58 81 a1 61 a1 c3"), ArgumentType),
+        (format!("95 01 80 c0 {update} 92 a1 58 81 a1 61 d4 05 00"), ArgumentType),
+        (format!("95 01 80 c0 {update} 92 a1 58 81 c0 01"), ArgumentType),
+        (format!("95 04 80 a1 31 {update} 92 a1 58 80"), Streaming),
+    ] {
+        assert_eq!(ask_encoded(&unhex(&body)).1, Err(error), "{body}");
+    }
+    assert_eq!(ask_encoded(&unhex(&format!("95 01 80 c0 {update} 92 a1 58 c0"))).1.unwrap().call, Call::UpdateVm);
+}
+
+// ---- MessagePack values as JSON (contract 2.2) ----------------------------------------------------------------------
+
+fn to_json(value: &str) -> Result<String, TranscodeError> {
+    let mut out = b"before".to_vec();
+    let result = transcode::to_json(&unhex(value), &mut out);
+    let text = String::from_utf8(out).unwrap();
+    let text = text.strip_prefix("before").unwrap();
+    if result.is_err() {
+        assert_eq!(text, "", "an error appends nothing");
+    }
+    result.map(|()| text.to_string())
+}
+
+#[test]
+fn values_become_the_text_of_system_text_json() {
+    for (value, text) in [
+        ("c0", "null"),
+        ("c2", "false"),
+        ("c3", "true"),
+        // Every integer form, and every digit.
+        ("00", "0"),
+        ("7f", "127"),
+        ("e0", "-32"),
+        ("ff", "-1"),
+        ("cc ff", "255"),
+        ("cd ff ff", "65535"),
+        ("ce ff ff ff ff", "4294967295"),
+        ("cf ff ff ff ff ff ff ff ff", "18446744073709551615"),
+        ("cf 00 20 00 00 00 00 00 01", "9007199254740993"),
+        ("d0 80", "-128"),
+        ("d1 80 00", "-32768"),
+        ("d2 80 00 00 00", "-2147483648"),
+        ("d3 80 00 00 00 00 00 00 00", "-9223372036854775808"),
+        // Texts.
+        ("a0", r#""""#),
+        ("a5 61 22 5c 0a 01", r#""a\"\\\n\u0001""#),
+        ("d9 02 c3 a9", "\"é\""),
+        ("da 00 01 2f", "\"/\""),
+        ("db 00 00 00 01 1e", "\"\\u001E\""),
+        // Bytes, in base64 with padding.
+        ("c4 00", r#""""#),
+        ("c4 01 fb", r#""+w==""#),
+        ("c5 00 02 fb ff", r#""+/8=""#),
+        ("c6 00 00 00 03 00 01 02", r#""AAEC""#),
+        // Timestamps of 32, 64 and 96 bits.
+        ("d6 ff 00 00 00 00", r#""1970-01-01T00:00:00Z""#),
+        ("d6 ff 65 93 7d 25", r#""2024-01-02T03:04:05Z""#),
+        ("d6 ff ff ff ff ff", r#""2106-02-07T06:28:15Z""#),
+        ("d7 ff 1d cd 65 00 65 93 7d 25", r#""2024-01-02T03:04:05.125Z""#),
+        ("d7 ff 00 00 00 03 ff ff ff ff", r#""2514-05-30T01:53:03Z""#),
+        ("c7 0c ff 00 00 00 64 ff ff ff ff ff ff ff ff", r#""1969-12-31T23:59:59.0000001Z""#),
+        ("c7 0c ff 00 00 00 63 00 00 00 00 00 00 00 00", r#""1970-01-01T00:00:00Z""#),
+        ("c7 0c ff 3b 9a c9 ff ff ff ff f1 88 6e 09 00", r#""0001-01-01T00:00:00.9999999Z""#),
+        ("c7 0c ff 00 00 00 00 00 00 00 3a ff f4 41 7f", r#""9999-12-31T23:59:59Z""#),
+        ("c7 04 ff 00 00 00 01", r#""1970-01-01T00:00:01Z""#),
+        ("c8 00 08 ff 00 00 00 00 00 00 00 02", r#""1970-01-01T00:00:02Z""#),
+        // Arrays and maps; order and duplicates stay.
+        ("90", "[]"),
+        ("80", "{}"),
+        ("93 01 90 80", "[1,[],{}]"),
+        ("dc 00 02 c0 91 91 c3", "[null,[[true]]]"),
+        ("dd 00 00 00 01 01", "[1]"),
+        ("82 a1 62 01 a1 61 82 a1 62 90 a1 62 c0", r#"{"b":1,"a":{"b":[],"b":null}}"#),
+        ("de 00 01 a0 80", r#"{"":{}}"#),
+        ("df 00 00 00 01 a1 22 91 80", r#"{"\"":[{}]}"#),
+        // Keys that are no strings.
+        (
+            "86 05 00 e0 00 c3 00 c2 00 ca 3f c0 00 00 00 cb 40 00 00 00 00 00 00 00 00",
+            r#"{"5":0,"-32":0,"true":0,"false":0,"1.5":0,"2":0}"#,
+        ),
+    ] {
+        assert_eq!(to_json(value).as_deref(), Ok(text), "{value}");
+    }
+}
+
+#[test]
+fn floats_are_as_short_as_they_can_be() {
+    let text = |bytes: &[u8]| to_json(&hex(bytes));
+    let single = |number: f32| text(&[&[0xca][..], &number.to_be_bytes()].concat());
+    let double = |number: f64| text(&[&[0xcb][..], &number.to_be_bytes()].concat());
+    for (number, expected) in [
+        (0.1, "0.1"),
+        (-1.5, "-1.5"),
+        (3.0, "3"),
+        (1e6, "1000000"),
+        (1e7, "1E+07"),
+        (16_777_216.0, "16777216"),
+        (1e-4, "0.0001"),
+        (1e-5, "1E-05"),
+        (f32::MAX, "3.4028235E+38"),
+        (1e-45, "1E-45"),
+    ] {
+        assert_eq!(single(number).as_deref(), Ok(expected));
+    }
+    for (number, expected) in [
+        (0.0, "0"),
+        (-0.0, "-0"),
+        (0.1, "0.1"),
+        (f64::from(0.1f32), "0.10000000149011612"),
+        (5.0, "5"),
+        (-123_456_789.125, "-123456789.125"),
+        (1e14, "100000000000000"),
+        (1e15, "1E+15"),
+        (9_007_199_254_740_993.0, "9007199254740992"),
+        (1.234_567_890_123_456_8e17, "1.2345678901234568E+17"),
+        (1e-7, "1E-07"),
+        (1.5e-7, "1.5E-07"),
+        (f64::MAX, "1.7976931348623157E+308"),
+        (5e-324, "5E-324"),
+    ] {
+        assert_eq!(double(number).as_deref(), Ok(expected));
+    }
+    for wrong in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
+        assert_eq!(single(wrong), Err(TranscodeError::Number));
+        assert_eq!(double(wrong.into()), Err(TranscodeError::Number));
+    }
+}
+
+#[test]
+fn values_without_json_are_errors() {
+    use TranscodeError::*;
+    for (value, error) in [
+        ("", Syntax),
+        ("c1", Syntax),
+        ("01 01", Syntax),
+        ("92 01", Syntax),
+        ("81 a1 61", Syntax),
+        ("91 c1", Syntax),
+        ("a5 61", Syntax),
+        ("cd 01", Syntax),
+        ("ca 00 00", Syntax),
+        ("c4 05 00", Syntax),
+        ("d6 ff 00", Syntax),
+        ("c7 0c", Syntax),
+        // Lengths that lie.
+        ("db ff ff ff ff 61", Syntax),
+        ("c6 ff ff ff ff 61", Syntax),
+        ("dd ff ff ff ff 01 01", Syntax),
+        ("df ff ff ff ff 01 01", Syntax),
+        ("c9 ff ff ff ff ff 00", Syntax),
+        ("a1 ff", Text),
+        ("a2 c3 28", Text),
+        ("a3 ed a0 80", Text),
+        ("81 a1 ff 00", Text),
+        ("d4 05 00", Extension),
+        ("d6 01 00 00 00 00", Extension),
+        ("c7 00 05", Extension),
+        ("d4 ff 00", Timestamp),
+        ("c7 00 ff", Timestamp),
+        // A whole second of nanoseconds, and the years 0 and 10000.
+        ("d7 ff ee 6b 28 00 00 00 00 00", Timestamp),
+        ("c7 0c ff 3b 9a ca 00 00 00 00 00 00 00 00 00", Timestamp),
+        ("c7 0c ff 00 00 00 00 ff ff ff f1 88 6e 08 ff", Timestamp),
+        ("c7 0c ff 00 00 00 00 00 00 00 3a ff f4 41 80", Timestamp),
+        ("81 c0 00", Key),
+        ("81 90 00", Key),
+        ("81 80 00", Key),
+        ("81 c4 01 61 00", Key),
+        ("81 d6 ff 00 00 00 00 00", Key),
+    ] {
+        assert_eq!(to_json(value), Err(error), "{value}");
+    }
+}
+
+/// An argument may be as deep as a JSON client's: the message and its list of arguments are the first two levels.
+#[test]
+fn transcoded_depth_is_that_of_json() {
+    for (open, close) in [("91", "c0"), ("81 a1 61", "c0"), ("81 01", "90")] {
+        let inner = usize::from(close == "90");
+        let nested = |depth: usize| to_json(&format!("{}{close}", open.repeat(depth - inner)));
+        let text = nested(62).unwrap();
+        let message = format!("{{\"type\":1,\"target\":\"T\",\"arguments\":[{text}]}}");
+        assert!(json::parse(message.as_bytes()).is_ok());
+        assert_eq!(nested(63), Err(TranscodeError::TooDeep));
+        assert_eq!(nested(30_000), Err(TranscodeError::TooDeep));
+    }
+}
+
 #[test]
 fn other_clients_requests() {
     // The load tester's (contract 1.3), and names in any case and any spelling.
@@ -546,8 +836,9 @@ fn other_clients_requests() {
 /// The texts of reference section 13.2.
 #[test]
 fn request_errors_have_the_servers_words() {
-    let text =
-        |error: RequestError, target: &[u8]| String::from_utf8(written(|out| error.write_text(target, out))).unwrap();
+    let text = |error: RequestError, target: &[u8]| {
+        String::from_utf8(written(|out| error.write_text(Protocol::Json, target, out))).unwrap()
+    };
     assert_eq!(text(RequestError::UnknownMethod, b"Invoke"), "Unknown hub method 'Invoke'");
     assert_eq!(
         text(RequestError::ArgumentCount, b"Update_VM"),
@@ -562,6 +853,8 @@ fn request_errors_have_the_servers_words() {
         "The client attempted to invoke the non-streaming 'Update_VM' method with a streaming invocation."
     );
     assert_eq!(text(RequestError::UnknownMethod, br"a\u0022\n\u00e9"), "Unknown hub method 'a\"\né'");
+    let plain = written(|out| RequestError::UnknownMethod.write_text(Protocol::MessagePack, br"a\u0022", out));
+    assert_eq!(plain, br"Unknown hub method 'a\u0022'");
     // Cut before the character that does not fit, and nothing after the cut.
     let long = format!("{}é{}", "x".repeat(127), "y\\ny".repeat(50));
     assert_eq!(text(RequestError::UnknownMethod, long.as_bytes()), format!("Unknown hub method '{}'", "x".repeat(127)));
@@ -577,15 +870,15 @@ fn request_errors_have_the_servers_words() {
 /// 2024-05-06T07:08:09.1234567Z.
 const TICKS: u64 = 1_714_979_289 * 10_000_000 + 1_234_567;
 
-fn tail(embedding: Embedding) -> Vec<u8> {
+fn tail(protocol: Protocol) -> Vec<u8> {
     let prepared = context::prepare(
+        protocol,
         &Peer {
             connection_id: "0HM6KABCDEF01",
             local: ("10.0.0.2".parse().unwrap(), 5000),
             remote: ("10.0.0.7".parse().unwrap(), 51234),
             headers: &[("host", b"proxy:5000"), ("user-agent", b"UA/1.0 (x+y)")],
         },
-        embedding,
     );
     prepared.pieces().concat()
 }
@@ -596,12 +889,13 @@ fn vector_context(tail: &[u8]) -> Context<'_> {
         ticks: TICKS,
         connection_id: b"Kx1n2s3d4f5g6h7j8k9lAw",
         tail: [tail, b""],
+        items: Items::default(),
     }
 }
 
 fn upstream(forward: &Forward<'_>) -> String {
-    let tail = tail(Embedding::Json);
-    let record = written(|out| forward::write_json(forward, &vector_context(&tail), None, out));
+    let tail = tail(Protocol::Json);
+    let record = written(|out| forward::write(Protocol::Json, forward, &vector_context(&tail), None, out));
     let (separator, text) = record.split_last().unwrap();
     assert_eq!(*separator, record::RECORD_SEPARATOR);
     String::from_utf8(text.to_vec()).unwrap()
@@ -669,21 +963,51 @@ fn arguments_go_as_their_json_text() {
 
 #[test]
 fn acknowledged_lanes_number_their_invocations() {
-    let tail = tail(Embedding::Json);
-    let record = written(|out| forward::write_json(&Forward::Disconnected, &vector_context(&tail), Some(4711), out));
+    let tail = tail(Protocol::Json);
+    let record =
+        written(|out| forward::write(Protocol::Json, &Forward::Disconnected, &vector_context(&tail), Some(4711), out));
     let plain = vector(UPSTREAM_JSON, "OFF").replacen("\"type\":1,", "\"type\":1,\"invocationId\":\"4711\",", 1);
     assert_eq!(record, (plain + "\x1e").into_bytes());
+}
+
+/// Contract 2.3: further members stand beside the context, and none of the contract's own among them.
+#[test]
+fn metadata_has_room_for_more() {
+    let pairs = [("user", "Jé \"x\""), ("$fwdConnContext", "{}"), ("a\"b", "")];
+    for protocol in [Protocol::Json, Protocol::MessagePack] {
+        let tail = tail(protocol);
+        let plain = vector_context(&tail);
+        let (count, bytes) = context::prepare_items(protocol, &pairs);
+        assert_eq!(count, 2);
+        let with_items = Context { items: Items { count, bytes: &bytes }, ..plain };
+        let before = written(|out| forward::write(protocol, &Forward::Disconnected, &plain, None, out));
+        let after = written(|out| forward::write(protocol, &Forward::Disconnected, &with_items, None, out));
+        let (plain, end, added) = match protocol {
+            Protocol::Json => (before, 4, r#","user":"Jé \"x\"","a\"b":"""#.as_bytes().to_vec()),
+            Protocol::MessagePack => {
+                // The map's length is the byte before the key of the context.
+                let mut body = single_body(&before).to_vec();
+                let at = body.windows(15).position(|window| window == b"$fwdConnContext").unwrap() - 2;
+                assert_eq!(body[at], 0x81);
+                body[at] = 0x83;
+                (body, 1, unhex("a4 75736572 a7 4ac3a9 20 22 78 22 a3 612262 a0"))
+            }
+        };
+        let after = if protocol == Protocol::Json { &after[..] } else { single_body(&after) };
+        let (start, end) = plain.split_at(plain.len() - end);
+        assert_eq!(after, [start, &added, end].concat());
+    }
 }
 
 /// The vectors with the toy context are tested beside the encoder, which always writes a time stamp; here the whole record, read
 /// back.
 #[test]
 fn upstream_messagepack_reads_back() {
-    let tail = tail(Embedding::MessagePack);
+    let tail = tail(Protocol::MessagePack);
     let context = vector_context(&tail);
     let mut text = Vec::new();
-    context::write(&context, Embedding::MessagePack, &mut text);
-    assert_eq!(text.len(), context::written_len(&context, Embedding::MessagePack));
+    context::write(Protocol::MessagePack, &context, &mut text);
+    assert_eq!(text.len(), context::written_len(Protocol::MessagePack, &context));
     for (forward, id, method, arguments) in [
         (
             Forward::Vm { call: Call::RequestVm, vm_id: br#""a\u0022b""#, argument: Some(b"{\"x\": 1}") },
@@ -706,7 +1030,7 @@ fn upstream_messagepack_reads_back() {
         (Forward::Vm { call: Call::DisposeVm, vm_id: b"\"X\"", argument: None }, None, "Dispose_VM", vec![Some("X")]),
         (Forward::Disconnected, Some(u64::MAX), "OnDisconnectedAsync", vec![None]),
     ] {
-        let framed = written(|out| forward::write_msgpack(&forward, &context, id, out));
+        let framed = written(|out| forward::write(Protocol::MessagePack, &forward, &context, id, out));
         let body = single_body(&framed);
         let message = msgpack::parse(body).unwrap();
         assert_eq!(show(body, message.target.unwrap()), "Invoke");
@@ -728,11 +1052,13 @@ fn upstream_messagepack_reads_back() {
 #[test]
 fn contexts_of_clients_that_are_gone() {
     let expected = r#"{"HubId":"h-_","TimeStamp":"2024-05-06T07:08:09.1234567+00:00","ConnectionId":"c","Items":{}}"#;
-    let context = |tail| Context { hub_id: b"h-_", ticks: TICKS, connection_id: b"c", tail: [tail, b""] };
-    let plain = written(|out| context::write(&context(context::MINIMAL_TAIL_MSGPACK), Embedding::MessagePack, out));
-    assert_eq!(String::from_utf8(plain).unwrap(), expected);
-    let embedded = written(|out| context::write(&context(context::MINIMAL_TAIL_JSON), Embedding::Json, out));
-    assert_eq!(String::from_utf8(embedded).unwrap(), expected.replace('"', "\\\""));
+    let written = |protocol| {
+        let tail = [context::minimal_tail(protocol), b""];
+        let context = Context { hub_id: b"h-_", ticks: TICKS, connection_id: b"c", tail, items: Items::default() };
+        String::from_utf8(written(|out| context::write(protocol, &context, out))).unwrap()
+    };
+    assert_eq!(written(Protocol::MessagePack), expected);
+    assert_eq!(written(Protocol::Json), expected.replace('"', "\\\""));
 }
 
 /// Both embeddings carry the same text, with .NET's escapes for whatever its default encoder does not trust.
@@ -750,7 +1076,7 @@ fn contexts_escape_like_dotnet() {
             ("cookie", b"b=2"),
         ],
     };
-    let plain = String::from_utf8(context::prepare(&peer, Embedding::MessagePack).pieces().concat()).unwrap();
+    let plain = String::from_utf8(context::prepare(Protocol::MessagePack, &peer).pieces().concat()).unwrap();
     let all = r#"\u0022\u0026\u0027\u002B\u003C\u003E\u0060\\/\u007F\u0001\n\r\t\b\f\u00E9\uD83D\uDE00~ "#;
     assert_eq!(
         plain,
@@ -758,10 +1084,10 @@ fn contexts_escape_like_dotnet() {
             r#""HttpConnection":{{"ConnectionId":"a/b","LocalIpAddressString":"::1","RemoteIpAddressString":"::ffff:10.0.0.7","LocalPort":1,"RemotePort":65535}},"HttpRequestHeaders":{{"AllHeaders":{{"X-all":["{all}","second"],"Cookie":["a=1","b=2"],"latin":["\u00E9"]}},"UserAgent":null}},"Items":{{}}}}"#
         )
     );
-    let embedded = String::from_utf8(context::prepare(&peer, Embedding::Json).pieces().concat()).unwrap();
+    let embedded = String::from_utf8(context::prepare(Protocol::Json, &peer).pieces().concat()).unwrap();
     assert_eq!(serde_json::from_str::<String>(&format!("\"{embedded}\"")).unwrap(), plain);
     let bare = Peer { headers: &[], ..peer };
-    let bare = String::from_utf8(context::prepare(&bare, Embedding::MessagePack).pieces().concat()).unwrap();
+    let bare = String::from_utf8(context::prepare(Protocol::MessagePack, &bare).pieces().concat()).unwrap();
     assert!(bare.ends_with(r#""HttpRequestHeaders":{"AllHeaders":{},"UserAgent":null},"Items":{}}"#));
 }
 
@@ -811,7 +1137,7 @@ fn header_policies() {
 
 fn from_json(payload: &str) -> (Vec<u8>, Result<Delivery, ResponseError>) {
     let text = format!(r#"{{"type":1,"target":"Response_VM","arguments":[{payload}]}}"#).into_bytes();
-    let delivery = response::parse_json(&text, &json::parse(&text).unwrap());
+    let delivery = response::parse(Protocol::Json, &text, &json::parse(&text).unwrap());
     (text, delivery)
 }
 
@@ -943,9 +1269,9 @@ fn wrong_json_responses_say_why() {
         assert_eq!(from_json(payload).1, Err(error), "{payload}");
     }
     let text = br#"{"type":1,"target":"Response","arguments":[["VM","{}"]]}"#;
-    assert_eq!(response::parse_json(text, &json::parse(text).unwrap()), Err(NotAResponse));
+    assert_eq!(response::parse(Protocol::Json, text, &json::parse(text).unwrap()), Err(NotAResponse));
     let text = br#"{"type":6,"target":"Response_VM","arguments":[["VM","{}"]]}"#;
-    assert_eq!(response::parse_json(text, &json::parse(text).unwrap()), Err(NotAResponse));
+    assert_eq!(response::parse(Protocol::Json, text, &json::parse(text).unwrap()), Err(NotAResponse));
 }
 
 #[test]
@@ -990,7 +1316,7 @@ fn messagepack_responses_of_the_vectors() {
         let framed = unhex(vector(UPSTREAM_MSGPACK, name));
         let body = single_body(&framed);
         let message = msgpack::parse(body).unwrap();
-        let found = describe(body, response::parse_msgpack(body, &message).unwrap());
+        let found = describe(body, response::parse(Protocol::MessagePack, body, &message).unwrap());
         let (vm, data) = if has_vm { ("HelloWorldVM", "{\"a\":1}") } else { ("", "") };
         assert_eq!(found, (method, group.to_string(), ids(who), vm.to_string(), data.to_string()), "{name}");
     };
@@ -1005,7 +1331,7 @@ fn messagepack_responses_of_the_vectors() {
         let framed = unhex(vector(UPSTREAM_MSGPACK, name));
         let body = single_body(&framed);
         let message = msgpack::parse(body).unwrap();
-        assert_eq!(response::parse_msgpack(body, &message), Err(ResponseError::NotAResponse));
+        assert_eq!(response::parse(Protocol::MessagePack, body, &message), Err(ResponseError::NotAResponse));
     }
 }
 
@@ -1033,7 +1359,9 @@ fn messagepack_list_of_thirty_four_bytes() {
         })
     });
     let body = single_body(&framed);
-    let Ok(Delivery::SendToMany { to, .. }) = response::parse_msgpack(body, &msgpack::parse(body).unwrap()) else {
+    let Ok(Delivery::SendToMany { to, .. }) =
+        response::parse(Protocol::MessagePack, body, &msgpack::parse(body).unwrap())
+    else {
         panic!()
     };
     assert_eq!(list.len(), usize::from(b'"'));
@@ -1046,10 +1374,21 @@ fn messagepack_list_of_thirty_four_bytes() {
 fn client_frames() {
     let (vm, data) = (br#""HelloWorldVM""#, br#""{\"Greetings\":\"hi\"}""#);
     let frame = b"{\"type\":1,\"target\":\"Response_VM\",\"arguments\":[[\"HelloWorldVM\",\"{\\\"Greetings\\\":\\\"hi\\\"}\"]]}\x1e";
-    assert_eq!(written(|out| response::write_client_json(vm, data, out)), frame);
-    assert_eq!(written(|out| response::write_client_json_text(b"HelloWorldVM", b"{\"Greetings\":\"hi\"}", out)), frame);
+    assert_eq!(written(|out| response::write_client(Protocol::Json, Protocol::Json, vm, data, out)), frame);
+    assert_eq!(
+        written(|out| response::write_client(
+            Protocol::MessagePack,
+            Protocol::Json,
+            b"HelloWorldVM",
+            b"{\"Greetings\":\"hi\"}",
+            out
+        )),
+        frame
+    );
 
-    let framed = written(|out| response::write_client_msgpack(b"HelloWorldVM", b"{}", out));
+    let framed = written(|out| {
+        response::write_client(Protocol::MessagePack, Protocol::MessagePack, b"HelloWorldVM", b"{}", out)
+    });
     let expected = "2396 01 80 c0 ab526573706f6e73655f564d 91 92 ac48656c6c6f576f726c64564d a27b7d 90";
     assert_eq!(hex(&framed), hex(&unhex(expected)));
     assert_eq!(
@@ -1058,20 +1397,71 @@ fn client_frames() {
     );
 }
 
+/// From lanes of either protocol to clients of either.
+#[test]
+fn client_frames_across_protocols() {
+    let between = |from, to, vm: &str, data: &str| {
+        written(|out| response::write_client(from, to, vm.as_bytes(), data.as_bytes(), out))
+    };
+    use Protocol::{Json, MessagePack};
+    // Escapes are undone, and what is no string goes as the text that it is.
+    for (vm, data, plain_vm, plain_data) in [
+        (r#""X""#, r#""{\"a\":1}""#, "X", "{\"a\":1}"),
+        (r#""a\u0022b""#, r#""\u00e9\n\ud83d\ude00""#, "a\"b", "é\n😀"),
+        (r#""X""#, r#""""#, "X", ""),
+        (r#""X""#, r#""\ud800""#, "X", "\u{fffd}"),
+        (r#""X""#, r#"{"a": "\n"}"#, "X", r#"{"a": "\n"}"#),
+        ("null", "5", "null", "5"),
+    ] {
+        assert_eq!(
+            between(Json, MessagePack, vm, data),
+            between(MessagePack, MessagePack, plain_vm, plain_data),
+            "{data}"
+        );
+        let text = String::from_utf8(between(Json, Json, vm, data)).unwrap();
+        assert_eq!(text, format!("{{\"type\":1,\"target\":\"Response_VM\",\"arguments\":[[{vm},{data}]]}}\x1e"));
+        let record = between(MessagePack, Json, plain_vm, plain_data);
+        let frame: serde_json::Value = serde_json::from_slice(&record[..record.len() - 1]).unwrap();
+        assert_eq!(frame["arguments"], serde_json::json!([[plain_vm, plain_data]]));
+    }
+    // Heads of every length, behind something that must stay.
+    for length in [0, 1, 31, 32, 255, 256, 65_535, 65_536] {
+        let plain = "é".repeat(length / 2) + &"x".repeat(length % 2);
+        let escaped = format!("\"{}\"", plain.replace('x', "\\u0078").replace('é', "\\u00e9"));
+        let mut out = b"before".to_vec();
+        transcode::to_text(escaped.as_bytes(), &mut out);
+        let mut expected = b"before".to_vec();
+        msgpack::write::text(plain.as_bytes(), &mut expected);
+        assert_eq!(out, expected, "{length}");
+    }
+}
+
 #[test]
 fn exceptions_are_ordinary_responses() {
     let record = written(|out| {
-        response::write_exception_json(b"\"X\"", "Exception", "[dotNetify] ERROR: 'X' is not known", out)
+        response::write_exception(Protocol::Json, b"\"X\"", "Exception", "[dotNetify] ERROR: 'X' is not known", out)
     });
     assert_eq!(
         String::from_utf8(record).unwrap(),
         "{\"type\":1,\"target\":\"Response_VM\",\"arguments\":[[\"X\",\"{\\\"ExceptionType\\\":\\\"Exception\\\",\\\"Message\\\":\\\"[dotNetify] ERROR: 'X' is not known\\\"}\"]]}\x1e"
     );
     let message = "quote \" backslash \\ line\n control \u{1} é";
-    let record = written(|out| response::write_exception_json(b"\"X\"", "T\"", message, out));
+    let record = written(|out| response::write_exception(Protocol::Json, b"\"X\"", "T\"", message, out));
     let frame: serde_json::Value = serde_json::from_slice(&record[..record.len() - 1]).unwrap();
     let inner: serde_json::Value = serde_json::from_str(frame["arguments"][0][1].as_str().unwrap()).unwrap();
     assert_eq!(inner, serde_json::json!({ "ExceptionType": "T\"", "Message": message }));
+    let record = written(|out| response::write_exception(Protocol::MessagePack, br#""a\u0022""#, "T\"", message, out));
+    let encoded = msgpack::parse(single_body(&record)).unwrap();
+    let list = encoded.arguments.spans[0].of(single_body(&record));
+    let mut items = Vec::new();
+    msgpack::elements(list, |item| items.push(show(item.of(list), msgpack::text(item.of(list)).unwrap()))).unwrap();
+    assert_eq!(items[0], "a\"");
+    let inner: serde_json::Value = serde_json::from_str(&items[1]).unwrap();
+    assert_eq!(inner, serde_json::json!({ "ExceptionType": "T\"", "Message": message }));
+    // Byte for byte: [1, {}, nil, "Response_VM", [["X", text]], []].
+    let text = br#"{"ExceptionType":"E","Message":"m"}"#;
+    let expected = unhex(&format!("3a 96 01 80 c0 ab 526573706f6e73655f564d 91 92 a1 58 d9 23 {} 90", hex(text)));
+    assert_eq!(written(|out| response::write_exception(Protocol::MessagePack, b"\"X\"", "E", "m", out)), expected);
 }
 
 // ---- Helpers --------------------------------------------------------------------------------------------------------
@@ -1079,6 +1469,14 @@ fn exceptions_are_ordinary_responses() {
 fn ask(text: &[u8]) -> Result<Request, RequestError> {
     let message: Message = json::parse(text).unwrap();
     request::parse(text, &message)
+}
+
+/// The JSON text made of a MessagePack invocation, and its request.
+fn ask_encoded(body: &[u8]) -> (Vec<u8>, Result<Request, RequestError>) {
+    let message = msgpack::parse(body).unwrap();
+    let mut out = Vec::new();
+    let request = request::transcode(body, &message, &mut out);
+    (out, request)
 }
 
 fn written(f: impl FnOnce(&mut Vec<u8>)) -> Vec<u8> {

@@ -245,7 +245,6 @@ fn upgrades_that_are_none() {
     let get = format!("GET /dotnetify HTTP/1.1\r\nHost: {}\r\n", node.address);
     let key = format!("Sec-WebSocket-Key: {}\r\n", ws::SAMPLE_KEY);
     let cases: &[(&str, String, u16)] = &[
-        ("a plain GET", get.clone(), 400),
         ("no Connection", format!("{get}Upgrade: websocket\r\nSec-WebSocket-Version: 13\r\n{key}"), 400),
         ("no Upgrade", format!("{get}Connection: Upgrade\r\nSec-WebSocket-Version: 13\r\n{key}"), 400),
         (
@@ -290,9 +289,41 @@ fn upgrades_that_are_none() {
     assert_eq!(reply.header("sec-websocket-protocol"), None);
     assert!(reply.header("connection").is_some_and(|value| value.eq_ignore_ascii_case("upgrade")));
     assert!(reply.header("upgrade").is_some_and(|value| value.eq_ignore_ascii_case("websocket")));
-    node.counts_refusals(&["upgrade_malformed", "upgrade_required"], cases.len());
+    node.counts_refusals(&["upgrade_malformed"], cases.len());
     node.counts_refusals(&["websocket_version"], 3);
     node.counts_refusals(&["unknown_connection"], 1);
+}
+
+#[test]
+fn a_refused_request_that_was_whole_keeps_its_connection() {
+    let (_app, node) = start(&["--allow-origin", "https://app.example.com"]);
+    let headers = format!("Host: {}\r\nOrigin: https://app.example.com\r\n", node.address);
+    let mut stream = TcpStream::connect(node.address).unwrap();
+    for (line, more, status) in [
+        ("GET /dotnetify", "", 400),
+        ("POST /dotnetify", "Content-Length: 5\r\n\r\nhello", 400),
+        ("GET /dotnetify?id=x", "Accept: text/event-stream\r\n", 404),
+        ("GET /dotnetify?id=x", "", 404),
+        ("GET /elsewhere", "", 404),
+        ("PUT /dotnetify", "", 405),
+        ("POST /dotnetify/negotiate", "", 200),
+    ] {
+        let end = if more.contains("\r\n\r\n") { "" } else { "\r\n" };
+        stream.write_all(format!("{line} HTTP/1.1\r\n{headers}{more}{end}").as_bytes()).unwrap();
+        let reply = common::read_reply(&mut stream, Duration::ZERO);
+        assert_eq!(reply.status, status, "{line}: {}", reply.text);
+        assert_eq!(reply.header("connection"), Some("keep-alive"), "{line}: {}", reply.text);
+        let origin = reply.header("access-control-allow-origin");
+        assert_eq!(origin, Some("https://app.example.com"), "{line}: {}", reply.text);
+    }
+    // There is no such connection, and what is refused by the shard still tells the page so.
+    for line in ["POST /dotnetify?id=x", "DELETE /dotnetify?id=x"] {
+        let reply = refused(&node, line, format!("{line} HTTP/1.1\r\n{headers}\r\n").as_bytes(), &[404]);
+        assert_eq!(reply.body, "No Connection with that ID");
+        assert_eq!(reply.header("access-control-allow-origin"), Some("https://app.example.com"), "{}", reply.text);
+    }
+    node.counts_refusals(&["id_required"], 2);
+    node.counts_refusals(&["server_sent_events_not_supported", "long_polling_not_supported"], 2);
 }
 
 #[test]

@@ -3,7 +3,7 @@ use proptest::prelude::*;
 use signalring::fuzzing::hub;
 use signalring::proto::dotnetify::forward::Forward;
 use signalring::proto::dotnetify::request::Call;
-use signalring::proto::signalr::{json, msgpack, record};
+use signalring::proto::signalr::{json, msgpack, record, transcode};
 
 /// JSON text with all the liberties the grammar gives.
 fn white() -> impl Strategy<Value = String> {
@@ -87,6 +87,20 @@ fn message() -> impl Strategy<Value = String> {
         format!("{{\"arguments\":[{vm}{rest}],\"invocationId\":\"7\",\"target\":\"{target}\",\"type\":1}}")
     });
     prop_oneof![prop::collection::vec(member, 0..7).prop_flat_map(|members| joined("{", members, "}")), invocation]
+}
+
+/// Arguments of requests with something like `$headers` in them.
+fn argument() -> impl Strategy<Value = String> {
+    let object = |names: &'static [&'static str], value: BoxedStrategy<String>| {
+        prop::collection::vec((prop::sample::select(names), white(), value), 0..4).prop_flat_map(|members| {
+            let member = |(name, white, value)| format!("\"{name}\"{white}:{white}{value}");
+            joined("{", members.into_iter().map(member).collect(), "}")
+        })
+    };
+    let header = prop_oneof![string(), value(), "\"(Bearer|bearer|Basic) ?[a-z.]{0,5}\""].boxed();
+    let names = &["Authorization", "authorization", "\\u0041uthorization", "Accept", "$headers"];
+    let headers = prop_oneof![4 => object(names, header), 1 => value()].boxed();
+    object(&["$headers", "$vmArg", "\\u0024headers", "$header\\u0073", "$Headers", "\\\\u0024headers"], headers)
 }
 
 fn mutate(text: String, edits: Vec<(prop::sample::Index, u8, u8)>) -> Vec<u8> {
@@ -186,6 +200,55 @@ fn encoded() -> impl Strategy<Value = Vec<u8>> {
     })
 }
 
+/// A JSON value in MessagePack.
+fn encode(value: &serde_json::Value) -> Vec<u8> {
+    use rmp::encode as w;
+    use serde_json::Value;
+    match value {
+        Value::Null => vec![0xc0],
+        Value::Bool(value) => written(|out| w::write_bool(out, *value)),
+        Value::Number(number) => match (number.as_u64(), number.as_i64()) {
+            (Some(number), _) => written(|out| w::write_uint(out, number)),
+            (None, Some(number)) => written(|out| w::write_sint(out, number)),
+            (None, None) => written(|out| w::write_f64(out, number.as_f64().unwrap())),
+        },
+        Value::String(text) => written(|out| w::write_str(out, text)),
+        Value::Array(items) => {
+            let mut bytes = written(|out| w::write_array_len(out, items.len() as u32));
+            items.iter().for_each(|item| bytes.extend(encode(item)));
+            bytes
+        }
+        Value::Object(members) => {
+            let mut bytes = written(|out| w::write_map_len(out, members.len() as u32));
+            for (name, value) in members {
+                bytes.extend(written(|out| w::write_str(out, name)));
+                bytes.extend(encode(value));
+            }
+            bytes
+        }
+    }
+}
+
+/// Equal, but for the spelling of whole floats, which lose their point.
+fn means(found: &serde_json::Value, expected: &serde_json::Value) -> bool {
+    use serde_json::Value;
+    match (found, expected) {
+        (Value::Number(found), Value::Number(expected)) if expected.is_f64() => {
+            // serde_json's own reading may be off by the last bit; `floats_come_back_whole` is exact.
+            let (found, expected) = (found.as_f64().unwrap(), expected.as_f64().unwrap());
+            (found - expected).abs() <= expected.abs() * 1e-15
+        }
+        (Value::Array(found), Value::Array(expected)) => {
+            found.len() == expected.len() && found.iter().zip(expected).all(|(found, expected)| means(found, expected))
+        }
+        (Value::Object(found), Value::Object(expected)) => {
+            found.keys().eq(expected.keys())
+                && found.values().zip(expected.values()).all(|(found, expected)| means(found, expected))
+        }
+        _ => found == expected,
+    }
+}
+
 proptest! {
     #![proptest_config(ProptestConfig { cases: 1024, ..ProptestConfig::default() })]
 
@@ -203,6 +266,12 @@ proptest! {
     #[test]
     fn scanner_agrees_with_serde_json_on_mutants(text in message(), edits in edits()) {
         hub::signalr_json(&mutate(text, edits));
+    }
+
+    #[test]
+    fn authorization_is_what_serde_json_finds(text in argument(), edits in edits()) {
+        hub::authorization(text.as_bytes());
+        hub::authorization(&mutate(text, edits));
     }
 
     #[test]
@@ -305,6 +374,7 @@ proptest! {
         }
         prop_assert!(msgpack::parse(&body[..body.len() - 1]).is_err());
         hub::signalr_record(&body);
+        hub::signalr_msgpack(&body);
         hub::dotnetify_response(&body);
     }
 
@@ -312,7 +382,48 @@ proptest! {
     fn any_bytes_do_no_harm(bytes in prop::collection::vec(any::<u8>(), 0..200)) {
         hub::signalr_json(&bytes);
         hub::signalr_record(&bytes);
+        hub::signalr_msgpack(&bytes);
         hub::dotnetify_response(&bytes);
+    }
+
+    #[test]
+    fn encoded_requests_become_a_json_clients(target in "Request_VM|UPDATE_vm|Dispose_VM", vm in ".{0,40}", argument in encoded(), is_map in any::<bool>()) {
+        let count = if target.starts_with('D') { 1 } else { 2 };
+        let mut body = vec![0x95, 0x01, 0x80, 0xc0];
+        msgpack::write::text(target.as_bytes(), &mut body);
+        msgpack::write::array_len(count, &mut body);
+        msgpack::write::text(vm.as_bytes(), &mut body);
+        if count == 2 {
+            if is_map {
+                body.extend([0x81, 0xa1, b'a']);
+            }
+            body.extend(&argument);
+        }
+        hub::signalr_msgpack(&body);
+        body.pop();
+        hub::signalr_msgpack(&body);
+    }
+
+    #[test]
+    fn values_keep_their_meaning(text in value()) {
+        // Half a surrogate pair, or a number beyond f64.
+        let Ok(expected) = serde_json::from_str::<serde_json::Value>(&text) else { return Ok(()) };
+        let mut out = Vec::new();
+        transcode::to_json(&encode(&expected), &mut out).unwrap();
+        let found: serde_json::Value = serde_json::from_slice(&out).unwrap();
+        prop_assert!(means(&found, &expected), "{} became {}", text, String::from_utf8_lossy(&out));
+    }
+
+    #[test]
+    fn floats_come_back_whole(single in any::<f32>(), double in any::<f64>()) {
+        let text = |bytes: Vec<u8>| {
+            let mut out = Vec::new();
+            transcode::to_json(&bytes, &mut out).is_ok().then(|| String::from_utf8(out).unwrap())
+        };
+        let found = text(written(|out| rmp::encode::write_f32(out, single)));
+        prop_assert_eq!(found.map(|text| text.parse::<f32>().unwrap().to_bits()), single.is_finite().then_some(single.to_bits()));
+        let found = text(written(|out| rmp::encode::write_f64(out, double)));
+        prop_assert_eq!(found.map(|text| text.parse::<f64>().unwrap().to_bits()), double.is_finite().then_some(double.to_bits()));
     }
 
     #[test]

@@ -1,11 +1,15 @@
 //! Between threads: bounded crossbeam queues with a doorbell. They carry ownership (a dialled lane, an order to stop), never a
 //! message of a client.
+use crate::identity::Identity;
 use crate::ids::{HubId, LaneIndex, LaneKey, ShardId};
 use crate::limits::BUS_ORDERS;
 use crate::sys::doorbell::Doorbell;
+use crate::tls::Tls;
 use crossbeam::channel;
 use std::io;
+use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
+use std::sync::Arc;
 
 /// What the control plane tells a shard.
 #[derive(Debug)]
@@ -17,10 +21,36 @@ pub enum ShardOrder {
         /// The name this incarnation of the lane gives itself.
         hub_id: HubId,
         /// Bytes that arrived behind the handshake's answer.
+        /// With TLS, as plaintext.
         early: Vec<u8>,
+        /// The state of the connection's TLS, if the app server is reached by it. May carry a cut record.
+        tls: Option<Box<Tls>>,
     },
+    /// A connection that another shard accepted and whose request belongs here.
+    Connection(Box<Handover>),
+    /// Tokens are verified with these keys from now on.
+    Identity(Arc<Identity>),
     /// Tell everybody and end.
     Stop,
+}
+
+/// A connection on its way to the shard that owns what it asks for.
+#[derive(Debug)]
+pub struct Handover {
+    pub socket: OwnedFd,
+    pub peer: Peer,
+    /// What was read of its next request, and more.
+    pub buffer: Vec<u8>,
+    pub tls: Option<Box<Tls>>,
+}
+
+/// Whose connection it is, before any header of its requests.
+#[derive(Clone, Copy, Debug)]
+pub struct Peer {
+    pub local: SocketAddr,
+    /// Unspecified on a Unix socket.
+    pub remote: SocketAddr,
+    pub is_unix: bool,
 }
 
 /// What a shard tells the control plane.

@@ -1,6 +1,6 @@
 //! What a configuration may cost in memory: one term per holder, so that "how much does it need" has an answer before it needs it.
 //!
-//! Sizes of our own things are those the compiler gives them, bounds are those of `limits`. Three figures are measured or
+//! Sizes of our own things are those the compiler gives them, bounds are those of `limits`. Four figures are measured or
 //! customary instead, because nothing here decides them; they stand at the end of the constants, each with where it is from.
 use super::Config;
 use crate::bus::{self, ControlOrder, ShardOrder};
@@ -19,6 +19,8 @@ const CONTEXT_BYTES_USUAL: usize = 1300;
 /// Kernel memory of an idle TCP socket and its file, and of the poll armed on it, as counted in /proc/slabinfo on Linux 6.18
 /// (`reference/io-architecture.md`, sections 0 and 2).
 const SOCKET_KERNEL_BYTES: usize = 3850 + 288;
+/// State of an idle TLS connection: keys, and buffers that are let go between records. To be measured.
+const TLS_BYTES_USUAL: usize = 8 * 1024;
 /// Stack of a thread that Rust starts. Pages that are never touched cost nothing.
 const STACK_BYTES: usize = 2 * 1024 * 1024;
 
@@ -65,12 +67,17 @@ impl Budget {
             config.limits.upstream_queue_bytes,
         ]
         .map(|bytes| bytes as usize);
+        let transports = config.hub.transports;
+        let stateful = config.hub.allow_stateful_reconnects && transports.web_sockets;
+        let https = config.listen.iter().any(|listener| listener.tls);
+        // A term whose count is 0 is left out below.
+        let each = |asked: bool, count: u64| if asked { count } else { 0 };
         let term = |name, paid, count: u64, bytes_each: usize, reason| {
             let bytes_each = bytes_each as u64;
             Term { name, paid, count, bytes_each, reason }
         };
         use Paid::{Client, Start, Worst};
-        let terms = vec![
+        let mut terms = vec![
             term("thread stacks", Start, shards + 1, STACK_BYTES, "address space; shards and control plane"),
             term("rings", Start, shards, RING_BYTES, "submissions and completions, one ring a shard"),
             term(
@@ -90,6 +97,13 @@ impl Budget {
             term("shards", Start, shards, SHARD_BYTES, "lists of a turn, timers, metrics, orders"),
             term("orders to control", Start, 1, bus::queue_bytes::<ControlOrder>(), "one queue for all shards"),
             term("lanes", Start, lanes, shard::LANE_BYTES, "state of a lane, queues apart"),
+            term(
+                "lanes' TLS",
+                Start,
+                each(config.upstream.url.tls, lanes),
+                TLS_BYTES_USUAL,
+                "keys and buffers of a TLS connection",
+            ),
             term("client slots", Client, connections, shard::CONNECTION_BYTES, "socket, session, deadline"),
             term(
                 "client contexts",
@@ -99,6 +113,13 @@ impl Budget {
                 "what each message says of its client; usual headers",
             ),
             term("client groups", Client, connections, MEMBERSHIP_BYTES, "one group each, its name apart"),
+            term(
+                "clients' TLS",
+                Client,
+                each(https, connections),
+                TLS_BYTES_USUAL,
+                "keys and buffers, if all come by https",
+            ),
             term(
                 "client sockets (kernel)",
                 Client,
@@ -112,6 +133,27 @@ impl Budget {
                 connections,
                 incomplete_bytes,
                 "an incomplete message or request head each",
+            ),
+            term(
+                "POST bodies",
+                Worst,
+                each(transports.server_sent_events || transports.long_polling, connections),
+                message_bytes * POST_BODY_MESSAGES_MAX as usize,
+                "incomplete ones of clients without WebSockets",
+            ),
+            term(
+                "poll answers",
+                Worst,
+                each(transports.long_polling, connections),
+                send_queue,
+                "on their way, beside what waits for the next",
+            ),
+            term(
+                "stateful reconnect buffers",
+                Worst,
+                each(stateful, connections),
+                config.hub.stateful_reconnect_buffer_size as usize,
+                "stateful_reconnect_buffer_size; not acknowledged",
             ),
             term(
                 "large contexts",
@@ -185,6 +227,7 @@ impl Budget {
                 "further connections are closed",
             ),
         ];
+        terms.retain(|term| term.count > 0);
         Budget { terms }
     }
 
@@ -261,7 +304,42 @@ mod tests {
                 .with(Key::ClientSendQueueBytes, "1MiB"),
         );
         let more_each = u64::from((1 << 20) - CLIENT_SEND_QUEUE_BYTES_DEFAULT);
-        assert_eq!(longer_queues.total(Paid::Worst), small.total(Paid::Worst) + 1000 * more_each);
+        // What waits, and the answer to a poll.
+        assert_eq!(longer_queues.total(Paid::Worst), small.total(Paid::Worst) + 2 * 1000 * more_each);
+    }
+
+    #[test]
+    fn a_transport_that_is_off_costs_nothing() {
+        let with = |transports: &str, stateful: &str| {
+            let flags = RunFlags::default().with(Key::Shards, "1").with(Key::MaxClients, "1000");
+            budget(flags.with(Key::Transports, transports).with(Key::AllowStatefulReconnects, stateful))
+        };
+        let bytes = |budget: &Budget, name: &str| budget.terms.iter().find(|term| term.name == name).map(Term::bytes);
+        let all = with("WebSockets,ServerSentEvents,LongPolling", "true");
+        assert_eq!(bytes(&all, "stateful reconnect buffers"), Some(1000 * u64::from(STATEFUL_BUFFER_BYTES_DEFAULT)));
+        assert_eq!(
+            bytes(&all, "POST bodies"),
+            Some(1000 * u64::from(MESSAGE_BYTES_DEFAULT) * u64::from(POST_BODY_MESSAGES_MAX))
+        );
+        assert_eq!(bytes(&all, "poll answers"), Some(1000 * u64::from(CLIENT_SEND_QUEUE_BYTES_DEFAULT)));
+        let sockets = with("WebSockets", "false");
+        for name in ["stateful reconnect buffers", "POST bodies", "poll answers"] {
+            assert_eq!(bytes(&sockets, name), None, "{name}");
+        }
+        assert_eq!(bytes(&with("LongPolling", "true"), "stateful reconnect buffers"), None);
+        assert_eq!(bytes(&with("ServerSentEvents", "true"), "poll answers"), None);
+    }
+
+    #[test]
+    fn tls_costs_where_it_is_spoken() {
+        let pem = concat!(env!("CARGO_MANIFEST_DIR"), "/Cargo.toml");
+        let tls = || {
+            let flags = RunFlags::default().with(Key::TlsCertificateFile, pem).with(Key::TlsKeyFile, pem);
+            flags.with(Key::Shards, "1").with(Key::MaxClients, "1000")
+        };
+        let plain = budget(tls()).total(Paid::Client);
+        let https = budget(tls().with(Key::Listen, "127.0.0.1:80,https://127.0.0.1:443")).total(Paid::Client);
+        assert_eq!(https, plain + 1000 * TLS_BYTES_USUAL as u64);
     }
 
     #[test]

@@ -49,38 +49,38 @@ impl Reader<'_> {
     fn top(&mut self, document: &DeTable<'_>) {
         for (key, value) in document {
             let line = self.line(key);
-            match (key.get_ref().as_ref(), value.get_ref()) {
-                ("hub", DeValue::Table(table)) => self.table(Table::Hub, table),
-                ("limits", DeValue::Table(table)) => self.table(Table::Limits, table),
-                ("upstream", DeValue::Array(array)) => {
+            let name = key.get_ref().as_ref();
+            let section = Table::ALL.into_iter().find(|table| *table != Table::Top && table.name() == name);
+            match (section, value.get_ref()) {
+                (None, _) => self.setting(Table::Top, name, key, value),
+                (Some(Table::Upstream), DeValue::Array(array)) => {
                     for (index, entry) in array.iter().enumerate() {
                         match entry.get_ref() {
                             DeValue::Table(table) if index == 0 => self.table(Table::Upstream, table),
                             DeValue::Table(_) => {
                                 let refused = several_upstreams();
                                 let at = self.at(self.line(entry));
-                                self.faults.add(&at, "upstream", refused.reason, refused.remedy);
+                                self.faults.add(&at, name, refused.reason, refused.remedy);
                             }
-                            _ => self.wrong_section(line, "upstream", "[[upstream]]"),
+                            _ => self.wrong_section(line, Table::Upstream, ""),
                         }
                     }
                 }
-                ("upstream", _) => self.wrong_section(line, "upstream", "[[upstream]], in two brackets,"),
-                ("hub", _) => self.wrong_section(line, "hub", "[hub]"),
-                ("limits", _) => self.wrong_section(line, "limits", "[limits]"),
-                (name, _) => self.setting(Table::Top, name, key, value),
+                (Some(Table::Upstream), _) => self.wrong_section(line, Table::Upstream, ", in two brackets,"),
+                (Some(section), DeValue::Table(table)) => self.table(section, table),
+                (Some(section), _) => self.wrong_section(line, section, ""),
             }
         }
     }
 
-    fn wrong_section(&mut self, line: usize, name: &str, header: &str) {
+    fn wrong_section(&mut self, line: usize, section: Table, how: &str) {
         if !self.broken_lines.contains(&line) {
             let at = self.at(line);
             self.faults.add(
                 &at,
-                name,
+                section.name(),
                 "wrong type: it is a section",
-                format!("write {header} on a line of its own and its settings below"),
+                format!("write {}{how} on a line of its own and its settings below", section.header()),
             );
         }
     }
@@ -105,10 +105,10 @@ impl Reader<'_> {
         let elsewhere = SETTINGS.iter().find(|setting| setting.name == name);
         let remedy = match elsewhere.map(|setting| setting.table) {
             Some(Table::Top) => "it belongs at the top of the file, above the first [section]".to_string(),
-            Some(Table::Upstream) => "it belongs under [[upstream]]".to_string(),
-            Some(other) => format!("it belongs under [{}]", other.name()),
+            Some(other) => format!("it belongs under {}", other.header()),
             None => {
-                let sections = ["hub", "limits", "upstream"].into_iter().filter(|_| table == Table::Top);
+                let sections = Table::ALL.into_iter().map(Table::name);
+                let sections = sections.filter(|section| table == Table::Top && !section.is_empty());
                 suggestion(name, table.settings().map(|setting| setting.name).chain(sections))
             }
         };
@@ -166,7 +166,11 @@ mod tests {
             "{found:?}"
         );
         assert!(faults("[upstream]\nurl = \"http://a\"\n")[0].starts_with("s.toml:1: upstream: wrong type"));
-        assert!(faults("hub = 3\n")[0].contains("write [hub]"));
+        for section in ["hub", "limits", "tls", "identity"] {
+            assert!(faults(&format!("{section} = 3\n"))[0].contains(&format!("write [{section}]")));
+            assert_eq!(faults(&format!("[{section}]\n")), [""; 0]);
+        }
+        assert!(faults("[hub]\njwks_file = \"x\"\n")[0].ends_with("it belongs under [identity]"));
     }
 
     #[test]

@@ -2,13 +2,15 @@
 //! environment, so that all faults come at once.
 use super::env::CONFIG_FILE;
 use super::fault::Origin;
+use super::secret;
 use super::settings::{Key, Kind, SETTINGS, Setting, Table};
 use super::value::{Given, Raw};
 use clap::{Arg, ArgAction, ArgMatches, Command};
+use std::fmt;
 use std::path::PathBuf;
 
 /// Flags of `run` and `check`.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Default)]
 pub struct RunFlags {
     /// `--config`, or `SIGNALRING_CONFIG`.
     pub config: Option<PathBuf>,
@@ -34,24 +36,53 @@ impl RunFlags {
     }
 }
 
+/// Without secrets.
+impl fmt::Debug for RunFlags {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut shown = f.debug_struct("RunFlags");
+        shown.field("config", &self.config);
+        for (key, values) in &self.values {
+            match key.setting().kind {
+                Kind::Secret { .. } => shown.field(key.setting().flag, &secret::SHOWN),
+                _ => shown.field(key.setting().flag, values),
+            };
+        }
+        shown.finish()
+    }
+}
+
 fn argument(setting: &'static Setting) -> Arg {
+    let choices;
     let value_name = match setting.kind {
+        Kind::Listeners => "ADDRESS",
         Kind::Address => "IP:PORT",
         Kind::Count { .. } => "N",
         Kind::Size { .. } => "BYTES",
         Kind::Duration { .. } => "TIME",
+        Kind::Boolean => "true|false",
+        Kind::NodeName => "NAME",
+        Kind::Secret { .. } => "SECRET",
+        Kind::SecretFile { .. } | Kind::File | Kind::Files => "FILE",
+        Kind::Proxies => "PROXY",
+        Kind::Transports => "TRANSPORT",
+        Kind::Names { .. } => "NAMES",
         Kind::HubPath => "PATH",
         Kind::Origins => "ORIGIN",
         Kind::LogFilter => "LEVEL",
-        Kind::Choice(_) => "FORMAT",
+        Kind::Choice(words) => {
+            choices = words.join("|");
+            &choices
+        }
         Kind::Url => "URL",
         Kind::NotYet { .. } => "VALUE",
         Kind::Headers => "NAMES",
     };
-    let repeated = if setting.key == Key::AllowedOrigins { ". May be repeated" } else { "" };
+    // A second app server is a fault, but one that says more than clap would.
+    let repeated = if setting.is_list() && setting.kind != Kind::Url { ". May be repeated" } else { "" };
     // The value's name says the rest of what it takes.
     let takes = match setting.kind {
         Kind::Count { .. } | Kind::Size { .. } | Kind::Duration { .. } => format!(". {}", setting.takes()),
+        Kind::NodeName | Kind::Secret { .. } | Kind::Proxies => format!(". Takes {}", setting.takes()),
         _ => String::new(),
     };
     let help = format!("{}{repeated}{takes} [default: {}] [env: {}]", setting.about, setting.default, setting.env);
@@ -59,13 +90,15 @@ fn argument(setting: &'static Setting) -> Arg {
         Table::Top => "Node",
         Table::Hub => "Hub",
         Table::Limits => "Limits",
+        Table::Tls => "TLS of https listeners",
+        Table::Identity => "Identity of users",
         Table::Upstream => "App server",
     };
-    // Only lists may be given twice; a second --listen is a mistake clap reports.
+    // Only lists may be given twice; a second --shards is a mistake clap reports.
     let action = if setting.is_list() { ArgAction::Append } else { ArgAction::Set };
     Arg::new(setting.flag)
         .long(setting.flag)
-        .value_name(value_name)
+        .value_name(value_name.to_string())
         .help(help)
         .help_heading(heading)
         .action(action)

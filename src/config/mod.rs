@@ -2,42 +2,56 @@
 //!
 //! ```text
 //! settings   the table: one row a setting (key, flag, variable, values, default)
-//! file, env, flags   what was written, with its place        value, url   what it means
+//! file, env, flags   what was written, with its place        value, url, address, secret   what it means
 //! resolve    the last word of each setting, contradictions -> Config, or every Fault at once
 //! show       the resolved configuration as TOML               budget       what it may cost in memory
 //! ```
 //!
 //! Nothing here opens a port; nothing else reads a setting.
+mod address;
 pub mod budget;
 pub mod env;
 pub mod fault;
 mod file;
 pub mod flags;
 mod resolve;
+mod secret;
 pub mod settings;
 mod show;
 mod url;
 mod value;
 
+pub use address::{ListenAddress, Listener, TrustedProxy};
 pub use budget::Budget;
 pub use fault::{Fault, Faults, Origin};
 pub use flags::RunFlags;
 pub use resolve::{Machine, Resolved};
+pub use secret::Secret;
 pub use settings::Key;
 
 use crate::limits::CONNECTIONS_SPARE;
 use crate::proto::dotnetify::context::HeaderPolicy;
 use core::time::Duration;
 use std::net::SocketAddr;
+use std::path::PathBuf;
 
-/// A node's complete, valid configuration.
+/// A node's complete, valid configuration. Files it names were there and could be read when it was made; their paths are absolute.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Config {
-    pub listen: SocketAddr,
+    /// Where clients connect: 1 to `LISTENERS_MAX`, in the order given, none in another's way.
+    pub listen: Vec<Listener>,
     /// Admin endpoint; loopback by default.
     pub admin: SocketAddr,
     /// Threads with a ring each; at least 1.
     pub shards: u16,
+    /// First part of every connection token, 1 to 16 of `[A-Za-z0-9_-]`. None: random at every start.
+    pub node_name: Option<String>,
+    /// What connection tokens are signed with, at least 16 bytes, the same on all nodes. None: random at every start.
+    pub token_key: Option<Secret>,
+    /// Whose word about a client's address is believed.
+    pub trusted_proxies: Vec<TrustedProxy>,
+    /// Every connection from a trusted proxy begins with a PROXY header. Only with trusted proxies.
+    pub proxy_protocol: bool,
     pub hub_path: String,
     /// Origins allowed beside the page's own.
     pub allowed_origins: Vec<String>,
@@ -46,6 +60,10 @@ pub struct Config {
     pub log_format: LogFormat,
     pub hub: Hub,
     pub limits: Limits,
+    /// There if a listener has `tls`, and perhaps without.
+    pub tls: Option<Tls>,
+    /// There if tokens of users can be verified.
+    pub identity: Option<Identity>,
     /// Exactly one for now.
     pub upstream: Upstream,
 }
@@ -68,6 +86,80 @@ pub struct Hub {
     pub client_timeout_interval: Duration,
     /// Default 15 s.
     pub keep_alive_interval: Duration,
+    /// Default all.
+    pub transports: Transports,
+    /// Default true.
+    pub allow_stateful_reconnects: bool,
+    /// Bytes kept for a client that may come back. ASP.NET's `StatefulReconnectBufferSize`; default 100,000.
+    pub stateful_reconnect_buffer_size: u32,
+    /// How long a poll waits for something to say. Default 90 s.
+    pub poll_timeout: Duration,
+    /// How long a long-polling client may be without a poll, or a stateful one without a connection. Default 15 s.
+    pub disconnect_timeout: Duration,
+    /// Only with an identity. Default false.
+    pub close_on_authentication_expiration: bool,
+}
+
+/// What clients may connect with; at least one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Transports {
+    pub web_sockets: bool,
+    pub server_sent_events: bool,
+    pub long_polling: bool,
+}
+
+impl Transports {
+    pub const ALL: Transports = Transports { web_sockets: true, server_sent_events: true, long_polling: true };
+}
+
+/// The certificate of https listeners.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Tls {
+    /// PEM, the node's own certificate first.
+    pub certificate_file: PathBuf,
+    /// PEM.
+    pub key_file: PathBuf,
+    pub minimum_version: TlsVersion,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum TlsVersion {
+    #[default]
+    V1_2,
+    V1_3,
+}
+
+/// How the tokens of users (JWT) are verified and what is taken from them. At least one source of keys is there.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Identity {
+    /// HS256, at least 32 bytes.
+    pub signing_key: Option<Secret>,
+    /// PEM.
+    pub public_key_files: Vec<PathBuf>,
+    pub jwks_file: Option<PathBuf>,
+    /// Any of these is accepted; empty: not checked.
+    pub audience: Vec<String>,
+    /// Any of these is accepted; empty: not checked.
+    pub issuer: Vec<String>,
+    /// Default 5 min.
+    pub clock_skew: Duration,
+    /// The first of these that a token has names its user; at least one.
+    pub user_id_claims: Vec<String>,
+    /// Claims the app server is shown, as metadata `claim:<name>`.
+    pub forward_claims: Vec<String>,
+    pub required: Required,
+}
+
+/// What needs a valid token.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Required {
+    /// Nothing.
+    #[default]
+    None,
+    /// Every request of a client, or it gets 401.
+    Connection,
+    /// Every `Request_VM`, from the connection or its own headers, or it is answered with an `UnauthorizedAccessException`.
+    Request,
 }
 
 #[derive(Clone, Debug, PartialEq)]
@@ -91,12 +183,28 @@ pub struct Upstream {
     pub url: UpstreamUrl,
     /// Lanes of the whole node; at least one per shard is used.
     pub connection_pool_size: u16,
+    /// Whether lanes speak MessagePack instead of JSON.
+    pub use_message_pack: bool,
+    /// Bytes of the largest message the app server takes on a lane. Its `HubOptions.MaximumReceiveMessageSize`; default 32768.
+    pub maximum_receive_message_size: u32,
+    /// PEM with the authorities to trust in place of the usual ones. Like the next, only with an https URL.
+    pub ca_file: Option<PathBuf>,
+    pub client_certificate: Option<ClientCertificate>,
     pub forward_headers: HeaderPolicy,
 }
 
-/// `http://host[:port][/base]` or `ws://...`.
+/// What the node shows the app server; both PEM.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ClientCertificate {
+    pub certificate_file: PathBuf,
+    pub key_file: PathBuf,
+}
+
+/// `http://host[:port][/base]`, or with `https`, `ws` or `wss`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct UpstreamUrl {
+    /// https or wss.
+    pub tls: bool,
     /// Name or address; IPv6 without brackets.
     pub host: String,
     pub port: u16,

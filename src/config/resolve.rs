@@ -1,15 +1,17 @@
 //! From three sources to one configuration: the last word of each setting, then what the settings mean together.
 use super::fault::{Faults, Origin};
 use super::flags::RunFlags;
-use super::settings::{Key, SETTINGS_COUNT};
-use super::value::{Given, Value, duration_text, parse, size_text};
-use super::{Config, Hub, Limits, LogFormat, Upstream, UpstreamUrl, env, file};
+use super::settings::{Key, SETTINGS_COUNT, Table};
+use super::value::{Given, Value, duration_text, parse, read_text, size_text};
+use super::{
+    ClientCertificate, Config, Hub, Identity, Limits, ListenAddress, Listener, LogFormat, Required, Secret, Tls,
+    TlsVersion, Transports, TrustedProxy, Upstream, UpstreamUrl, address, env, file,
+};
 use crate::limits::*;
 use crate::proto::dotnetify::context::HeaderPolicy;
 use core::time::Duration;
-use std::io::Read;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 /// What defaults and checks need to know of the machine.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -44,7 +46,7 @@ impl Resolved {
             return Self::of(None, env::of_process(), flags, &machine);
         };
         let shown = path.display().to_string();
-        match read_file(path) {
+        match read_text(path) {
             Ok(text) => Self::of(Some((&shown, &text)), env::of_process(), flags, &machine),
             Err(reason) => {
                 // What the file says is unknown, so contradictions and gaps cannot be judged; the other sources' own faults can.
@@ -63,7 +65,8 @@ impl Resolved {
         }
     }
 
-    /// The same with every source given; `file` is its path and text.
+    /// The same with every source given; `file` is its path and text. The files that settings name are looked at, and those with
+    /// secrets read.
     pub fn of(
         file: Option<(&str, &str)>,
         env: impl Iterator<Item = (String, String)>,
@@ -112,18 +115,26 @@ impl Resolved {
                 config.lanes()
             ));
         }
+        let https = config.listen.iter().any(|listener| listener.tls);
+        if config.tls.is_some() && !https {
+            warnings
+                .push("tls.certificate_file is given and no listener is https://, so that nothing is encrypted".into());
+        }
+        let everybody =
+            |proxy: &&TrustedProxy| matches!(proxy, TrustedProxy::Network(network) if network.prefix_len() == 0);
+        if let Some(proxy) = config.trusted_proxies.iter().find(everybody) {
+            warnings.push(format!("trusted_proxies has {proxy}: whoever connects can claim any address"));
+        }
+        let unix = config.listen.iter().find(|listener| matches!(listener.address, ListenAddress::Unix(_)));
+        if let Some(listener) = unix
+            && !config.trusted_proxies.contains(&TrustedProxy::Unix)
+        {
+            warnings.push(format!(
+                "trusted_proxies lacks \"unix\": what a proxy says on {listener} about its clients' addresses is not believed"
+            ));
+        }
         warnings
     }
-}
-
-fn read_file(path: &Path) -> Result<String, String> {
-    let file = std::fs::File::open(path).map_err(|error| format!("cannot be read: {error}"))?;
-    let mut bytes = Vec::new();
-    file.take(CONFIG_FILE_BYTES_MAX + 1).read_to_end(&mut bytes).map_err(|error| format!("cannot be read: {error}"))?;
-    if bytes.len() as u64 > CONFIG_FILE_BYTES_MAX {
-        return Err(format!("is larger than {} KiB", CONFIG_FILE_BYTES_MAX / 1024));
-    }
-    String::from_utf8(bytes).map_err(|error| format!("is not UTF-8 at byte {}", error.utf8_error().valid_up_to()))
 }
 
 /// The settings while they are gathered.
@@ -147,7 +158,7 @@ impl Draft {
     fn take(&mut self, given: Vec<(Key, Given)>, faults: &mut Faults) {
         for (key, Given { origin, raw }) in given {
             let index = key as usize;
-            match parse(key.setting(), &raw) {
+            match parse(key.setting(), &raw, origin.folder()) {
                 Ok(value) => self.values[index] = Some(value),
                 Err(all_refused) => {
                     self.faulty[index] = true;
@@ -157,6 +168,57 @@ impl Draft {
                 }
             }
             self.origins[index] = origin;
+        }
+    }
+
+    fn is_given(&self, key: Key) -> bool {
+        self.values[key as usize].is_some()
+    }
+
+    fn are_sound(&self, keys: &[Key]) -> bool {
+        keys.iter().all(|key| !self.faulty[*key as usize])
+    }
+
+    fn text(&self, key: Key) -> Option<&str> {
+        match &self.values[key as usize] {
+            Some(Value::Text(text)) => Some(text),
+            _ => None,
+        }
+    }
+
+    fn texts(&self, key: Key) -> Option<Vec<String>> {
+        match &self.values[key as usize] {
+            Some(Value::Texts(texts)) => Some(texts.clone()),
+            _ => None,
+        }
+    }
+
+    fn path(&self, key: Key) -> Option<PathBuf> {
+        match &self.values[key as usize] {
+            Some(Value::File(path)) => Some(path.clone()),
+            _ => None,
+        }
+    }
+
+    /// The secret that one of the two settings gives; both together are a contradiction.
+    fn secret(&self, keys: [Key; 2]) -> Option<Secret> {
+        keys.into_iter().find_map(|key| match &self.values[key as usize] {
+            Some(Value::Secret(secret)) => Some(secret.clone()),
+            _ => None,
+        })
+    }
+
+    fn duration(&self, key: Key, default_seconds: u64) -> Duration {
+        match &self.values[key as usize] {
+            Some(Value::Duration(duration)) => *duration,
+            _ => Duration::from_secs(default_seconds),
+        }
+    }
+
+    fn boolean(&self, key: Key, default: bool) -> bool {
+        match &self.values[key as usize] {
+            Some(Value::Boolean(value)) => *value,
+            _ => default,
         }
     }
 
@@ -170,43 +232,82 @@ impl Draft {
             let remedy = format!("give --{} URL, {}, or [[upstream]] url in the file", setting.flag, setting.env);
             faults.add(&Origin::Default, setting.path(), "no app server is configured", remedy);
         }
-        UpstreamUrl { host: String::new(), port: 0, base: String::new(), text: String::new() }
+        UpstreamUrl { tls: false, host: String::new(), port: 0, base: String::new(), text: String::new() }
+    }
+
+    fn tls(&self) -> Option<Tls> {
+        Some(Tls {
+            certificate_file: self.path(Key::TlsCertificateFile)?,
+            key_file: self.path(Key::TlsKeyFile)?,
+            minimum_version: match self.text(Key::TlsMinimumVersion) {
+                Some("1.3") => TlsVersion::V1_3,
+                _ => TlsVersion::V1_2,
+            },
+        })
+    }
+
+    fn identity(&self) -> Option<Identity> {
+        if !KEY_SOURCES.into_iter().any(|key| self.is_given(key)) {
+            return None;
+        }
+        Some(Identity {
+            signing_key: self.secret([Key::SigningKey, Key::SigningKeyFile]),
+            public_key_files: match &self.values[Key::PublicKeyFile as usize] {
+                Some(Value::Files(paths)) => paths.clone(),
+                _ => Vec::new(),
+            },
+            jwks_file: self.path(Key::JwksFile),
+            audience: self.texts(Key::Audience).unwrap_or_default(),
+            issuer: self.texts(Key::Issuer).unwrap_or_default(),
+            clock_skew: self.duration(Key::ClockSkew, 5 * 60),
+            user_id_claims: self
+                .texts(Key::UserIdClaim)
+                .unwrap_or_else(|| USER_ID_CLAIMS.into_iter().map(str::to_string).collect()),
+            forward_claims: self.texts(Key::ForwardClaims).unwrap_or_default(),
+            required: match self.text(Key::Required) {
+                Some("connection") => Required::Connection,
+                Some("request") => Required::Request,
+                _ => Required::None,
+            },
+        })
     }
 
     fn config(&self, url: UpstreamUrl, machine: &Machine) -> Config {
         let loopback = |port| SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), port);
-        let address = |key: Key, default| match &self.values[key as usize] {
-            Some(Value::Address(address)) => *address,
-            _ => default,
-        };
         let count = |key: Key, default| match &self.values[key as usize] {
             Some(Value::Count(count)) => *count,
             _ => default,
         };
-        let duration = |key: Key, default_seconds| match &self.values[key as usize] {
-            Some(Value::Duration(duration)) => *duration,
-            _ => Duration::from_secs(default_seconds),
-        };
-        let text = |key: Key, default: &str| match &self.values[key as usize] {
-            Some(Value::Text(text)) => text.clone(),
-            _ => default.to_string(),
+        let duration = |key, default_seconds| self.duration(key, default_seconds);
+        let text = |key, default: &str| self.text(key).unwrap_or(default).to_string();
+        let listen = match &self.values[Key::Listen as usize] {
+            Some(Value::Listeners(listeners)) => listeners.clone(),
+            _ => vec![Listener { address: ListenAddress::Tcp(loopback(5000)), tls: false }],
         };
 
         // Both ranges end far below u16's.
         let shards = count(Key::Shards, machine.cores.clamp(1, u32::from(SHARDS_MAX))) as u16;
         let connection_pool_size = count(Key::ConnectionPoolSize, u32::from(POOL_SIZE_DEFAULT)) as u16;
-        let beside_clients = descriptors_beside_clients(shards, connection_pool_size);
+        let beside_clients = descriptors_beside_clients(shards, connection_pool_size, listen.len());
         let max_clients_default =
             machine.nofile.saturating_sub(beside_clients).clamp(1, u64::from(CLIENTS_DEFAULT)) as u32;
         Config {
-            listen: address(Key::Listen, loopback(5000)),
-            admin: address(Key::Admin, loopback(9090)),
+            listen,
+            admin: match self.values[Key::Admin as usize] {
+                Some(Value::Address(address)) => address,
+                _ => loopback(9090),
+            },
             shards,
-            hub_path: text(Key::HubPath, "/dotnetify"),
-            allowed_origins: match &self.values[Key::AllowedOrigins as usize] {
-                Some(Value::Origins(origins)) => origins.clone(),
+            // A node called "random" would be one of several.
+            node_name: self.text(Key::NodeName).filter(|name| *name != "random").map(str::to_string),
+            token_key: self.secret([Key::TokenKey, Key::TokenKeyFile]),
+            trusted_proxies: match &self.values[Key::TrustedProxies as usize] {
+                Some(Value::Proxies(proxies)) => proxies.clone(),
                 _ => Vec::new(),
             },
+            proxy_protocol: self.boolean(Key::ProxyProtocol, false),
+            hub_path: text(Key::HubPath, "/dotnetify"),
+            allowed_origins: self.texts(Key::AllowedOrigins).unwrap_or_default(),
             log: text(Key::Log, "info"),
             log_format: match text(Key::LogFormat, "text").as_str() {
                 "json" => LogFormat::Json,
@@ -217,6 +318,15 @@ impl Draft {
                 handshake_timeout: duration(Key::HandshakeTimeout, 15),
                 client_timeout_interval: duration(Key::ClientTimeoutInterval, 30),
                 keep_alive_interval: duration(Key::KeepAliveInterval, 15),
+                transports: match self.values[Key::Transports as usize] {
+                    Some(Value::Transports(transports)) => transports,
+                    _ => Transports::ALL,
+                },
+                allow_stateful_reconnects: self.boolean(Key::AllowStatefulReconnects, true),
+                stateful_reconnect_buffer_size: count(Key::StatefulReconnectBufferSize, STATEFUL_BUFFER_BYTES_DEFAULT),
+                poll_timeout: duration(Key::PollTimeout, 90),
+                disconnect_timeout: duration(Key::DisconnectTimeout, 15),
+                close_on_authentication_expiration: self.boolean(Key::CloseOnAuthenticationExpiration, false),
             },
             limits: Limits {
                 max_clients: count(Key::MaxClients, max_clients_default),
@@ -226,9 +336,20 @@ impl Draft {
                 upstream_queue_bytes: count(Key::UpstreamQueueBytes, UPSTREAM_QUEUE_BYTES_DEFAULT),
                 upstream_queue_timeout: duration(Key::UpstreamQueueTimeout, 10),
             },
+            tls: self.tls(),
+            identity: self.identity(),
             upstream: Upstream {
                 url,
                 connection_pool_size,
+                use_message_pack: self.boolean(Key::UseMessagePack, false),
+                maximum_receive_message_size: count(
+                    Key::UpstreamMaximumReceiveMessageSize,
+                    UPSTREAM_MESSAGE_BYTES_DEFAULT,
+                ),
+                ca_file: self.path(Key::CaFile),
+                client_certificate: self.path(Key::ClientCertificateFile).and_then(|certificate_file| {
+                    Some(ClientCertificate { certificate_file, key_file: self.path(Key::ClientKeyFile)? })
+                }),
                 forward_headers: match &self.values[Key::ForwardHeaders as usize] {
                     Some(Value::Headers(policy)) => policy.clone(),
                     _ => HeaderPolicy::All,
@@ -240,7 +361,7 @@ impl Draft {
     /// Settings that are right alone and wrong together. Reported where the one of them was said that is easiest to change:
     /// the last source that spoke.
     fn check(&self, config: &Config, machine: &Machine, faults: &mut Faults) {
-        let sound = |keys: &[Key]| keys.iter().all(|key| !self.faulty[*key as usize]);
+        let sound = |keys: &[Key]| self.are_sound(keys);
         let mut contradiction = |keys: &[Key], reason: String, remedy: String| {
             let last =
                 keys.iter().copied().max_by_key(|key| (self.origins[*key as usize].rank(), std::cmp::Reverse(*key)));
@@ -249,11 +370,103 @@ impl Draft {
         };
 
         let keys = [Key::Listen, Key::Admin];
-        if sound(&keys) && overlaps(config.listen, config.admin) {
+        let in_the_way =
+            |listener: &&Listener| listener.tcp().is_some_and(|address| address::overlap(address, config.admin));
+        if sound(&keys)
+            && let Some(listener) = config.listen.iter().find(in_the_way)
+        {
             contradiction(
                 &keys,
-                format!("listen ({}) and admin ({}) are the same address", config.listen, config.admin),
+                format!("listen ({listener}) and admin ({}) are the same address", config.admin),
                 "give them different ports".into(),
+            );
+        }
+
+        // Two settings for one thing.
+        for keys in [[Key::TokenKey, Key::TokenKeyFile], [Key::SigningKey, Key::SigningKeyFile]] {
+            if keys.iter().all(|key| self.is_given(*key)) {
+                let [text, file] = keys.map(|key| key.setting().name);
+                contradiction(&keys, format!("both {text} and {file} are given"), "give one of them only".into());
+            }
+        }
+
+        // Two settings of which each needs the other.
+        for pair in [[Key::TlsCertificateFile, Key::TlsKeyFile], [Key::ClientCertificateFile, Key::ClientKeyFile]] {
+            for (given, missing) in [(pair[0], pair[1]), (pair[1], pair[0])] {
+                if sound(&pair) && self.is_given(given) && !self.is_given(missing) {
+                    contradiction(
+                        &[given],
+                        format!("it is given without {}", missing.setting().name),
+                        format!("give {} as well", missing.setting().path()),
+                    );
+                }
+            }
+        }
+
+        let pair = [Key::TlsCertificateFile, Key::TlsKeyFile];
+        if sound(&pair) && !pair.into_iter().any(|key| self.is_given(key)) {
+            let remedy = "give tls.certificate_file and tls.key_file";
+            let https = config.listen.iter().find(|listener| listener.tls);
+            if let Some(listener) = https
+                && sound(&[Key::Listen])
+            {
+                contradiction(&[Key::Listen], format!("{listener} has no certificate"), remedy.into());
+            }
+            if self.is_given(Key::TlsMinimumVersion) {
+                contradiction(&[Key::TlsMinimumVersion], "it is given without a certificate".into(), remedy.into());
+            }
+        }
+
+        if sound(&KEY_SOURCES) && config.identity.is_none() {
+            let in_vain = Key::all().filter(|key| key.setting().table == Table::Identity && self.is_given(*key));
+            let in_vain: Vec<Key> = in_vain
+                .chain(config.hub.close_on_authentication_expiration.then_some(Key::CloseOnAuthenticationExpiration))
+                .collect();
+            if !in_vain.is_empty() {
+                let names: Vec<&str> = in_vain.iter().map(|key| key.setting().name).collect();
+                contradiction(
+                    &in_vain,
+                    format!("{} needs a key that users' tokens are verified with", names.join(", ")),
+                    "give identity.signing_key, signing_key_file, public_key_file or jwks_file".into(),
+                );
+            }
+        }
+
+        let keys = [Key::ProxyProtocol, Key::TrustedProxies];
+        if sound(&keys) && config.proxy_protocol && config.trusted_proxies.is_empty() {
+            contradiction(
+                &[Key::ProxyProtocol],
+                "proxy_protocol is on and no proxy is trusted".into(),
+                "list the proxies in trusted_proxies".into(),
+            );
+        }
+
+        if sound(&[Key::Url]) && self.is_given(Key::Url) && !config.upstream.url.tls {
+            for key in [Key::CaFile, Key::ClientCertificateFile, Key::ClientKeyFile] {
+                if sound(&[key]) && self.is_given(key) {
+                    contradiction(
+                        &[key],
+                        format!("it is for TLS, and {} is not encrypted", config.upstream.url.text),
+                        "write https:// in the app server's url, or leave it out".into(),
+                    );
+                }
+            }
+        }
+
+        let keys = [Key::MaximumReceiveMessageSize, Key::UpstreamMaximumReceiveMessageSize];
+        let most = config.upstream.maximum_receive_message_size;
+        if sound(&keys) && config.hub.maximum_receive_message_size > most {
+            contradiction(
+                &keys,
+                format!(
+                    "hub.maximum_receive_message_size ({}) is more than the app server takes, upstream.maximum_receive_message_size ({})",
+                    size_text(config.hub.maximum_receive_message_size),
+                    size_text(most)
+                ),
+                format!(
+                    "raise HubOptions.MaximumReceiveMessageSize of the app server and say so in upstream.maximum_receive_message_size, or lower hub.maximum_receive_message_size to {}",
+                    size_text(most)
+                ),
             );
         }
 
@@ -290,7 +503,8 @@ impl Draft {
 
         let keys = [Key::MaxClients, Key::Shards, Key::ConnectionPoolSize];
         if sound(&keys) {
-            let beside_clients = descriptors_beside_clients(config.shards, config.upstream.connection_pool_size);
+            let beside_clients =
+                descriptors_beside_clients(config.shards, config.upstream.connection_pool_size, config.listen.len());
             let needed = u64::from(config.limits.max_clients) + beside_clients;
             if needed > machine.nofile {
                 contradiction(
@@ -320,7 +534,8 @@ impl Draft {
         }
 
         let keys = [Key::Url, Key::Listen];
-        if sound(&keys) && is_itself(&config.upstream.url, config.listen) {
+        let addresses = || config.listen.iter().filter_map(Listener::tcp);
+        if sound(&keys) && addresses().any(|listen| is_itself(&config.upstream.url, listen)) {
             contradiction(
                 &keys,
                 format!("the app server {} is this node's own address", config.upstream.url.text),
@@ -343,7 +558,22 @@ impl Draft {
     }
 }
 
+/// Without one of these there is no identity.
+const KEY_SOURCES: [Key; 4] = [Key::SigningKey, Key::SigningKeyFile, Key::PublicKeyFile, Key::JwksFile];
+
+/// What ASP.NET reads as `ClaimTypes.NameIdentifier`, `Context.UserIdentifier` by default: the short names of a JWT, and the long one.
+const USER_ID_CLAIMS: [&str; 3] =
+    ["nameid", "sub", "http://schemas.xmlsoap.org/ws/2005/05/identity/claims/nameidentifier"];
+
 impl Origin {
+    /// Where relative paths begin: at the file they stand in, or where the node was started.
+    fn folder(&self) -> &Path {
+        match self {
+            Origin::File { path, .. } => Path::new(path).parent().unwrap_or(Path::new("")),
+            _ => Path::new(""),
+        }
+    }
+
     /// Precedence.
     fn rank(&self) -> u8 {
         match self {
@@ -356,14 +586,11 @@ impl Origin {
 }
 
 /// Open files a node needs when it holds no client.
-fn descriptors_beside_clients(shards: u16, pool_size: u16) -> u64 {
+fn descriptors_beside_clients(shards: u16, pool_size: u16, listeners: usize) -> u64 {
     let lanes = u32::from(pool_size.max(shards));
-    u64::from(DESCRIPTORS_SLACK + u32::from(shards) * DESCRIPTORS_PER_SHARD + lanes * DESCRIPTORS_PER_LANE)
-}
-
-/// Could the second bind fail because of the first? Port 0 picks a free one.
-fn overlaps(a: SocketAddr, b: SocketAddr) -> bool {
-    a.port() != 0 && a.port() == b.port() && (a.ip() == b.ip() || a.ip().is_unspecified() || b.ip().is_unspecified())
+    // The first listener is one of a shard's own.
+    let per_shard = DESCRIPTORS_PER_SHARD + listeners as u32 - 1;
+    u64::from(DESCRIPTORS_SLACK + u32::from(shards) * per_shard + lanes * DESCRIPTORS_PER_LANE)
 }
 
 /// Only what can be said without asking a name server.
@@ -396,25 +623,32 @@ mod tests {
 
     #[test]
     fn defaults_are_the_ones_the_table_promises() {
-        let resolved = resolve("", &[], app()).unwrap();
-        for key in Key::all() {
-            let setting = key.setting();
-            let Ok(promised) = parse(setting, &super::super::value::Raw::Words(vec![setting.default.to_string()]))
-            else {
-                continue;
-            };
+        // Settings of a section hold once it is in use.
+        let base = || {
+            let pem = concat!(env!("CARGO_MANIFEST_DIR"), "/Cargo.toml");
+            let flags = app().with(Key::SigningKey, "0123456789abcdef0123456789abcdef");
+            flags.with(Key::TlsCertificateFile, pem).with(Key::TlsKeyFile, pem)
+        };
+        let resolved = resolve("", &[], base()).unwrap();
+        let mut promised = 0;
+        for setting in Key::all().map(Key::setting) {
+            // A description, no value.
             if matches!(
-                setting.kind,
-                super::super::settings::Kind::NotYet { .. }
-                    | super::super::settings::Kind::Origins
-                    | super::super::settings::Kind::Url
-            ) {
+                setting.default,
+                "none" | "required" | "not checked" | "random at start" | "the usual authorities"
+            ) && setting.key != Key::Required
+                || setting.default.contains(" a core")
+                || setting.default.contains("the open-files limit")
+                || setting.key == Key::AllowedOrigins
+            {
                 continue;
             }
             // Saying the default aloud changes nothing.
-            let said = resolve("", &[(setting.env, setting.default)], app()).unwrap();
-            assert_eq!(said.config, resolved.config, "{}: {promised:?}", setting.name);
+            let said = resolve("", &[(setting.env, setting.default)], base()).unwrap();
+            assert_eq!(said.config, resolved.config, "{}", setting.name);
+            promised += 1;
         }
+        assert!(promised > 25);
         assert_eq!(resolved.config.shards, 4);
         // 20,000 files, less 64 of slack, 4 shards of 8 and 5 lanes of 2.
         assert_eq!(resolved.config.limits.max_clients, 20_000 - 64 - 32 - 10);
@@ -465,7 +699,7 @@ mod tests {
         let fault = one("admin = \"127.0.0.1:7000\"\n", &[("SIGNALRING_LISTEN", "0.0.0.0:7000")], app());
         assert!(fault.starts_with("SIGNALRING_LISTEN: listen:"), "{fault}");
         let fault = one(
-            "[limits]\nupstream_queue_bytes = \"64KiB\"\n",
+            "[limits]\nupstream_queue_bytes = \"64KiB\"\n[[upstream]]\nmaximum_receive_message_size = \"1MiB\"\n",
             &[],
             app().with(Key::MaximumReceiveMessageSize, "1MiB"),
         );
@@ -484,6 +718,172 @@ mod tests {
         assert!(fault.ends_with("write http://app:6100/base"), "{fault}");
         let fault = one("", &[], RunFlags::default().with(Key::Url, "http://localhost:5000"));
         assert!(fault.contains("own address"), "{fault}");
+    }
+
+    const PEM: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/Cargo.toml");
+    const SIGNING_KEY: &str = "0123456789abcdef0123456789abcdef";
+
+    #[test]
+    fn what_a_setting_needs_is_asked_for() {
+        for (file, place, parts) in [
+            (
+                "listen = \"https://0.0.0.0:443\"\n",
+                "n.toml:1: listen: ",
+                &["https://0.0.0.0:443 has no certificate", "give tls.certificate_file"][..],
+            ),
+            ("[tls]\nminimum_version = \"1.3\"\n", "n.toml:2: tls.minimum_version: ", &["give tls.certificate_file"]),
+            (
+                "[tls]\nkey_file = \"PEM\"\n",
+                "n.toml:2: tls.key_file: ",
+                &["without certificate_file", "give tls.certificate_file as well"],
+            ),
+            (
+                "listen = \"https://[::]:443\"\n[tls]\ncertificate_file = \"PEM\"\n",
+                "n.toml:3: tls.certificate_file: ",
+                &["without key_file"],
+            ),
+            ("proxy_protocol = true\n", "n.toml:1: proxy_protocol: ", &["no proxy is trusted", "trusted_proxies"]),
+            ("proxy_protocol = true\ntrusted_proxies = []\n", "n.toml:1: proxy_protocol: ", &["no proxy is trusted"]),
+            (
+                "[identity]\nrequired = \"connection\"\naudience = \"a\"\n",
+                "n.toml:3: identity.audience: ",
+                &["audience, required needs a key", "identity.signing_key"],
+            ),
+            (
+                "[hub]\nclose_on_authentication_expiration = true\n",
+                "n.toml:2: hub.close_on_authentication_expiration: ",
+                &["needs a key"],
+            ),
+            (
+                "[hub]\nmaximum_receive_message_size = \"64KiB\"\n",
+                "n.toml:2: hub.maximum_receive_message_size: ",
+                &["(64KiB)", "(32KiB)", "HubOptions.MaximumReceiveMessageSize"],
+            ),
+            (
+                "[[upstream]]\nca_file = \"PEM\"\n",
+                "n.toml:2: upstream.ca_file: ",
+                &["http://127.0.0.1:6100 is not encrypted", "https://"],
+            ),
+            (
+                "token_key = \"0123456789abcdef\"\ntoken_key_file = \"PEM.key\"\n",
+                "n.toml:2: token_key_file: ",
+                &["cannot be read"],
+            ),
+            (
+                "listen = \"unix:/run/a\"\nadmin = \"127.0.0.1:5000\"\n[hub]\ntransports = []\n",
+                "n.toml:4: hub.transports: ",
+                &["is empty"],
+            ),
+            ("listen = []\n", "n.toml:1: listen: ", &["is empty"]),
+            (
+                "[identity]\nsigning_key = \"0123456789abcdef\"\nrequired = \"request\"\n",
+                "n.toml:2: identity.signing_key: ",
+                &["16 bytes", "32 bytes or more"],
+            ),
+        ] {
+            let found = resolve(&file.replace("PEM", PEM), &[], app()).unwrap_err();
+            assert_eq!(found.len(), 1, "{file}: {found:?}");
+            assert!(found[0].starts_with(place), "{file}: {found:?}");
+            assert!(parts.iter().all(|part| found[0].contains(part)), "{file}: {found:?}");
+        }
+    }
+
+    #[test]
+    fn client_certificates_are_whole_and_for_tls() {
+        let https = || RunFlags::default().with(Key::Url, "https://app");
+        let found = resolve("", &[], https().with(Key::ClientKeyFile, PEM)).unwrap_err();
+        assert!(found.len() == 1 && found[0].starts_with("--upstream-client-key-file: "), "{found:?}");
+        let both = https().with(Key::ClientKeyFile, PEM).with(Key::ClientCertificateFile, PEM);
+        let upstream = resolve("", &[], both).unwrap().config.upstream;
+        assert_eq!((upstream.url.tls, upstream.url.port), (true, 443));
+        assert_eq!(
+            upstream.client_certificate,
+            Some(ClientCertificate { certificate_file: PEM.into(), key_file: PEM.into() })
+        );
+        let plain = app().with(Key::ClientKeyFile, PEM).with(Key::ClientCertificateFile, PEM);
+        assert_eq!(resolve("", &[], plain).unwrap_err().len(), 2);
+    }
+
+    #[test]
+    fn an_identity_is_there_with_any_of_its_keys() {
+        let of = |key, value: &str| resolve("", &[], app().with(key, value)).unwrap().config.identity;
+        assert_eq!(resolve("", &[], app()).unwrap().config.identity, None);
+        let identity = of(Key::SigningKey, SIGNING_KEY).unwrap();
+        assert_eq!(identity.signing_key.as_ref().unwrap().bytes(), SIGNING_KEY.as_bytes());
+        assert_eq!(identity.clock_skew, Duration::from_secs(300));
+        assert_eq!(identity.user_id_claims[..2], ["nameid", "sub"]);
+        assert!(identity.audience.is_empty() && identity.issuer.is_empty() && identity.forward_claims.is_empty());
+        assert_eq!(identity.required, Required::None);
+        assert_eq!(of(Key::JwksFile, PEM).unwrap().jwks_file, Some(PEM.into()));
+        let keys = of(Key::PublicKeyFile, &format!("{PEM},{PEM}")).unwrap();
+        assert_eq!((keys.public_key_files.len(), keys.signing_key), (2, None));
+    }
+
+    #[test]
+    fn several_listeners_from_every_source() {
+        let listen = |file: &str, env: &[(&str, &str)], flags| {
+            let config = resolve(file, env, flags).map(|resolved| resolved.config.listen);
+            config.map(|listen| listen.iter().map(ToString::to_string).collect::<Vec<_>>())
+        };
+        let both = ["127.0.0.1:80", "unix:/run/n.sock"];
+        assert_eq!(listen("listen = [\"http://127.0.0.1:80\", \"unix:/run/n.sock\"]\n", &[], app()).unwrap(), both);
+        assert_eq!(listen("", &[("SIGNALRING_LISTEN", "127.0.0.1:80, unix:/run/n.sock")], app()).unwrap(), both);
+        let flags = app().with(Key::Listen, "127.0.0.1:80").with(Key::Listen, "unix:/run/n.sock");
+        assert_eq!(listen("listen = \"127.0.0.1:81\"\n", &[], flags).unwrap(), both);
+        let found = listen("listen = [\"[::]:80\", \"10.0.0.1:80\", \"[::]:80\", \"x\"]\n", &[], app()).unwrap_err();
+        assert!(found.len() == 1 && found[0].contains("\"x\" is not an address"), "{found:?}");
+        let found = listen("listen = [\"[::]:80\", \"10.0.0.1:80\", \"[::]:80\"]\n", &[], app()).unwrap_err();
+        assert!(found.len() == 2 && found[0].contains("[::]:80 and 10.0.0.1:80") && found[1].contains("give it once"));
+        let nine: Vec<String> = (1..=9).map(|port| format!("127.0.0.1:{port}")).collect();
+        let found = listen("", &[], app().with(Key::Listen, nine.join(","))).unwrap_err();
+        assert!(found[0].contains("9 addresses are too many; give 8 at most"), "{found:?}");
+        assert_eq!(listen("", &[], app().with(Key::Listen, nine[..8].join(","))).unwrap().len(), 8);
+    }
+
+    #[test]
+    fn every_listener_is_compared_with_admin_and_app_server_and_has_descriptors() {
+        let found = resolve("listen = [\"unix:/n\", \"0.0.0.0:9090\"]\n", &[], app()).unwrap_err();
+        assert!(found.len() == 1 && found[0].contains("listen (0.0.0.0:9090) and admin"), "{found:?}");
+        let found = resolve("listen = [\"unix:/n\", \"127.0.0.1:6100\"]\n", &[], app()).unwrap_err();
+        assert!(found.len() == 1 && found[0].contains("own address"), "{found:?}");
+        let max_clients =
+            |listen: &str| resolve("", &[], app().with(Key::Listen, listen)).unwrap().config.limits.max_clients;
+        assert_eq!(max_clients("127.0.0.1:1,127.0.0.1:2,127.0.0.1:3"), max_clients("127.0.0.1:1") - 2 * 4);
+    }
+
+    #[test]
+    fn a_node_called_random_has_no_name() {
+        let name = |name: &str| resolve("", &[], app().with(Key::NodeName, name)).map(|found| found.config.node_name);
+        assert_eq!(name("random").unwrap(), None);
+        assert_eq!(name("Node_1-b").unwrap().as_deref(), Some("Node_1-b"));
+        assert_eq!(name("0123456789abcdef").unwrap().unwrap().len(), 16);
+        for refused in ["0123456789abcdef0", "a.b", "a b", "\u{e4}"] {
+            assert!(name(refused).unwrap_err()[0].contains("cannot be part of a token"), "{refused}");
+        }
+    }
+
+    #[test]
+    fn transports_are_named_as_in_asp_net() {
+        let transports = |text: &str| resolve("", &[], app().with(Key::Transports, text));
+        let some = transports("longpolling,WEBSOCKETS").unwrap().config.hub.transports;
+        assert_eq!(some, Transports { web_sockets: true, server_sent_events: false, long_polling: true });
+        assert!(transports("WebSocket").unwrap_err()[0].contains("did you mean WebSockets?"));
+        assert!(transports("").unwrap_err()[0].contains("is empty"));
+    }
+
+    #[test]
+    fn texts_may_be_written_as_one_or_as_a_list() {
+        let audience = |text: &str| {
+            let file = format!("[identity]\nsigning_key = \"{SIGNING_KEY}\"\naudience = {text}\n");
+            resolve(&file, &[], app()).map(|resolved| resolved.config.identity.unwrap().audience)
+        };
+        assert_eq!(audience("\"a,b\"").unwrap(), ["a,b"]);
+        assert_eq!(audience("[\"a\", \"b\"]").unwrap(), ["a", "b"]);
+        // "Not checked" must not come about by an empty variable.
+        for empty in ["[]", "\"\"", "[\"\"]"] {
+            assert!(audience(empty).unwrap_err()[0].contains("is empty"), "{empty}");
+        }
+        assert!(audience("3").unwrap_err()[0].contains("expected a list of texts, found an integer"));
     }
 
     #[test]
@@ -510,11 +910,10 @@ mod tests {
 
     #[test]
     fn later_features_are_refused_wherever_they_are_asked_for() {
-        let file = "[[upstream]]\nurl = \"http://a\"\nuse_message_pack = true\nhalt_pipeline = false\nfilter = \"HelloWorldVM\"\n";
-        let found =
-            resolve(file, &[("SIGNALRING_USE_MESSAGE_PACK", "true")], RunFlags::default().with(Key::Filter, "x"))
-                .unwrap_err();
-        assert_eq!(found.len(), 5, "{found:?}");
+        let file = "[[upstream]]\nurl = \"http://a\"\nhalt_pipeline = false\nfilter = \"HelloWorldVM\"\n";
+        let found = resolve(file, &[("SIGNALRING_HALT_PIPELINE", "false")], RunFlags::default().with(Key::Filter, "x"))
+            .unwrap_err();
+        assert_eq!(found.len(), 4, "{found:?}");
         assert!(found.iter().all(|fault| fault.contains("not yet supported")), "{found:?}");
         let file = "[[upstream]]\nurl = \"http://a\"\nuse_message_pack = false\nhalt_pipeline = true\n";
         assert!(resolve(file, &[], RunFlags::default()).is_ok());
@@ -544,5 +943,12 @@ mod tests {
         let resolved = resolve("", &[], flags).unwrap();
         assert_eq!(resolved.config.lanes(), 8);
         assert_eq!(resolved.warnings(&MACHINE).len(), 3);
+        let flags = app().with(Key::TlsCertificateFile, PEM).with(Key::TlsKeyFile, PEM).with(Key::Listen, "unix:/n");
+        let resolved = resolve("", &[], flags.with(Key::TrustedProxies, "::/0")).unwrap();
+        let warnings = resolved.warnings(&MACHINE);
+        for part in ["nothing is encrypted", "::/0: whoever connects", "unix:/n"] {
+            assert!(warnings.iter().any(|warning| warning.contains(part)), "{part}: {warnings:?}");
+        }
+        assert_eq!(warnings.len(), 3);
     }
 }

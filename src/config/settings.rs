@@ -9,6 +9,11 @@ pub enum Key {
     Listen,
     Admin,
     Shards,
+    NodeName,
+    TokenKey,
+    TokenKeyFile,
+    TrustedProxies,
+    ProxyProtocol,
     HubPath,
     AllowedOrigins,
     Log,
@@ -17,15 +22,38 @@ pub enum Key {
     HandshakeTimeout,
     ClientTimeoutInterval,
     KeepAliveInterval,
+    Transports,
+    AllowStatefulReconnects,
+    StatefulReconnectBufferSize,
+    PollTimeout,
+    DisconnectTimeout,
+    CloseOnAuthenticationExpiration,
     MaxClients,
     ClientSendQueueBytes,
     ClientSendBufferBytes,
     RequestHeadTimeout,
     UpstreamQueueBytes,
     UpstreamQueueTimeout,
+    TlsCertificateFile,
+    TlsKeyFile,
+    TlsMinimumVersion,
+    SigningKey,
+    SigningKeyFile,
+    PublicKeyFile,
+    JwksFile,
+    Audience,
+    Issuer,
+    ClockSkew,
+    UserIdClaim,
+    ForwardClaims,
+    Required,
     Url,
     ConnectionPoolSize,
     UseMessagePack,
+    UpstreamMaximumReceiveMessageSize,
+    CaFile,
+    ClientCertificateFile,
+    ClientKeyFile,
     HaltPipeline,
     Filter,
     ForwardHeaders,
@@ -37,12 +65,15 @@ pub enum Table {
     Top,
     Hub,
     Limits,
+    Tls,
+    Identity,
     Upstream,
 }
 
 /// What values a setting takes.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Kind {
+    Listeners,
     Address,
     Count {
         min: u32,
@@ -58,8 +89,27 @@ pub enum Kind {
         min_ms: u64,
         max_ms: u64,
     },
+    Boolean,
+    NodeName,
+    /// Text that is never shown, of at least so many bytes.
+    Secret {
+        min: usize,
+    },
+    /// The path of a file with nothing but such a text.
+    SecretFile {
+        min: usize,
+    },
+    /// The path of a file that can be read.
+    File,
+    Files,
+    Proxies,
     HubPath,
     Origins,
+    Transports,
+    /// Any texts; whether a list of none says something.
+    Names {
+        none: bool,
+    },
     LogFilter,
     Choice(&'static [&'static str]),
     Url,
@@ -97,12 +147,22 @@ macro_rules! settings {
 }
 
 settings! {
-    Listen, Top, "listen", "LISTEN", "listen", Kind::Address, "127.0.0.1:5000",
-        "Address clients connect to; 0.0.0.0:PORT for every interface";
+    Listen, Top, "listen", "LISTEN", "listen", Kind::Listeners, "127.0.0.1:5000",
+        "Addresses clients connect to, one or a list; 0.0.0.0:PORT for every interface, https://IP:PORT with TLS, unix:/PATH for a proxy on this machine";
     Admin, Top, "admin", "ADMIN", "admin", Kind::Address, "127.0.0.1:9090",
         "Address of the admin endpoint (/health, /ready, /metrics); it asks for no password, keep it on loopback or a private network";
     Shards, Top, "shards", "SHARDS", "shards", Kind::Count { min: 1, max: SHARDS_MAX as u32 }, "one a core",
         "Threads that serve clients, each with its own io_uring";
+    NodeName, Top, "node_name", "NODE_NAME", "node-name", Kind::NodeName, "random",
+        "First part of every connection token (name.…), for a load balancer that routes Server-Sent Events and long polling by it; must differ between nodes";
+    TokenKey, Top, "token_key", "TOKEN_KEY", "token-key", Kind::Secret { min: TOKEN_KEY_BYTES_MIN }, "random at start",
+        "Key that signs connection tokens, the same on all nodes so that each takes the others' tokens; other users of the machine can read a command line, so prefer the environment variable or token_key_file";
+    TokenKeyFile, Top, "token_key_file", "TOKEN_KEY_FILE", "token-key-file", Kind::SecretFile { min: TOKEN_KEY_BYTES_MIN }, "none",
+        "File with the token_key, in place of it";
+    TrustedProxies, Top, "trusted_proxies", "TRUSTED_PROXIES", "trusted-proxy", Kind::Proxies, "none",
+        "Whose X-Forwarded-For, X-Forwarded-Proto, Forwarded and PROXY headers are believed; unix for those who connect over a Unix socket";
+    ProxyProtocol, Top, "proxy_protocol", "PROXY_PROTOCOL", "proxy-protocol", Kind::Boolean, "false",
+        "Whether every connection from a trusted proxy must begin with a PROXY header (version 1 or 2); needs trusted_proxies";
     HubPath, Top, "hub_path", "HUB_PATH", "hub-path", Kind::HubPath, "/dotnetify",
         "Path of the hub, here and at the app server";
     AllowedOrigins, Top, "allowed_origins", "ALLOWED_ORIGINS", "allow-origin", Kind::Origins, "none beside the page's own",
@@ -113,13 +173,29 @@ settings! {
         "How log lines are written to stderr: text or json";
     MaximumReceiveMessageSize, Hub, "maximum_receive_message_size", "MAXIMUM_RECEIVE_MESSAGE_SIZE", "maximum-receive-message-size",
         Kind::Size { min: MESSAGE_BYTES_MIN, max: MESSAGE_BYTES_MAX }, "32KiB",
-        "Largest message a client may send, framing included; the app server's own limit has to be larger";
+        "Largest message a client may send, framing included; at most upstream.maximum_receive_message_size";
     HandshakeTimeout, Hub, "handshake_timeout", "HANDSHAKE_TIMEOUT", "handshake-timeout", SETUP_TIMEOUT, "15s",
         "How long a client may take to send its SignalR handshake";
     ClientTimeoutInterval, Hub, "client_timeout_interval", "CLIENT_TIMEOUT_INTERVAL", "client-timeout-interval", CLIENT_TIMEOUT, "30s",
         "How long a client may be silent, from its first ping on; at least twice keep_alive_interval";
     KeepAliveInterval, Hub, "keep_alive_interval", "KEEP_ALIVE_INTERVAL", "keep-alive-interval", CLIENT_TIMEOUT, "15s",
         "How long the node may be silent towards a client before it sends a ping";
+    Transports, Hub, "transports", "TRANSPORTS", "transport", Kind::Transports, "WebSockets, ServerSentEvents, LongPolling",
+        "Transports that clients are offered and may use";
+    AllowStatefulReconnects, Hub, "allow_stateful_reconnects", "ALLOW_STATEFUL_RECONNECTS", "allow-stateful-reconnects", Kind::Boolean, "true",
+        "Whether a client that asks for it may lose its WebSocket and go on with a new one without losing messages";
+    StatefulReconnectBufferSize, Hub, "stateful_reconnect_buffer_size", "STATEFUL_RECONNECT_BUFFER_SIZE", "stateful-reconnect-buffer-size",
+        Kind::Size { min: STATEFUL_BUFFER_BYTES_MIN, max: STATEFUL_BUFFER_BYTES_MAX }, "100000",
+        "Bytes of messages kept for such a client until it has acknowledged them";
+    PollTimeout, Hub, "poll_timeout", "POLL_TIMEOUT", "poll-timeout",
+        Kind::Duration { min_ms: POLL_TIMEOUT_MS_MIN, max_ms: POLL_TIMEOUT_MS_MAX }, "90s",
+        "How long a long poll may wait for a message; less than the time after which a proxy in front gives up";
+    DisconnectTimeout, Hub, "disconnect_timeout", "DISCONNECT_TIMEOUT", "disconnect-timeout",
+        Kind::Duration { min_ms: DISCONNECT_TIMEOUT_MS_MIN, max_ms: DISCONNECT_TIMEOUT_MS_MAX }, "15s",
+        "How long a long-polling client may be without a poll, and one that may reconnect statefully without a connection";
+    CloseOnAuthenticationExpiration, Hub, "close_on_authentication_expiration", "CLOSE_ON_AUTHENTICATION_EXPIRATION",
+        "close-on-authentication-expiration", Kind::Boolean, "false",
+        "Whether a client is disconnected when the token expires that it connected with; needs a key in [identity]";
     MaxClients, Limits, "max_clients", "MAX_CLIENTS", "max-clients", Kind::Count { min: 1, max: CLIENTS_MAX },
         "what the open-files limit allows, at most 100000",
         "Connections held at once, shared out over the shards; more are refused with 503";
@@ -136,12 +212,50 @@ settings! {
         "Bytes of client messages that may wait for a lane that is not up, per lane";
     UpstreamQueueTimeout, Limits, "upstream_queue_timeout", "UPSTREAM_QUEUE_TIMEOUT", "upstream-queue-timeout", SETUP_TIMEOUT, "10s",
         "How long a message may wait for a lane before its client gets an error";
+    TlsCertificateFile, Tls, "certificate_file", "TLS_CERTIFICATE_FILE", "tls-certificate-file", Kind::File, "none",
+        "PEM file with the certificate of https listeners, the node's own first, then the intermediate ones";
+    TlsKeyFile, Tls, "key_file", "TLS_KEY_FILE", "tls-key-file", Kind::File, "none",
+        "PEM file with the certificate's private key";
+    TlsMinimumVersion, Tls, "minimum_version", "TLS_MINIMUM_VERSION", "tls-minimum-version", Kind::Choice(&["1.2", "1.3"]), "1.2",
+        "Oldest version of TLS that https listeners take";
+    SigningKey, Identity, "signing_key", "IDENTITY_SIGNING_KEY", "identity-signing-key", Kind::Secret { min: SIGNING_KEY_BYTES_MIN }, "none",
+        "Key of users' tokens (JWT) signed with HS256; other users of the machine can read a command line, so prefer the environment variable or signing_key_file";
+    SigningKeyFile, Identity, "signing_key_file", "IDENTITY_SIGNING_KEY_FILE", "identity-signing-key-file",
+        Kind::SecretFile { min: SIGNING_KEY_BYTES_MIN }, "none",
+        "File with the signing_key, in place of it";
+    PublicKeyFile, Identity, "public_key_file", "IDENTITY_PUBLIC_KEY_FILE", "identity-public-key-file", Kind::Files, "none",
+        "PEM file with the public key of users' tokens, or a list of such files";
+    JwksFile, Identity, "jwks_file", "IDENTITY_JWKS_FILE", "identity-jwks-file", Kind::File, "none",
+        "File with a JSON Web Key Set, as published by the issuer of users' tokens";
+    Audience, Identity, "audience", "IDENTITY_AUDIENCE", "identity-audience", Kind::Names { none: false }, "not checked",
+        "Audiences one of which a token must be meant for";
+    Issuer, Identity, "issuer", "IDENTITY_ISSUER", "identity-issuer", Kind::Names { none: false }, "not checked",
+        "Issuers one of which a token must be from";
+    ClockSkew, Identity, "clock_skew", "IDENTITY_CLOCK_SKEW", "identity-clock-skew", Kind::Duration { min_ms: 0, max_ms: CLOCK_SKEW_MS_MAX }, "5m",
+        "How far the clock of a token's issuer may be from this machine's";
+    UserIdClaim, Identity, "user_id_claim", "IDENTITY_USER_ID_CLAIM", "identity-user-id-claim", Kind::Names { none: false },
+        "nameid, sub, http://schemas.xmlsoap.org/ws/2005/05/identity/claims/nameidentifier",
+        "Claims one of which names the user, the first that a token has";
+    ForwardClaims, Identity, "forward_claims", "IDENTITY_FORWARD_CLAIMS", "identity-forward-claims", Kind::Names { none: true }, "none",
+        "Claims the app server is shown with every message, as metadata claim:NAME";
+    Required, Identity, "required", "IDENTITY_REQUIRED", "identity-required", Kind::Choice(&["none", "connection", "request"]), "none",
+        "What needs a valid token: connection, every request of a client (or it gets 401); request, every Request_VM, from the connection or its own $headers (or it is answered with UnauthorizedAccessException)";
     Url, Upstream, "url", "APP_SERVER", "app-server", Kind::Url, "required",
-        "The app server, http:// or ws://, without trailing slash and without the hub path, e.g. http://127.0.0.1:6100";
+        "The app server, http://, https://, ws:// or wss://, without trailing slash and without the hub path, e.g. http://127.0.0.1:6100";
     ConnectionPoolSize, Upstream, "connection_pool_size", "POOL_SIZE", "pool-size", Kind::Count { min: 1, max: POOL_SIZE_MAX as u32 }, "5",
         "Lanes (persistent connections) of the whole node to the app server; at least one a shard is used";
-    UseMessagePack, Upstream, "use_message_pack", "USE_MESSAGE_PACK", "use-message-pack", Kind::NotYet { accepted: Some(false) }, "false",
-        "MessagePack on the lanes; not yet supported, only false is taken";
+    UseMessagePack, Upstream, "use_message_pack", "USE_MESSAGE_PACK", "use-message-pack", Kind::Boolean, "false",
+        "Whether lanes speak MessagePack instead of JSON; the app server needs AddMessagePackProtocol()";
+    UpstreamMaximumReceiveMessageSize, Upstream, "maximum_receive_message_size", "UPSTREAM_MAXIMUM_RECEIVE_MESSAGE_SIZE",
+        "upstream-maximum-receive-message-size", Kind::Size { min: UPSTREAM_MESSAGE_BYTES_DEFAULT, max: UPSTREAM_MESSAGE_BYTES_MAX }, "32KiB",
+        "The app server's own limit (HubOptions.MaximumReceiveMessageSize): a client's message with all that is said of the client has to fit";
+    CaFile, Upstream, "ca_file", "UPSTREAM_CA_FILE", "upstream-ca-file", Kind::File, "the usual authorities",
+        "PEM file with the authorities that may have signed the app server's certificate; only with https";
+    ClientCertificateFile, Upstream, "client_certificate_file", "UPSTREAM_CLIENT_CERTIFICATE_FILE", "upstream-client-certificate-file",
+        Kind::File, "none",
+        "PEM file with the certificate the node shows the app server; only with https";
+    ClientKeyFile, Upstream, "client_key_file", "UPSTREAM_CLIENT_KEY_FILE", "upstream-client-key-file", Kind::File, "none",
+        "PEM file with that certificate's private key";
     HaltPipeline, Upstream, "halt_pipeline", "HALT_PIPELINE", "halt-pipeline", Kind::NotYet { accepted: Some(true) }, "true",
         "Whether a forwarded message stops here; not yet supported, only true is taken";
     Filter, Upstream, "filter", "FILTER", "filter", Kind::NotYet { accepted: None }, "none",
@@ -163,7 +277,7 @@ impl Key {
 }
 
 impl Table {
-    pub const ALL: [Table; 4] = [Table::Top, Table::Hub, Table::Limits, Table::Upstream];
+    pub const ALL: [Table; 6] = [Table::Top, Table::Hub, Table::Limits, Table::Tls, Table::Identity, Table::Upstream];
 
     /// Name of the TOML table; empty at the top level.
     pub fn name(self) -> &'static str {
@@ -171,7 +285,18 @@ impl Table {
             Table::Top => "",
             Table::Hub => "hub",
             Table::Limits => "limits",
+            Table::Tls => "tls",
+            Table::Identity => "identity",
             Table::Upstream => "upstream",
+        }
+    }
+
+    /// How the table begins in the file; empty at the top level.
+    pub fn header(self) -> String {
+        match self {
+            Table::Top => String::new(),
+            Table::Upstream => "[[upstream]]".into(),
+            table => format!("[{}]", table.name()),
         }
     }
 
@@ -192,6 +317,7 @@ impl Setting {
     /// The values it takes, with unit: what a fault says and the documentation shows.
     pub fn takes(&self) -> String {
         match self.kind {
+            Kind::Listeners => "list of IP:PORT, http://IP:PORT, https://IP:PORT, unix:/PATH".into(),
             Kind::Address => "IP:PORT".into(),
             Kind::Count { min, max } => format!("{min} to {max}"),
             Kind::Size { min, max } => format!(
@@ -203,11 +329,23 @@ impl Setting {
                 let text = |ms| super::value::duration_text(std::time::Duration::from_millis(ms));
                 format!("{} to {} (ms, s, m; a bare number is seconds)", text(min_ms), text(max_ms))
             }
+            Kind::Boolean => "true or false".into(),
+            Kind::NodeName => format!("1 to {NODE_NAME_BYTES_MAX} of A-Z a-z 0-9 _ -"),
+            Kind::Secret { min } => format!("text of at least {min} bytes, never shown"),
+            Kind::SecretFile { min } => format!("path of a file with one line of at least {min} bytes"),
+            Kind::File => "path of a file".into(),
+            Kind::Files => "list of paths of files".into(),
+            Kind::Proxies => "list of IP, IP/BITS or unix".into(),
+            Kind::Transports => "list of WebSockets, ServerSentEvents, LongPolling".into(),
+            Kind::Names { .. } => "list of texts".into(),
             Kind::HubPath => "a path such as /dotnetify".into(),
             Kind::Origins => "list of scheme://host[:port]".into(),
             Kind::LogFilter => "level or filter".into(),
-            Kind::Choice(choices) => choices.join(" or "),
-            Kind::Url => "http:// or ws:// URL".into(),
+            Kind::Choice(choices) => match choices {
+                [rest @ .., last] if !rest.is_empty() => format!("{} or {last}", rest.join(", ")),
+                _ => choices.concat(),
+            },
+            Kind::Url => "http://, https://, ws:// or wss:// URL".into(),
             Kind::NotYet { accepted: Some(accepted) } => accepted.to_string(),
             Kind::NotYet { accepted: None } => "nothing yet".into(),
             Kind::Headers => "\"all\" or list of names".into(),
@@ -216,7 +354,17 @@ impl Setting {
 
     /// Several values make a list (given by repeating the flag, or with commas).
     pub fn is_list(&self) -> bool {
-        matches!(self.kind, Kind::Origins | Kind::Headers | Kind::Url)
+        matches!(
+            self.kind,
+            Kind::Listeners
+                | Kind::Files
+                | Kind::Proxies
+                | Kind::Origins
+                | Kind::Transports
+                | Kind::Names { .. }
+                | Kind::Headers
+                | Kind::Url
+        )
     }
 }
 

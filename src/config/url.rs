@@ -13,14 +13,7 @@ pub fn parse(text: &str) -> Result<UpstreamUrl, Refused> {
         });
     };
     match url.scheme() {
-        "http" | "ws" => {}
-        "https" | "wss" => {
-            let plain = text.replacen("https", "http", 1).replacen("wss", "ws", 1);
-            return Err(refused(
-                "TLS towards app servers is not supported yet",
-                format!("use {plain} on a network you trust"),
-            ));
-        }
+        "http" | "ws" | "https" | "wss" => {}
         // `localhost:6100` parses as the scheme "localhost".
         _ if !text.contains("://") => {
             return Err(refused(format!("{text:?} has no scheme"), format!("write http://{text}")));
@@ -48,6 +41,7 @@ pub fn parse(text: &str) -> Result<UpstreamUrl, Refused> {
         host => host.to_string(),
     };
     Ok(UpstreamUrl {
+        tls: matches!(url.scheme(), "https" | "wss"),
         host,
         port,
         base: url.path().trim_end_matches('/').to_string(),
@@ -89,7 +83,8 @@ impl UpstreamUrl {
     /// Value of the Host header; IPv6 in brackets, the default port left out.
     pub fn authority(&self) -> String {
         let host = if self.host.contains(':') { format!("[{}]", self.host) } else { self.host.clone() };
-        if self.port == 80 { host } else { format!("{host}:{}", self.port) }
+        let default_port = if self.tls { 443 } else { 80 };
+        if self.port == default_port { host } else { format!("{host}:{}", self.port) }
     }
 
     /// The suffix that has to go, if the URL names the hub as well (contract 6.8: it comes without).
@@ -116,6 +111,12 @@ mod tests {
         assert_eq!(good("http://127.0.0.1:6100"), ("127.0.0.1".into(), 6100, "".into(), "127.0.0.1:6100".into()));
         assert_eq!(good("http://app.internal/"), ("app.internal".into(), 80, "".into(), "app.internal".into()));
         assert_eq!(good("ws://[::1]:6100/tenant/a/"), ("::1".into(), 6100, "/tenant/a".into(), "[::1]:6100".into()));
+        assert_eq!(good("https://app"), ("app".into(), 443, "".into(), "app".into()));
+        assert_eq!(good("wss://app:80/x"), ("app".into(), 80, "/x".into(), "app:80".into()));
+        assert_eq!(good("http://app:443"), ("app".into(), 443, "".into(), "app:443".into()));
+        for (text, tls) in [("http://a", false), ("ws://a", false), ("https://a", true), ("wss://a", true)] {
+            assert_eq!(parse(text).unwrap().tls, tls, "{text}");
+        }
         assert_eq!(parse("http://a/").unwrap().text, "http://a");
     }
 
@@ -124,8 +125,6 @@ mod tests {
         for (text, part) in [
             ("localhost:6100", "write http://localhost:6100"),
             ("app", "write http://app"),
-            ("https://app:6100", "TLS towards app servers is not supported yet"),
-            ("wss://app", "TLS towards app servers is not supported yet"),
             ("ftp://app", "not a scheme"),
             ("http://user:secret@app", "user name or password"),
             ("http://app?x=1", "query or fragment"),

@@ -1,11 +1,15 @@
 //! From what was written to what is meant: one parser a kind of setting, the same for file, environment and flags.
 use super::fault::Origin;
+use super::secret::Secret;
 use super::settings::{Kind, Setting};
-use super::url;
-use super::{LogFormat, UpstreamUrl};
+use super::{Listener, LogFormat, Required, TlsVersion, Transports, TrustedProxy, UpstreamUrl, address, url};
+use crate::limits::{CONFIG_FILE_BYTES_MAX, LISTENERS_MAX, NODE_NAME_BYTES_MAX};
 use crate::proto::dotnetify::context::HeaderPolicy;
 use core::time::Duration;
+use std::fs::File;
+use std::io::{self, Read};
 use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
 
 /// A value as written.
 #[derive(Clone, Debug, PartialEq)]
@@ -30,11 +34,18 @@ pub struct Given {
 /// A value as meant, in range.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Value {
+    Listeners(Vec<Listener>),
     Address(SocketAddr),
     Count(u32),
     Duration(Duration),
     Text(String),
-    Origins(Vec<String>),
+    Texts(Vec<String>),
+    Secret(Secret),
+    /// Absolute.
+    File(PathBuf),
+    Files(Vec<PathBuf>),
+    Proxies(Vec<TrustedProxy>),
+    Transports(Transports),
     Url(UpstreamUrl),
     Headers(HeaderPolicy),
     Boolean(bool),
@@ -51,10 +62,33 @@ pub fn refused(reason: impl Into<String>, remedy: impl Into<String>) -> Refused 
     Refused { reason: reason.into(), remedy: remedy.into() }
 }
 
-pub fn parse(setting: &Setting, raw: &Raw) -> Result<Value, Vec<Refused>> {
+/// `folder` is where relative paths begin.
+pub fn parse(setting: &Setting, raw: &Raw, folder: &Path) -> Result<Value, Vec<Refused>> {
     let one = |result: Result<Value, Refused>| result.map_err(|refused| vec![refused]);
     match setting.kind {
-        Kind::Origins => origins(raw).map(Value::Origins),
+        Kind::Listeners => listeners(setting, raw).map(Value::Listeners),
+        Kind::Boolean => one(boolean(setting, raw).map(Value::Boolean)),
+        Kind::NodeName => one(text(setting, raw).and_then(|text| node_name(&text)).map(Value::Text)),
+        Kind::Secret { min } => {
+            one(text(setting, raw).and_then(|text| Secret::new(&text, min, None)).map(Value::Secret))
+        }
+        Kind::SecretFile { min } => one(text(setting, raw)
+            .and_then(|text| file(&text, folder))
+            .and_then(|path| secret_file(path, min))
+            .map(Value::Secret)),
+        Kind::File => one(text(setting, raw).and_then(|text| file(&text, folder)).map(Value::File)),
+        Kind::Files => all_of(setting, raw)
+            .and_then(|paths| all_or_faults(paths.iter().map(|path| file(path, folder))))
+            .map(Value::Files),
+        Kind::Proxies => some_of(setting, raw)
+            .and_then(|proxies| all_or_faults(proxies.iter().map(|proxy| TrustedProxy::parse(proxy))))
+            .map(Value::Proxies),
+        Kind::Transports => transports(setting, raw).map(Value::Transports),
+        Kind::Names { none } => {
+            let names = if none { some_of(setting, raw) } else { all_of(setting, raw) };
+            names.and_then(|names| all_or_faults(names.into_iter().map(name))).map(Value::Texts)
+        }
+        Kind::Origins => origins(raw).map(Value::Texts),
         Kind::Headers => headers(raw).map(Value::Headers),
         Kind::Url => {
             if let Raw::Words(words) = raw
@@ -64,7 +98,7 @@ pub fn parse(setting: &Setting, raw: &Raw) -> Result<Value, Vec<Refused>> {
             }
             one(text(setting, raw).and_then(|text| url::parse(&text)).map(Value::Url))
         }
-        Kind::Address => one(text(setting, raw).and_then(|text| address(&text)).map(Value::Address)),
+        Kind::Address => one(text(setting, raw).and_then(|text| address::tcp("", &text)).map(Value::Address)),
         Kind::Count { min, max } => one(count(setting, raw, min, max).map(Value::Count)),
         Kind::Size { min, max } => one(size(setting, raw, min, max).map(Value::Count)),
         Kind::Duration { min_ms, max_ms } => one(duration(setting, raw, min_ms, max_ms).map(Value::Duration)),
@@ -96,6 +130,35 @@ impl LogFormat {
     }
 }
 
+impl TlsVersion {
+    pub fn name(self) -> &'static str {
+        match self {
+            TlsVersion::V1_2 => "1.2",
+            TlsVersion::V1_3 => "1.3",
+        }
+    }
+}
+
+impl Required {
+    pub fn name(self) -> &'static str {
+        match self {
+            Required::None => "none",
+            Required::Connection => "connection",
+            Required::Request => "request",
+        }
+    }
+}
+
+impl Transports {
+    /// ASP.NET's names of them.
+    const NAMES: [&str; 3] = ["WebSockets", "ServerSentEvents", "LongPolling"];
+
+    pub fn names(self) -> Vec<&'static str> {
+        let taken = [self.web_sockets, self.server_sent_events, self.long_polling];
+        Self::NAMES.into_iter().zip(taken).filter_map(|(name, taken)| taken.then_some(name)).collect()
+    }
+}
+
 // ---- one parser a kind ----------------------------------------------------------------------------------------------
 
 fn text(setting: &Setting, raw: &Raw) -> Result<String, Refused> {
@@ -105,12 +168,13 @@ fn text(setting: &Setting, raw: &Raw) -> Result<String, Refused> {
         other => return Err(wrong_type(setting, other, "text in quotes")),
     };
     match text.trim() {
-        "" => Err(refused(
-            "is empty",
-            format!("give {}, or leave it out for the default ({})", setting.takes(), setting.default),
-        )),
+        "" => Err(empty(setting)),
         trimmed => Ok(trimmed.to_string()),
     }
+}
+
+fn empty(setting: &Setting) -> Refused {
+    refused("is empty", format!("give {}, or leave it out for the default ({})", setting.takes(), setting.default))
 }
 
 fn wrong_type(setting: &Setting, raw: &Raw, expected: &str) -> Refused {
@@ -126,21 +190,6 @@ fn wrong_type(setting: &Setting, raw: &Raw, expected: &str) -> Refused {
 
 fn out_of_range(setting: &Setting, shown: impl std::fmt::Display) -> Refused {
     refused(format!("{shown} is out of range"), format!("it takes {}", setting.takes()))
-}
-
-fn address(text: &str) -> Result<SocketAddr, Refused> {
-    text.parse().map_err(|_| {
-        let remedy = match text.rsplit_once(':') {
-            Some(("", port)) => {
-                format!("write 0.0.0.0:{port} for every interface or 127.0.0.1:{port} for this machine only")
-            }
-            Some(("localhost", port)) => format!("write 127.0.0.1:{port}"),
-            Some(_) => "write IP:PORT, e.g. 127.0.0.1:5000 or [::1]:5000; names are not looked up here".to_string(),
-            None if text.parse::<u16>().is_ok() => format!("write 127.0.0.1:{text} or 0.0.0.0:{text}"),
-            None => format!("write IP:PORT, e.g. {text}:5000"),
-        };
-        refused(format!("{text:?} is not an address"), remedy)
-    })
 }
 
 fn count(setting: &Setting, raw: &Raw, min: u32, max: u32) -> Result<u32, Refused> {
@@ -281,24 +330,141 @@ fn log_filter(text: &str) -> Result<String, Refused> {
     }
 }
 
-fn not_yet(setting: &Setting, raw: &Raw, accepted: Option<bool>) -> Result<Value, Refused> {
-    let value = match (raw, accepted) {
-        (Raw::Boolean(value), _) => Some(*value),
-        (Raw::Words(_), Some(_)) => match text(setting, raw)?.to_ascii_lowercase().as_str() {
-            "true" => Some(true),
-            "false" => Some(false),
-            _ => return Err(wrong_type(setting, raw, "true or false")),
-        },
-        (_, Some(_)) => return Err(wrong_type(setting, raw, "true or false")),
-        (_, None) => None,
-    };
-    match (value, accepted) {
-        (Some(value), Some(accepted)) if value == accepted => Ok(Value::Boolean(value)),
-        (Some(value), Some(accepted)) => {
-            Err(refused(format!("{value} is not yet supported"), format!("leave it out or write {accepted}")))
+fn boolean(setting: &Setting, raw: &Raw) -> Result<bool, Refused> {
+    match raw {
+        Raw::Boolean(value) => Ok(*value),
+        Raw::Words(_) => {
+            let text = text(setting, raw)?;
+            let found = ["true", "false"].into_iter().position(|word| text.eq_ignore_ascii_case(word));
+            found
+                .map(|at| at == 0)
+                .ok_or_else(|| refused(format!("{text:?} is not true or false"), "write true or false"))
         }
-        _ => Err(refused("not yet supported", "leave it out")),
+        other => Err(wrong_type(setting, other, "true or false, without quotes")),
     }
+}
+
+fn not_yet(setting: &Setting, raw: &Raw, accepted: Option<bool>) -> Result<Value, Refused> {
+    let Some(accepted) = accepted else { return Err(refused("not yet supported", "leave it out")) };
+    match boolean(setting, raw)? {
+        value if value == accepted => Ok(Value::Boolean(value)),
+        value => Err(refused(format!("{value} is not yet supported"), format!("leave it out or write {accepted}"))),
+    }
+}
+
+fn node_name(text: &str) -> Result<String, Refused> {
+    let plain = |b: u8| b.is_ascii_alphanumeric() || b == b'_' || b == b'-';
+    if text.len() > NODE_NAME_BYTES_MAX || !text.bytes().all(plain) {
+        return Err(refused(
+            format!("{text:?} cannot be part of a token"),
+            format!("write 1 to {NODE_NAME_BYTES_MAX} letters, digits, - and _, e.g. node-1"),
+        ));
+    }
+    Ok(text.to_string())
+}
+
+/// The absolute path of a file that can be read now.
+fn file(text: &str, folder: &Path) -> Result<PathBuf, Refused> {
+    let refuse = |path: &Path, error: io::Error| {
+        refused(
+            format!("{:?} cannot be read: {error}", path.display().to_string()),
+            "name a file this user may read; relative paths begin at the folder of the configuration file, or where the node is started",
+        )
+    };
+    let path = std::path::absolute(folder.join(text)).map_err(|error| refuse(Path::new(text), error))?;
+    match std::fs::metadata(&path) {
+        // A pipe or terminal gives what it has once, and it is read again later.
+        Ok(found) if !found.is_file() => {
+            Err(refused(format!("{:?} is not a file", path.display().to_string()), "name a file, not a folder or pipe"))
+        }
+        Ok(_) => File::open(&path).map(|_| ()).map_err(|error| refuse(&path, error)),
+        Err(error) => Err(refuse(&path, error)),
+    }
+    .map(|()| path)
+}
+
+fn secret_file(path: PathBuf, min: usize) -> Result<Secret, Refused> {
+    let shown = path.display().to_string();
+    let text = read_text(&path)
+        .map_err(|reason| refused(format!("{shown:?} {reason}"), "name a file with one line of text"))?;
+    Secret::new(&text, min, Some(path))
+        .map_err(|Refused { reason, remedy }| refused(format!("{shown:?}: {reason}"), remedy))
+}
+
+/// A text file of bounded size. The error goes behind the file's name.
+pub fn read_text(path: &Path) -> Result<String, String> {
+    let unreadable = |error: io::Error| format!("cannot be read: {error}");
+    let file = File::open(path).map_err(unreadable)?;
+    let mut bytes = Vec::new();
+    file.take(CONFIG_FILE_BYTES_MAX + 1).read_to_end(&mut bytes).map_err(unreadable)?;
+    if bytes.len() as u64 > CONFIG_FILE_BYTES_MAX {
+        return Err(format!("is larger than {} KiB", CONFIG_FILE_BYTES_MAX / 1024));
+    }
+    String::from_utf8(bytes).map_err(|error| format!("is not UTF-8 at byte {}", error.utf8_error().valid_up_to()))
+}
+
+/// The entries of a list that may be empty; one text is a list of one.
+fn some_of(setting: &Setting, raw: &Raw) -> Result<Vec<String>, Vec<Refused>> {
+    match raw {
+        Raw::Text(text) => Ok(vec![text.trim().to_string()]),
+        raw => entries(raw)
+            .unwrap_or_else(|| Err(wrong_type(setting, raw, "a list of texts")))
+            .map_err(|refused| vec![refused]),
+    }
+}
+
+/// The entries of a list that says nothing when it is empty.
+fn all_of(setting: &Setting, raw: &Raw) -> Result<Vec<String>, Vec<Refused>> {
+    match some_of(setting, raw)? {
+        entries if entries.is_empty() => Err(vec![empty(setting)]),
+        entries => Ok(entries),
+    }
+}
+
+fn listeners(setting: &Setting, raw: &Raw) -> Result<Vec<Listener>, Vec<Refused>> {
+    let entries = all_of(setting, raw)?;
+    if entries.len() > LISTENERS_MAX {
+        return Err(vec![refused(
+            format!("{} addresses are too many", entries.len()),
+            format!("give {LISTENERS_MAX} at most; 0.0.0.0:PORT stands for every interface"),
+        )]);
+    }
+    let listeners = all_or_faults(entries.iter().map(|entry| Listener::parse(entry)))?;
+    let mut clashes = Vec::new();
+    for (index, listener) in listeners.iter().enumerate() {
+        if let Some(earlier) = listeners[..index].iter().find(|earlier| earlier.overlaps(listener)) {
+            clashes.push(refused(
+                format!("{earlier} and {listener} are the same address"),
+                match earlier == listener {
+                    true => "give it once".to_string(),
+                    false => "give them different ports, or one of them only".to_string(),
+                },
+            ));
+        }
+    }
+    if clashes.is_empty() { Ok(listeners) } else { Err(clashes) }
+}
+
+fn transports(setting: &Setting, raw: &Raw) -> Result<Transports, Vec<Refused>> {
+    let entries = all_of(setting, raw)?;
+    let named = all_or_faults(entries.iter().map(|entry| {
+        Transports::NAMES.into_iter().find(|name| entry.eq_ignore_ascii_case(name)).ok_or_else(|| {
+            let remedy = super::fault::suggestion(entry, Transports::NAMES.into_iter());
+            refused(format!("{entry:?} is not a transport"), remedy)
+        })
+    }))?;
+    let [web_sockets, server_sent_events, long_polling] = Transports::NAMES.map(|name| named.contains(&name));
+    Ok(Transports { web_sockets, server_sent_events, long_polling })
+}
+
+fn name(text: String) -> Result<String, Refused> {
+    if text.is_empty() || text.chars().any(char::is_control) {
+        return Err(refused(
+            format!("{text:?} is empty or has control characters"),
+            "write it out or take it off the list",
+        ));
+    }
+    Ok(text)
 }
 
 /// The entries of a list, each still to be checked.
@@ -420,7 +586,7 @@ mod tests {
     use proptest::prelude::*;
 
     fn text_value(key: Key, text: &str) -> Result<Value, Vec<Refused>> {
-        parse(key.setting(), &Raw::Text(text.into()))
+        parse(key.setting(), &Raw::Text(text.into()), Path::new("/"))
     }
 
     #[test]
@@ -469,7 +635,8 @@ mod tests {
     #[test]
     fn headers_that_never_pass_cannot_be_listed() {
         let list = |names: &[&str]| {
-            parse(Key::ForwardHeaders.setting(), &Raw::List(names.iter().map(|n| Raw::Text(n.to_string())).collect()))
+            let names = names.iter().map(|n| Raw::Text(n.to_string())).collect();
+            parse(Key::ForwardHeaders.setting(), &Raw::List(names), Path::new("/"))
         };
         assert_eq!(
             list(&["Cookie", "User-Agent"]),
@@ -484,8 +651,8 @@ mod tests {
         #[test]
         fn no_text_panics_and_what_is_printed_reads_back(text in ".{0,24}", bytes in 1024u32..=1 << 20, ms in 100u64..=300_000) {
             for key in Key::all() {
-                let _ = parse(key.setting(), &Raw::Text(text.clone()));
-                let _ = parse(key.setting(), &Raw::Words(vec![text.clone()]));
+                let _ = parse(key.setting(), &Raw::Text(text.clone()), Path::new("/"));
+                let _ = parse(key.setting(), &Raw::Words(vec![text.clone()]), Path::new("/"));
             }
             prop_assert_eq!(text_value(Key::MaximumReceiveMessageSize, &size_text(bytes)), Ok(Value::Count(bytes)));
             let duration = Duration::from_millis(ms);

@@ -4,25 +4,32 @@
 
 mod admin;
 mod backoff;
+mod credentials;
 mod dial;
 mod exchange;
+mod listen;
 mod plane;
+mod stream;
+
+pub use listen::Listening;
 
 use crate::bus;
-use crate::config::Config;
-use crate::ids::{LaneIndex, LaneKey, OriginKey, ShardId};
-use crate::limits::{STOP_GRACE_MS, STOP_MS, UPSTREAM_MESSAGE_BYTES_DEFAULT};
+use crate::config::{Config, Required, TrustedProxy};
+use crate::identity::Identity;
+use crate::ids::{LaneIndex, LaneKey, OriginKey, ShardId, base64url};
+use crate::limits::{POST_BODY_MESSAGES_MAX, STOP_GRACE_MS, STOP_MS};
 use crate::metrics::Published;
-use crate::proto::http::{HttpPolicy, OriginPolicy};
+use crate::proto::http::{HttpPolicy, OriginPolicy, Transports, Trusted};
+use crate::proto::signalr::Protocol;
 use crate::session::client::ClientSettings;
-use crate::session::token::TokenKey;
-use crate::shard::{Settings, Shard};
+use crate::session::token::{NODE_NAME_BYTES_MAX, TokenKey};
+use crate::shard::{self, Authentication, Settings, Shard};
 use crate::sys::ring::Ring;
 use crate::sys::{probe, socket};
 use core::time::Duration;
+use credentials::Credentials;
 use std::io;
 use std::net::{SocketAddr, TcpListener};
-use std::os::fd::OwnedFd;
 use std::sync::{Arc, mpsc};
 use std::thread::JoinHandle;
 use std::time::Instant;
@@ -31,7 +38,7 @@ use tracing::{info, warn};
 
 /// A running node.
 pub struct Node {
-    listen: SocketAddr,
+    listening: Vec<Listening>,
     admin: SocketAddr,
     commands: tokio_mpsc::UnboundedSender<plane::Command>,
     threads: Vec<JoinHandle<()>>,
@@ -43,14 +50,15 @@ impl Node {
     /// Starts every thread and opens every port; on an error nothing is left running.
     pub fn start(config: Config) -> io::Result<Node> {
         probe::io_uring()?;
-        let listeners = listen_for_shards(&config)?;
-        let listen = listeners[0].local_addr()?;
+        let (credentials, identity) = Credentials::load(&config)?;
+        let lane_tls = credentials::lane_tls(&config)?;
+        let (listeners, listening) = listen::open(&config, credentials.server_tls())?;
         let admin_listener = TcpListener::bind(config.admin)
             .map_err(|error| in_words(error, &format!("cannot listen on {} for the admin endpoint", config.admin)))?;
         let admin = admin_listener.local_addr()?;
 
         let started = Instant::now();
-        let secrets = Secrets::new()?;
+        let secrets = Secrets::new(&config)?;
         let (to_control, from_shards) = bus::channel()?;
         let (commands, commanded) = tokio_mpsc::unbounded_channel();
         let mut shards = Vec::new();
@@ -58,21 +66,21 @@ impl Node {
         let processors = probe::processors();
         let (ready, readied) = mpsc::channel();
         let (alive, ended) = mpsc::channel::<()>();
-        for (index, listener) in listeners.into_iter().enumerate() {
-            let (orders, ordered) = bus::channel()?;
+        let channels = (0..listeners.len()).map(|_| bus::channel()).collect::<io::Result<Vec<_>>>()?;
+        let ways: Vec<_> = channels.iter().map(|(orders, _)| orders.clone()).collect();
+        for (index, (listeners, (orders, ordered))) in listeners.into_iter().zip(channels).enumerate() {
             let published = Arc::new(Published::new());
             let shard = ShardId(index as u8);
-            let settings = shard_settings(&config, shard, &secrets)?;
+            let settings = shard_settings(&config, shard, &secrets, identity.as_ref())?;
             let lanes = (0..settings.lanes).map(|lane| LaneKey { shard, index: LaneIndex(lane) }).collect();
             shards.push(plane::ShardHandle { orders, published: published.clone(), lanes });
-            let (to_control, ready, alive) = (to_control.clone(), ready.clone(), alive.clone());
+            let (to_control, ready, alive, ways) = (to_control.clone(), ready.clone(), alive.clone(), ways.clone());
             let thread = std::thread::Builder::new().name(format!("shard-{index}")).spawn(move || {
                 let _alive = alive;
                 socket::pin_to_processor(index % processors);
                 match Ring::new(started) {
                     Ok(ring) => {
-                        let listener = OwnedFd::from(listener);
-                        let shard = Shard::new(settings, ring, listener, ordered, to_control, published);
+                        let shard = Shard::new(settings, ring, listeners, ways, ordered, to_control, published);
                         let _ = ready.send(Ok(()));
                         // The starter waits until every shard has said something and let go.
                         drop(ready);
@@ -86,25 +94,34 @@ impl Node {
             threads.push(thread);
         }
         drop(ready);
-        let plane = plane::Plane { config, shards, from_shards, commanded, admin_listener };
+        // Of the queues between shards only these hold both ends: an ended shard's is closed.
+        drop(ways);
+        let plane = plane::Plane { config, shards, from_shards, commanded, admin_listener, credentials, lane_tls };
         let control = std::thread::Builder::new().name("control".into()).spawn(move || {
             let _alive = alive;
             plane.run();
         })?;
         threads.push(control);
-        let node = Node { listen, admin, commands, threads, ended };
+        let node = Node { listening, admin, commands, threads, ended };
         // A shard that could not start ends the ones that could.
         if let Some(error) = readied.iter().find_map(Result::err) {
             node.stop();
             return Err(error);
         }
-        info!(%listen, %admin, "node up");
+        for place in &node.listening {
+            info!(listen = %place, %admin, "node up");
+        }
         Ok(node)
     }
 
-    /// Where clients connect.
-    pub fn listen(&self) -> SocketAddr {
-        self.listen
+    /// Where clients connect, in the order of the configuration.
+    pub fn listening(&self) -> &[Listening] {
+        &self.listening
+    }
+
+    /// Reads certificates and keys again.
+    pub fn reload(&self) {
+        let _ = self.commands.send(plane::Command::Reload);
     }
 
     pub fn admin(&self) -> SocketAddr {
@@ -123,44 +140,37 @@ impl Node {
         for thread in self.threads {
             let _ = thread.join();
         }
+        listen::clean_up(&self.listening);
     }
 }
 
-/// `signalring run`: a node until SIGINT or SIGTERM.
+/// `signalring run`: a node until SIGINT or SIGTERM. SIGHUP makes it read certificates and keys again.
 pub fn run_node(config: Config) -> io::Result<()> {
     let node = Node::start(config)?;
-    println!("listening on http://{}", node.listen());
+    for place in node.listening() {
+        println!("listening on {place}");
+    }
     println!("admin on http://{}", node.admin());
-    wait_for_signal()?;
+    wait_for_signal(|| node.reload())?;
     info!("stopping");
     node.stop();
     Ok(())
 }
 
-/// Sleeps until the process is asked to end.
-pub fn wait_for_signal() -> io::Result<()> {
+/// Sleeps until the process is asked to end, and calls `hang_up` at each SIGHUP.
+pub fn wait_for_signal(hang_up: impl Fn()) -> io::Result<()> {
+    use tokio::signal::unix::{SignalKind, signal};
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(async {
-        let mut terminate = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate())?;
-        tokio::select! {
-            interrupted = tokio::signal::ctrl_c() => interrupted,
-            _ = terminate.recv() => Ok(()),
+        let (mut terminate, mut hung_up) = (signal(SignalKind::terminate())?, signal(SignalKind::hangup())?);
+        loop {
+            tokio::select! {
+                interrupted = tokio::signal::ctrl_c() => return interrupted,
+                _ = terminate.recv() => return Ok(()),
+                _ = hung_up.recv() => hang_up(),
+            }
         }
     })
-}
-
-/// One listener a shard on the same address; the kernel spreads the connections.
-fn listen_for_shards(config: &Config) -> io::Result<Vec<TcpListener>> {
-    let words = |error| in_words(error, &format!("cannot listen on {}", config.listen));
-    socket::probe_free(config.listen).map_err(words)?;
-    let first = socket::listen(config.listen).map_err(words)?;
-    // Port 0 became a real one.
-    let address = first.local_addr()?;
-    let mut listeners = vec![first];
-    for _ in 1..config.shards {
-        listeners.push(socket::listen(address).map_err(words)?);
-    }
-    Ok(listeners)
 }
 
 fn in_words(error: io::Error, doing: &str) -> io::Error {
@@ -174,8 +184,24 @@ struct Secrets {
 }
 
 impl Secrets {
-    fn new() -> io::Result<Secrets> {
-        Ok(Secrets { origin: OriginKey(random()?), tokens: TokenKey::new(&random::<32>()?) })
+    fn new(config: &Config) -> io::Result<Secrets> {
+        let node = match &config.node_name {
+            Some(name) => name.clone(),
+            None => {
+                let name = base64url(&random()?);
+                String::from_utf8_lossy(&name[..NODE_NAME_BYTES_MAX]).into_owned()
+            }
+        };
+        let tokens = match &config.token_key {
+            Some(key) => TokenKey::new(key.bytes(), &node),
+            None => {
+                info!(
+                    "no token_key is configured, a random one is used: behind a load balancer without stickiness clients of other nodes will be answered 404"
+                );
+                TokenKey::new(&random::<32>()?, &node)
+            }
+        };
+        Ok(Secrets { origin: OriginKey(random()?), tokens })
     }
 }
 
@@ -186,14 +212,41 @@ fn random<const N: usize>() -> io::Result<[u8; N]> {
     Ok(bytes)
 }
 
-fn shard_settings(config: &Config, shard: ShardId, secrets: &Secrets) -> io::Result<Settings> {
+fn shard_settings(
+    config: &Config,
+    shard: ShardId,
+    secrets: &Secrets,
+    identity: Option<&Arc<Identity>>,
+) -> io::Result<Settings> {
     let (count, index) = (u32::from(config.shards), u32::from(shard.0));
     Ok(Settings {
         shard,
         http: HttpPolicy {
             hub_path: config.hub_path.clone(),
             origins: OriginPolicy { allowed: config.allowed_origins.clone() },
+            transports: Transports {
+                web_sockets: config.hub.transports.web_sockets,
+                server_sent_events: config.hub.transports.server_sent_events,
+                long_polling: config.hub.transports.long_polling,
+            },
+            post_body_bytes_max: POST_BODY_MESSAGES_MAX as u64 * u64::from(config.hub.maximum_receive_message_size),
         },
+        trusted: trusted(&config.trusted_proxies),
+        proxy_protocol: config.proxy_protocol,
+        authentication: config.identity.as_ref().zip(identity).map(|(settings, identity)| Authentication {
+            identity: identity.clone(),
+            required: match settings.required {
+                Required::None => shard::Required::Nothing,
+                Required::Connection => shard::Required::Connection,
+                Required::Request => shard::Required::Request,
+            },
+            closes_on_expiry: config.hub.close_on_authentication_expiration,
+        }),
+        resume_bytes_max: config.hub.allow_stateful_reconnects.then_some(config.hub.stateful_reconnect_buffer_size),
+        poll_timeout: config.hub.poll_timeout,
+        disconnect_timeout: config.hub.disconnect_timeout,
+        lane_protocol: lane_protocol(config),
+        has_tls: config.upstream.url.tls || config.listen.iter().any(|listener| listener.tls),
         forward_headers: config.upstream.forward_headers.clone(),
         client: ClientSettings {
             handshake_timeout: config.hub.handshake_timeout,
@@ -207,7 +260,7 @@ fn shard_settings(config: &Config, shard: ShardId, secrets: &Secrets) -> io::Res
         request_head_timeout: config.limits.request_head_timeout,
         lane_queue_bytes_max: config.limits.upstream_queue_bytes,
         lane_queue_timeout: config.limits.upstream_queue_timeout,
-        upstream_message_bytes_max: UPSTREAM_MESSAGE_BYTES_DEFAULT,
+        upstream_message_bytes_max: config.upstream.maximum_receive_message_size,
         // The pool is dealt out: the first shards get one more where it does not divide.
         lanes: {
             let (pool, shards) = (config.lanes(), count);
@@ -217,4 +270,16 @@ fn shard_settings(config: &Config, shard: ShardId, secrets: &Secrets) -> io::Res
         tokens: secrets.tokens.clone(),
         seed: u64::from_ne_bytes(random()?),
     })
+}
+
+fn lane_protocol(config: &Config) -> Protocol {
+    if config.upstream.use_message_pack { Protocol::MessagePack } else { Protocol::Json }
+}
+
+fn trusted(proxies: &[TrustedProxy]) -> Trusted {
+    let networks = proxies.iter().filter_map(|proxy| match proxy {
+        TrustedProxy::Network(network) => Some(*network),
+        TrustedProxy::Unix => None,
+    });
+    Trusted { networks: networks.collect(), unix: proxies.contains(&TrustedProxy::Unix) }
 }

@@ -1,15 +1,18 @@
 //! The control thread: a task for each lane that keeps it dialled, one that reads the shards' reports, one for the admin endpoint.
 use super::admin;
 use super::backoff::Backoff;
-use super::dial::dial;
-use super::random;
+use super::credentials::Credentials;
+use super::dial::{Dialled, dial};
+use super::{lane_protocol, random};
 use crate::bus::{ControlOrder, Receiver, Sender, ShardOrder, Unsent};
 use crate::config::Config;
 use crate::ids::{HubId, LaneKey};
 use crate::limits::STOP_MS;
 use crate::metrics::{LaneInfo, LaneState, Published};
+use crate::proto::signalr::handshake::Protocol;
 use core::cell::{Cell, RefCell};
 use core::time::Duration;
+use rustls::ClientConfig;
 use std::collections::HashMap;
 use std::net::TcpListener;
 use std::rc::Rc;
@@ -19,10 +22,13 @@ use tracing::{error, info, warn};
 
 /// What the owner of a node tells its control plane.
 pub(super) enum Command {
+    /// Read certificates and keys again.
+    Reload,
     Stop,
 }
 
 /// A shard as the control plane sees it.
+#[derive(Clone)]
 pub(super) struct ShardHandle {
     pub(super) orders: Sender<ShardOrder>,
     pub(super) published: Arc<Published>,
@@ -35,6 +41,9 @@ pub(super) struct Plane {
     pub(super) from_shards: Receiver<ControlOrder>,
     pub(super) commanded: mpsc::UnboundedReceiver<Command>,
     pub(super) admin_listener: TcpListener,
+    pub(super) credentials: Credentials,
+    /// For dialling an https app server.
+    pub(super) lane_tls: Option<Arc<ClientConfig>>,
 }
 
 /// What the tasks of the control thread share.
@@ -67,27 +76,33 @@ impl Plane {
     }
 
     async fn live(self) {
-        let Plane { config, shards, from_shards, mut commanded, admin_listener } = self;
+        let Plane { config, shards, from_shards, mut commanded, admin_listener, credentials, lane_tls } = self;
         let state = Rc::new(State {
             published: shards.iter().map(|shard| shard.published.clone()).collect(),
             lanes: RefCell::default(),
             stopping: Cell::new(false),
         });
-        let config = Rc::new(config);
+        let upstream = Rc::new(Upstream { protocol: lane_protocol(&config), tls: lane_tls, config });
         let mut losses = HashMap::new();
         for shard in &shards {
             for lane in &shard.lanes {
                 let (lost, losing) = mpsc::channel(4);
                 losses.insert(*lane, lost);
-                tokio_uring::spawn(keep_lane(*lane, config.clone(), shard.orders.clone(), losing, state.clone()));
+                tokio_uring::spawn(keep_lane(*lane, upstream.clone(), shard.orders.clone(), losing, state.clone()));
             }
         }
         tokio_uring::spawn(admin::serve(admin_listener, state.clone()));
         let (ended, mut ending) = mpsc::channel(shards.len().max(1));
         tokio_uring::spawn(read_reports(from_shards, losses, ended));
 
+        let (ask, asked) = mpsc::channel(1);
+        tokio_uring::spawn(credentials.watch(shards.clone(), asked));
+
         // The sender is the node's handle: without it nobody can ask for anything any more.
-        let _ = commanded.recv().await;
+        while let Some(Command::Reload) = commanded.recv().await {
+            // Asked twice is asked once.
+            let _ = ask.try_send(());
+        }
         state.stopping.set(true);
         let mut told = 0;
         for shard in &shards {
@@ -107,20 +122,28 @@ impl Plane {
     }
 }
 
+/// What every lane is dialled with.
+struct Upstream {
+    config: Config,
+    protocol: Protocol,
+    tls: Option<Arc<ClientConfig>>,
+}
+
 /// Dials a lane, hands it to its shard, waits for its loss; for ever.
 async fn keep_lane(
     lane: LaneKey,
-    config: Rc<Config>,
+    upstream: Rc<Upstream>,
     orders: Sender<ShardOrder>,
     mut losing: mpsc::Receiver<()>,
     state: Rc<State>,
 ) {
+    let Upstream { config, protocol, tls } = &*upstream;
     let url = &config.upstream.url;
     let mut backoff = Backoff::default();
     let mut last_error = String::new();
     loop {
         state.set(lane, LaneState::Connecting);
-        match dial(url, &config.hub_path).await {
+        match dial(url, &config.hub_path, *protocol, tls.as_ref()).await {
             Ok(dialled) => {
                 backoff.succeeded();
                 last_error.clear();
@@ -130,8 +153,8 @@ async fn keep_lane(
                     continue;
                 };
                 let hub_id = HubId::from_random(name);
-                let order =
-                    ShardOrder::LaneUp { index: lane.index, socket: dialled.socket, hub_id, early: dialled.early };
+                let Dialled { socket, tls, early } = dialled;
+                let order = ShardOrder::LaneUp { index: lane.index, socket, hub_id, early, tls };
                 if !send_order(&orders, order).await {
                     return;
                 }
@@ -162,7 +185,7 @@ fn jitter() -> u64 {
 }
 
 /// Puts an order into a shard's queue, waiting while it is full. False if the shard has ended.
-async fn send_order(orders: &Sender<ShardOrder>, mut order: ShardOrder) -> bool {
+pub(super) async fn send_order(orders: &Sender<ShardOrder>, mut order: ShardOrder) -> bool {
     for _ in 0..1000 {
         match orders.offer(order) {
             Ok(()) => return true,

@@ -25,12 +25,12 @@ pub fn run(page: SocketAddr) -> io::Result<()> {
         .map_err(|error| io::Error::new(error.kind(), format!("cannot listen on {page} for the demo page: {error}")))?;
     let page = listener.local_addr()?;
     let nodes = (0..NODES).map(|_| start_node(&app.url(), page)).collect::<io::Result<Vec<Node>>>()?;
-    let urls: Vec<String> = nodes.iter().map(|node| format!("http://{}", node.listen())).collect();
+    let urls: Vec<String> = nodes.iter().map(|node| node.listening()[0].to_string()).collect();
     let server = runtime.block_on(page::serve(listener, urls.clone()))?;
 
     println!("app server   {}", app.url());
-    for (index, node) in nodes.iter().enumerate() {
-        println!("node {}       http://{}   metrics http://{}/metrics", index + 1, node.listen(), node.admin());
+    for (index, (node, url)) in nodes.iter().zip(&urls).enumerate() {
+        println!("node {}       {url}   metrics http://{}/metrics", index + 1, node.admin());
     }
     println!("\nOpen these two pages side by side: one on each node, sharing one chat room.");
     for url in &urls {
@@ -38,7 +38,7 @@ pub fn run(page: SocketAddr) -> io::Result<()> {
     }
     println!("\nCtrl+C ends it.");
 
-    control::wait_for_signal()?;
+    control::wait_for_signal(|| {})?;
     drop(server);
     nodes.into_iter().for_each(Node::stop);
     runtime.block_on(app.shutdown());

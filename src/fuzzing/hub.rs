@@ -1,9 +1,10 @@
 //! Oracles for hub messages and for dotNetify's contract; serde_json says what the bytes really mean.
-use crate::proto::dotnetify::context::{self, Context};
+use crate::proto::dotnetify::context::{self, Context, Items};
 use crate::proto::dotnetify::forward::{self, Forward};
+use crate::proto::dotnetify::headers;
 use crate::proto::dotnetify::request::{self, Call};
 use crate::proto::dotnetify::response::{self, Delivery, Recipients};
-use crate::proto::signalr::{Kind, Message, MessageError, Span, handshake, json, msgpack, record};
+use crate::proto::signalr::{Kind, Message, MessageError, Protocol, Span, handshake, json, msgpack, record, transcode};
 use serde::de::IgnoredAny;
 use serde_json::value::RawValue;
 use std::collections::BTreeMap;
@@ -68,19 +69,102 @@ pub fn signalr_record(data: &[u8]) {
     let _never_panics = handshake::parse_answer(data);
 }
 
+/// What is said of any bytes as a MessagePack body stays inside of them, and what a client's invocation is turned into is JSON to
+/// serde_json, and the very request that a JSON client would have made with that text.
+pub fn signalr_msgpack(data: &[u8]) {
+    check_transcoded(data);
+    let Ok(message) = msgpack::parse(data) else { return };
+    let kept = message.arguments.spans.iter().take(message.arguments.count as usize);
+    let whole = Span::new(0, data.len());
+    for value in kept.chain([&whole]).map(|span| span.of(data)) {
+        let inside = |span: Span| assert!(span.start <= span.end && span.end as usize <= value.len());
+        let mut found = 0;
+        let counted = msgpack::elements(value, |item| {
+            inside(item);
+            found += 1;
+            check_transcoded(item.of(value));
+        });
+        assert!(counted.is_none_or(|count| count == found));
+        let counted = msgpack::members(value, |key, item| {
+            inside(key);
+            inside(item);
+        });
+        assert!(counted.is_none() || msgpack::is_map(value));
+        msgpack::text(value).into_iter().for_each(inside);
+    }
+    if !matches!(message.kind, Kind::Invocation | Kind::StreamInvocation) {
+        return;
+    }
+    let target = message.target.expect("an invocation has a target").of(data);
+    let mut out = Vec::new();
+    let request = match request::transcode(data, &message, &mut out) {
+        Ok(request) => request,
+        Err(error) => {
+            let mut text = Vec::new();
+            error.write_text(Protocol::MessagePack, target, &mut text);
+            assert!(core::str::from_utf8(&text).is_ok_and(|text| text.len() < 256));
+            return;
+        }
+    };
+    let vm_id = request.vm_id.of(&out);
+    let argument = request.argument.map(|argument| argument.of(&out));
+    assert_eq!([vm_id, argument.unwrap_or_default()].concat(), out, "the spans are all there is");
+    serde_json::from_slice::<String>(vm_id).expect("vmId is a JSON string");
+    let arguments = [vm_id, argument.map_or(&b""[..], |_| b","), argument.unwrap_or_default()].concat();
+    let text = format!(
+        "{{\"type\":1,\"target\":\"{}\",\"arguments\":[{}]}}",
+        request.call.name(),
+        core::str::from_utf8(&arguments).expect("JSON text is UTF-8")
+    );
+    serde_json::from_str::<IgnoredAny>(&text).expect("a JSON client's message");
+    let theirs = json::parse(text.as_bytes()).expect("a JSON client's message");
+    let theirs = request::parse(text.as_bytes(), &theirs).expect("a JSON client's request");
+    assert_eq!(theirs.call, request.call);
+    assert_eq!(theirs.vm_id.of(text.as_bytes()), vm_id);
+    assert_eq!(theirs.argument.map(|argument| argument.of(text.as_bytes())), argument);
+    check_forward(&Forward::Vm { call: request.call, vm_id, argument }, Some(vm_id), argument);
+    for to in [Protocol::Json, Protocol::MessagePack] {
+        let mut record = Vec::new();
+        response::write_exception(to, vm_id, "T", "m", &mut record);
+        let record = match to {
+            Protocol::Json => &record[..record.len() - 1],
+            Protocol::MessagePack => {
+                &record[record::length_prefix(&record).expect("a prefix").expect("a whole one").0..]
+            }
+        };
+        let message = crate::proto::signalr::parse(to, record).expect("a client's record");
+        assert_eq!(response::parse(to, record, &message), Ok(Delivery::ToLane), "two items, like any client's");
+    }
+}
+
+/// Whatever becomes text is JSON, of bounded length; whatever does not leaves nothing behind.
+fn check_transcoded(value: &[u8]) {
+    let mut out = b"before".to_vec();
+    let result = transcode::to_json(value, &mut out);
+    let text = out.strip_prefix(b"before").expect("it appends");
+    match result {
+        Ok(()) => {
+            serde_json::from_slice::<IgnoredAny>(text).expect("a value becomes JSON");
+            assert!(text.len() <= 7 * value.len() + 2);
+        }
+        Err(_) => assert!(text.is_empty()),
+    }
+}
+
 /// A response lists the recipients that serde_json finds in it, and its client frame is JSON. The bytes are taken for the one
 /// argument on a JSON lane, and for a whole body on a MessagePack lane.
 pub fn dotnetify_response(data: &[u8]) {
     if let Ok(message) = msgpack::parse(data)
-        && let Ok(delivery) = response::parse_msgpack(data, &message)
+        && let Ok(delivery) = response::parse(Protocol::MessagePack, data, &message)
         && let Some((vm, data)) = check_recipients(data, delivery, |_, _| {})
     {
         let mut frame = Vec::new();
-        response::write_client_json_text(vm, data, &mut frame);
+        response::write_client(Protocol::MessagePack, Protocol::Json, vm, data, &mut frame);
         let (_, frame) = frame.split_last().expect("a frame is not empty");
         let frame: serde_json::Value = serde_json::from_slice(frame).expect("client frame is JSON");
         assert_eq!(frame["arguments"][0][0].as_str().map(str::as_bytes), Some(vm));
         assert_eq!(frame["arguments"][0][1].as_str().map(str::as_bytes), Some(data));
+        check_encoded_frame(Protocol::MessagePack, vm, data, [vm, data]);
     }
     let Ok(argument) = core::str::from_utf8(data) else { return };
     if serde_json::from_str::<IgnoredAny>(argument).is_err() {
@@ -89,7 +173,7 @@ pub fn dotnetify_response(data: &[u8]) {
     let text = format!("{{\"type\":1,\"target\":\"Response_VM\",\"arguments\":[{argument}]}}");
     let record = text.as_bytes();
     let Ok(message) = json::parse(record) else { return };
-    let Ok(delivery) = response::parse_json(record, &message) else { return };
+    let Ok(delivery) = response::parse(Protocol::Json, record, &message) else { return };
     let copied = check_recipients(record, delivery, |recipients, found| {
         if let Some(expected) = expected_recipients(record, recipients) {
             assert_eq!(found, expected);
@@ -97,11 +181,37 @@ pub fn dotnetify_response(data: &[u8]) {
     });
     if let Some((vm, data)) = copied {
         let mut frame = Vec::new();
-        response::write_client_json(vm, data, &mut frame);
+        response::write_client(Protocol::Json, Protocol::Json, vm, data, &mut frame);
         let (_, frame) = frame.split_last().expect("a frame is not empty");
         serde_json::from_slice::<IgnoredAny>(frame).expect("client frame is JSON");
         assert!(json::parse(frame).is_ok());
+        let texts = [vm, data].map(|value| match value {
+            [b'"', contents @ .., b'"'] => {
+                let mut text = Vec::new();
+                json::unescape(contents, &mut text);
+                text
+            }
+            _ => value.to_vec(),
+        });
+        check_encoded_frame(Protocol::Json, vm, data, [&texts[0], &texts[1]]);
     }
+}
+
+/// A MessagePack client gets the texts, from a lane of either protocol.
+fn check_encoded_frame(from: Protocol, vm: &[u8], data: &[u8], texts: [&[u8]; 2]) {
+    let mut frame = Vec::new();
+    response::write_client(from, Protocol::MessagePack, vm, data, &mut frame);
+    let (prefix, length) = record::length_prefix(&frame).expect("a prefix").expect("a whole prefix");
+    let body = &frame[prefix..];
+    assert_eq!(body.len(), length as usize);
+    let message = msgpack::parse(body).expect("client frame is MessagePack");
+    let list = message.arguments.spans[0].of(body);
+    let mut found = Vec::new();
+    msgpack::elements(list, |item| {
+        let item = item.of(list);
+        found.push(msgpack::text(item).expect("a str").of(item));
+    });
+    assert_eq!(found, texts);
 }
 
 fn check_view(text: &str, message: &Message) {
@@ -176,7 +286,7 @@ fn check_request(record: &[u8], message: &Message) {
         Ok(request) => request,
         Err(error) => {
             let mut text = Vec::new();
-            error.write_text(message.target.map_or(&[][..], |target| target.of(record)), &mut text);
+            error.write_text(Protocol::Json, message.target.map_or(&[][..], |target| target.of(record)), &mut text);
             assert!(core::str::from_utf8(&text).is_ok_and(|text| text.len() < 256));
             return;
         }
@@ -185,14 +295,47 @@ fn check_request(record: &[u8], message: &Message) {
     let argument = request.argument.map(|argument| argument.of(record));
     let forward = Forward::Vm { call: request.call, vm_id, argument };
     check_forward(&forward, Some(vm_id), argument);
+    if let Some(argument) = argument {
+        authorization(argument);
+    }
+}
+
+/// `headers::authorization` finds in an argument what serde_json finds. Where it is found twice under names that differ in case, serde_json's map
+/// does not say which was the last.
+pub fn authorization(argument: &[u8]) {
+    type Members<'a> = BTreeMap<String, &'a RawValue>;
+    let ours = headers::authorization(argument);
+    if let Some(ours) = ours {
+        let mut buffer = Vec::new();
+        let _never_panics = ours.bearer(argument, &mut buffer);
+    }
+    // serde_json reads no names with lone surrogates, which ours passes over.
+    let Ok(members) = serde_json::from_slice::<Members<'_>>(argument) else { return };
+    let members = members.get("$headers").map(|headers| serde_json::from_str::<Members<'_>>(headers.get()));
+    let values: Vec<&str> = match members {
+        Some(Ok(members)) => {
+            let named = members.iter().filter(|(name, _)| name.eq_ignore_ascii_case("authorization"));
+            named.map(|(_, value)| value.get()).collect()
+        }
+        _ => Vec::new(),
+    };
+    if let [] | [_] = values[..] {
+        let theirs = values.first().and_then(|value| value.strip_prefix('"')?.strip_suffix('"'));
+        assert_eq!(ours.map(|ours| ours.contents.of(argument)), theirs.map(str::as_bytes));
+    }
 }
 
 /// An `Invoke` is valid JSON, and valid MessagePack, whose inner texts are the client's.
 pub fn check_forward(forward: &Forward<'_>, vm_id: Option<&[u8]>, argument: Option<&[u8]>) {
-    let context =
-        |tail| Context { hub_id: b"hub", ticks: 17_149_792_891_234_567, connection_id: b"origin", tail: [tail, b""] };
+    let context = |protocol| Context {
+        hub_id: b"hub",
+        ticks: 17_149_792_891_234_567,
+        connection_id: b"origin",
+        tail: [context::minimal_tail(protocol), b""],
+        items: Items::default(),
+    };
     let mut out = Vec::new();
-    forward::write_json(forward, &context(context::MINIMAL_TAIL_JSON), Some(1), &mut out);
+    forward::write(Protocol::Json, forward, &context(Protocol::Json), Some(1), &mut out);
     let (separator, text) = out.split_last().expect("a record is not empty");
     assert_eq!(*separator, record::RECORD_SEPARATOR);
     assert_eq!(record::find_separator(text), None);
@@ -210,7 +353,7 @@ pub fn check_forward(forward: &Forward<'_>, vm_id: Option<&[u8]>, argument: Opti
     }
 
     let mut out = Vec::new();
-    forward::write_msgpack(forward, &context(context::MINIMAL_TAIL_MSGPACK), Some(1), &mut out);
+    forward::write(Protocol::MessagePack, forward, &context(Protocol::MessagePack), Some(1), &mut out);
     let (prefix, length) = record::length_prefix(&out).expect("a prefix").expect("a whole prefix");
     let body = &out[prefix..];
     assert_eq!(body.len(), length as usize);

@@ -2,5 +2,6 @@
 //! Not part of the product.
 
 pub mod hub;
+pub mod identity;
 pub mod net;
 pub mod session;

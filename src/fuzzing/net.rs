@@ -1,10 +1,13 @@
-//! Oracles for the byte-level codecs: HTTP heads and WebSocket frames.
-use crate::limits::{HTTP_BODY_BYTES_MAX, HTTP_HEADERS_MAX};
-use crate::proto::http::{self, HttpPolicy, OriginPolicy};
+//! Oracles for the byte-level codecs: PROXY headers, HTTP heads and WebSocket frames.
+use crate::limits::{HTTP_BODY_BYTES_MAX, HTTP_HEADERS_MAX, PROXY_HEADER_BYTES_MAX, PROXY_LINE_BYTES_MAX};
+use crate::proto::http::{self, HttpPolicy, OriginPolicy, PollReply, Transports};
+use crate::proto::proxy::{self, Addresses};
 use crate::proto::ws::{Decoder, Event, Opcode, Role, WsError, apply_mask, header};
+use core::net::IpAddr;
 
 /// Any bytes as a request (and as a response): the end is found however slowly the bytes come; an accepted head keeps the
-/// rules as a naive reader sees them, and says the same when written anew; whatever `route` replies is one whole response.
+/// rules as a naive reader sees them, and says the same when written anew; whatever is replied is one whole response; and no client
+/// behind proxies is made up.
 pub fn http_head(data: &[u8]) {
     let mut scanned = 0;
     let whole = http::head_end(data, &mut 0);
@@ -16,7 +19,8 @@ pub fn http_head(data: &[u8]) {
     {
         assert_head_rules(&data[..end], &head);
         assert_same_when_rewritten(&head);
-        assert_reply_is_whole(&head);
+        assert_reply_is_whole(&head, true);
+        assert_reply_is_whole(&head, false);
     }
 
     if let Ok(Some(response)) = http::parse_response(data) {
@@ -56,7 +60,6 @@ fn assert_head_rules(bytes: &[u8], head: &http::Head<'_>) {
         [one] => assert!(one.bytes().all(|byte| byte.is_ascii_digit()) && one.parse() == Ok(head.content_length)),
         _ => panic!("several Content-Length were accepted"),
     }
-    assert!(head.content_length <= HTTP_BODY_BYTES_MAX);
 }
 
 fn assert_same_when_rewritten(head: &http::Head<'_>) {
@@ -72,29 +75,141 @@ fn assert_same_when_rewritten(head: &http::Head<'_>) {
     assert!(again.headers().eq(head.headers()));
 }
 
-fn assert_reply_is_whole(head: &http::Head<'_>) {
+fn assert_reply_is_whole(head: &http::Head<'_>, offered: bool) {
     // The hub is wherever this request goes, so that all of `route` is reached.
     let hub_path = head.path.strip_suffix("/negotiate").unwrap_or(head.path).to_owned();
-    let policy = HttpPolicy { hub_path, origins: OriginPolicy { allowed: vec!["https://app.example.com".into()] } };
+    let transports = Transports { web_sockets: offered, server_sent_events: offered, long_polling: offered };
+    let policy = HttpPolicy {
+        hub_path,
+        origins: OriginPolicy { allowed: vec!["https://app.example.com".into()] },
+        transports,
+        post_body_bytes_max: 2 * HTTP_BODY_BYTES_MAX,
+    };
     let mut out = Vec::new();
-    let status = match http::route(head, &policy, &mut out) {
+    let action = http::route(head, &policy, &mut out);
+    assert_eq!(matches!(action, http::Action::Replied { .. }), !out.is_empty());
+    let kept = match action {
+        http::Action::Replied { keep_alive, .. }
+        | http::Action::Negotiate { keep_alive, .. }
+        | http::Action::Poll { keep_alive, .. }
+        | http::Action::Delete { keep_alive, .. } => {
+            assert!(!keep_alive || head.content_length <= HTTP_BODY_BYTES_MAX, "a body that is skipped");
+            keep_alive
+        }
+        http::Action::Post { keep_alive, .. } => keep_alive,
+        http::Action::Upgrade { .. } | http::Action::EventStream { .. } => false,
+    };
+    assert!(head.keep_alive || !kept);
+    let status = match action {
         http::Action::Replied { refused, .. } => refused.map(http::HttpError::status),
-        http::Action::Negotiate { version, cors, keep_alive } => {
-            assert!(out.is_empty() && cors != http::Cors::Forbidden);
-            http::negotiate_reply(version, "token", "token", cors, keep_alive, &mut out);
+        http::Action::Negotiate { version, stateful_reconnect, cors, keep_alive } => {
+            let (connection_id, token) = ("token", "token");
+            let negotiated = http::Negotiated { version, connection_id, token, transports, stateful_reconnect };
+            http::negotiate_reply(&negotiated, owned(cors).as_cors(), keep_alive, &mut out);
             Some(200)
         }
-        http::Action::Upgrade { accept, .. } => {
-            assert!(out.is_empty() && head.content_length == 0 && head.method == "GET" && head.minor == 1);
+        http::Action::Upgrade { accept, id, cors } => {
+            assert!(offered && head.content_length == 0 && head.method == "GET" && head.minor == 1);
+            assert!(cors != http::Cors::Forbidden && id != Some(""));
             http::upgrade_reply(&accept, &mut out);
             Some(101)
+        }
+        http::Action::EventStream { id, cors } => {
+            assert!(offered && head.method == "GET" && !id.is_empty());
+            http::event_stream_reply(owned(cors).as_cors(), &mut out);
+            Some(200)
+        }
+        http::Action::Poll { id, cors, keep_alive } => {
+            assert!(offered && head.method == "GET" && !id.is_empty());
+            http::poll_reply(PollReply::Ended, owned(cors).as_cors(), keep_alive, &mut out);
+            Some(204)
+        }
+        http::Action::Post { id, cors, keep_alive, body_bytes } => {
+            assert!(body_bytes == head.content_length && body_bytes <= policy.post_body_bytes_max && !id.is_empty());
+            http::post_reply(owned(cors).as_cors(), keep_alive, &mut out);
+            Some(200)
+        }
+        http::Action::Delete { id, cors, keep_alive } => {
+            assert!(head.method == "DELETE" && !id.is_empty());
+            http::delete_reply(owned(cors).as_cors(), keep_alive, &mut out);
+            Some(202)
         }
     };
     let reply = http::parse_response(&out).ok().flatten().expect("a reply that parses");
     assert!(status.is_none_or(|status| status == reply.status));
-    let body = (out.len() - reply.bytes) as u64;
-    let bodiless = head.method == "HEAD" || matches!(reply.status, 101 | 204);
-    assert_eq!(if bodiless { 0 } else { reply.content_length.expect("a length") }, body);
+    let body = &out[reply.bytes..];
+    match reply.content_length {
+        Some(length) => assert_eq!(if head.method == "HEAD" { 0 } else { length }, body.len() as u64),
+        // An event stream has begun, and ends with its connection.
+        None => assert!(matches!(reply.status, 101 | 204) && body.is_empty() || body == b":\r\n"),
+    }
+    assert_forwarded_is_sane(head);
+}
+
+/// No action is for an origin that is not allowed, and what is kept of the others says the same.
+fn owned(cors: http::Cors<'_>) -> http::OwnedCors {
+    let owned = cors.to_owned_cors();
+    assert_eq!(owned.as_cors(), cors);
+    owned
+}
+
+/// Nobody is believed who is not trusted, and who trusts everybody takes what stands furthest left.
+fn assert_forwarded_is_sane(head: &http::Head<'_>) {
+    let peer = IpAddr::from([127, 0, 0, 1]);
+    let everybody: Vec<ipnet::IpNet> = vec!["0.0.0.0/0".parse().expect("a net"), "::/0".parse().expect("a net")];
+    let trusted = |networks, unix| http::Trusted { networks, unix };
+    assert_eq!(http::client_of(head, Some(peer), &trusted(vec![], true)), None);
+    assert_eq!(http::client_of(head, None, &trusted(everybody.clone(), false)), None);
+    let last = http::client_of(head, Some(peer), &trusted(vec![peer.into()], false));
+    let first = http::client_of(head, Some(peer), &trusted(everybody, false));
+    assert_eq!(last.is_some(), first.is_some());
+    assert!(first.is_none_or(|first| first.ip == first.ip.to_canonical()));
+    let says = |name| head.header(name).is_some();
+    assert!(first.is_none() || says("forwarded") || says("x-forwarded-for"));
+}
+
+/// Any bytes as the beginning of a connection behind a load balancer: no prefix is understood differently from the whole, what is
+/// accepted is what a naive reader sees, and written anew it says the same.
+pub fn proxy_header(data: &[u8]) {
+    let whole = proxy::parse(data);
+    for len in 0..data.len() {
+        match proxy::parse(&data[..len]) {
+            Ok(None) => {}
+            decided => {
+                assert_eq!(decided, whole, "the first {len} bytes");
+                break;
+            }
+        }
+    }
+    let Ok(Some((used, addresses))) = whole else { return };
+    assert!(used <= data.len() && used <= PROXY_HEADER_BYTES_MAX);
+    assert_eq!(proxy::parse(&data[..used - 1]), Ok(None), "the last byte belongs to the header");
+    if let Some(line) = data[..used].strip_prefix(b"PROXY ") {
+        assert!(used <= PROXY_LINE_BYTES_MAX);
+        let said: Option<String> = addresses.map(|Addresses { source, destination }| {
+            let family = if source.is_ipv4() { "TCP4" } else { "TCP6" };
+            format!("{family} {} {} {} {}\r\n", source.ip(), destination.ip(), source.port(), destination.port())
+        });
+        match said {
+            // IPv6 has several spellings.
+            Some(said) if said.starts_with("TCP6") => {
+                let again = format!("PROXY {said}");
+                assert_eq!(proxy::parse(again.as_bytes()), Ok(Some((again.len(), addresses))));
+            }
+            Some(said) => assert_eq!(said.as_bytes(), line),
+            None => assert!(line.starts_with(b"UNKNOWN")),
+        }
+    } else {
+        assert_eq!(used, 16 + usize::from(u16::from_be_bytes([data[14], data[15]])));
+        if let Some(Addresses { source, destination }) = addresses {
+            let octets = |ip| match ip {
+                IpAddr::V4(ip) => ip.octets().to_vec(),
+                IpAddr::V6(ip) => ip.octets().to_vec(),
+            };
+            let ports = [source.port().to_be_bytes(), destination.port().to_be_bytes()].concat();
+            assert!(data[16..].starts_with(&[octets(source.ip()), octets(destination.ip()), ports].concat()));
+        }
+    }
 }
 
 /// Any bytes as frames: however the input is split, the decoder sees what a naive reader of the whole input sees, and what

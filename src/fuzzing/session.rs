@@ -3,10 +3,12 @@ use crate::ids::Time;
 use crate::mem::pool::BytePool;
 use crate::proto::dotnetify::request::Request;
 use crate::proto::dotnetify::response::Delivery;
+use crate::proto::signalr::Protocol;
 use crate::proto::ws::frame::write_frame;
 use crate::proto::ws::{Decoder, Event, Opcode, Role, WsError};
 use crate::session::client::{ClientEnv, ClientSession, ClientSettings, Note};
 use crate::session::fault::{End, LaneEnd, Refusal};
+use crate::session::form::{Form, Transport};
 use crate::session::lane::{LaneEnv, LaneNote, LaneOut, LaneSession};
 use core::time::Duration;
 
@@ -151,6 +153,10 @@ impl ClientEnv for ClientWorld {
     fn out<R>(&mut self, write: impl FnOnce(&mut Vec<u8>) -> R) -> R {
         write(&mut self.out)
     }
+    fn message(&mut self, form: Form, write: impl FnOnce(&mut Vec<u8>)) {
+        form.write(&mut self.out, write);
+    }
+    fn acknowledged(&mut self, _: u64) {}
     fn forward(&mut self, request: &Request, record: &[u8]) -> Result<(), Refusal> {
         self.refuse.map_or(Ok(()), Err)?;
         self.forwarded.push((format!("{request:?}"), record.to_vec()));
@@ -172,10 +178,10 @@ pub fn client_session(data: &[u8]) {
     } else {
         assert_eq!((&split, &split_end), (&whole, &end), "any split does what the whole does");
     }
-    let handshakes = whole.notes.iter().filter(|note| **note == Note::HandshakeDone).count();
+    let handshakes = whole.notes.iter().filter(|note| matches!(note, Note::HandshakeDone(_))).count();
     assert!(handshakes <= 1);
     assert!(handshakes == 1 || whole.forwarded.is_empty(), "nothing is forwarded before the handshake");
-    assert!(handshakes == 0 || whole.notes[0] == Note::HandshakeDone);
+    assert!(handshakes == 0 || matches!(whole.notes[0], Note::HandshakeDone(_)));
     assert_frames(&whole.out, Role::Client, |record, index| {
         let value: serde_json::Value = serde_json::from_slice(record).expect("what a node says is JSON");
         assert!(value.is_object());
@@ -194,7 +200,7 @@ pub fn client_session(data: &[u8]) {
 
 fn live_client(data: &[u8], whole: bool) -> (ClientWorld, Option<End>) {
     let mut now = Time::from_millis(1);
-    let mut session = ClientSession::new(now, &SETTINGS);
+    let mut session = ClientSession::new(now, Transport::WebSockets, false, &SETTINGS);
     let (mut pool, mut world, mut script) = (BytePool::new(), ClientWorld::default(), Script { rest: data });
     while !script.rest.is_empty() {
         let result = match script.client_step() {
@@ -258,7 +264,7 @@ pub fn lane_session(data: &[u8]) {
 
 fn live_lane(data: &[u8], whole: bool) -> (LaneWorld, Option<LaneEnd>) {
     let mut now = Time::from_millis(1);
-    let mut session = LaneSession::new(now);
+    let mut session = LaneSession::new(now, Protocol::Json);
     let (mut pool, mut world, mut script) = (BytePool::new(), LaneWorld::default(), Script { rest: data });
     while !script.rest.is_empty() {
         let result = match script.lane_step() {

@@ -108,6 +108,12 @@ impl FramePool {
         self.link(frame.0, queue);
     }
 
+    /// Another reference to the same frame, to be released on its own.
+    pub fn another(&mut self, frame: &FrameRef) -> FrameRef {
+        self.frames[frame.0 as usize].references += 1;
+        FrameRef(frame.0)
+    }
+
     /// Gives a reference back.
     pub fn release(&mut self, frame: FrameRef) {
         self.unreference(frame.0);
@@ -150,6 +156,36 @@ impl FramePool {
         }
     }
 
+    /// The unsent bytes, oldest first, of at most `bytes_max` bytes.
+    pub fn parts(&self, queue: &SendQueue, bytes_max: usize) -> impl Iterator<Item = &[u8]> {
+        let (mut node, mut skip, mut left) = (queue.head, queue.sent as usize, bytes_max);
+        core::iter::from_fn(move || {
+            if node == NONE || left == 0 {
+                return None;
+            }
+            let Node { frame, next } = self.nodes[node as usize];
+            let part = &self.frames[frame as usize].bytes[skip..];
+            let part = &part[..part.len().min(left)];
+            (node, skip, left) = (next, 0, left - part.len());
+            Some(part)
+        })
+    }
+
+    /// Queues a frame of its own that `write` makes, perhaps of what other frames hold. Nothing written, nothing queued.
+    pub fn derive<R>(&mut self, queue: &mut SendQueue, write: impl FnOnce(&FramePool, &mut Vec<u8>) -> R) -> R {
+        let frame = self.create();
+        let mut bytes = core::mem::take(&mut self.frames[frame.0 as usize].bytes);
+        let result = write(self, &mut bytes);
+        let is_empty = bytes.is_empty();
+        self.frames[frame.0 as usize].bytes = bytes;
+        if is_empty {
+            self.release(frame);
+        } else {
+            self.link(frame.0, queue);
+        }
+        result
+    }
+
     /// Forgets the first `count` unsent bytes: they have left.
     pub fn advance(&mut self, queue: &mut SendQueue, count: u32) {
         assert!(count <= queue.bytes, "more was sent than was queued");
@@ -166,6 +202,22 @@ impl FramePool {
             self.unlink_head(queue);
         }
         debug_assert!(left == 0 && queue.bytes == 0);
+    }
+
+    /// Moves everything of one queue behind the other: what was written for a client leaves on the connection it has at present.
+    pub fn splice(&mut self, from: &mut SendQueue, to: &mut SendQueue) {
+        if from.head == NONE {
+            return;
+        }
+        debug_assert!(from.sent == 0, "nothing is sent from a queue that is moved");
+        if to.tail == NONE {
+            *to = core::mem::take(from);
+        } else {
+            self.nodes[to.tail as usize].next = from.head;
+            to.tail = from.tail;
+            to.bytes += from.bytes;
+            *from = SendQueue::default();
+        }
     }
 
     /// Drops everything queued: the connection is going away. Returns the bytes that will not be sent.
@@ -259,6 +311,44 @@ mod tests {
         assert_eq!(pool.clear(&mut b), 4);
         assert_eq!(pool.live(), 0);
         assert!(a.is_empty() && b.is_empty() && a.bytes() == 0);
+    }
+
+    #[test]
+    fn a_spliced_queue_goes_on_behind_the_other() {
+        let mut pool = FramePool::new();
+        let (mut a, mut b) = (SendQueue::default(), SendQueue::default());
+        pool.splice(&mut a, &mut b);
+        assert!(b.is_empty());
+        pool.append(&mut a, |out| out.extend_from_slice(b"one"));
+        pool.splice(&mut a, &mut b);
+        pool.append(&mut a, |out| out.extend_from_slice(b"two"));
+        pool.advance(&mut b, 1);
+        pool.splice(&mut a, &mut b);
+        assert_eq!((gathered(&pool, &b).as_slice(), b.bytes(), a.bytes()), (&b"netwo"[..], 5, 0));
+        pool.append(&mut b, |out| out.extend_from_slice(b"!"));
+        assert_eq!(gathered(&pool, &b), b"netwo!");
+        pool.clear(&mut b);
+        assert_eq!(pool.live(), 0);
+    }
+
+    #[test]
+    fn a_derived_frame_is_made_of_others() {
+        let mut pool = FramePool::new();
+        let (mut plain, mut sealed) = (SendQueue::default(), SendQueue::default());
+        for text in ["one", "two"] {
+            let frame = pool.create();
+            pool.bytes_mut(&frame).extend_from_slice(text.as_bytes());
+            pool.share(&frame, &mut plain);
+            pool.release(frame);
+        }
+        pool.advance(&mut plain, 1);
+        pool.derive(&mut sealed, |pool, out| pool.parts(&plain, 4).for_each(|part| out.extend(part.iter().rev())));
+        assert_eq!((gathered(&pool, &sealed).as_slice(), sealed.bytes()), (&b"enwt"[..], 4));
+        pool.derive(&mut sealed, |_, _| {});
+        pool.clear(&mut plain);
+        assert_eq!(pool.live(), 1);
+        pool.clear(&mut sealed);
+        assert_eq!(pool.live(), 0);
     }
 
     #[test]

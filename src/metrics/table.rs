@@ -42,14 +42,28 @@ table! {
     "accept_errors", "Accepts that failed, mostly for want of file descriptors", "" { AcceptErrors = "" }
     "http_requests", "HTTP requests read whole, refused ones included", "" { HttpRequests = "" }
     "negotiations", "Negotiate requests answered with a token", "" { Negotiations = "" }
-    "upgrades", "WebSocket upgrades accepted: clients opened", "" { ClientsOpened = "" }
-    "handshakes", "SignalR handshakes accepted", "" { Handshakes = "" }
+    "clients_opened", "Clients that began, by transport", "transport" {
+        OpenedWebSockets = "web_sockets",
+        OpenedServerSentEvents = "server_sent_events",
+        OpenedLongPolling = "long_polling",
+    }
+    "handshakes", "SignalR handshakes accepted, by protocol", "protocol" {
+        HandshakesJson = "json",
+        HandshakesMessagePack = "messagepack",
+    }
+    "resumes", "Stateful clients that lost their socket, and came back with another", "event" {
+        Detached = "lost",
+        Resumed = "resumed",
+    }
+    "handed_over", "Connections handed to the shard that owns what they ask for", "" { HandedOver = "" }
+    "tls_errors", "Connections of clients that ended because of their TLS", "" { TlsErrors = "" }
     "client_messages", "Hub messages received from clients, by kind", "kind" {
         ClientRequestVm = "request_vm",
         ClientUpdateVm = "update_vm",
         ClientDisposeVm = "dispose_vm",
         ClientPing = "ping",
         ClientBadRequest = "bad_request",
+        ClientRepeated = "repeated",
         ClientOther = "other",
     }
     "forwarded", "Invocations written to lanes, by kind", "kind" {
@@ -62,6 +76,7 @@ table! {
         DeliveredOne = "one",
         DeliveredMany = "many",
         DeliveredGroup = "group",
+        DeliveredUsers = "users",
     }
     "app_messages", "Messages received from app servers, by kind", "kind" {
         AppSend = "send",
@@ -94,12 +109,22 @@ table! {
         RefusedBodyTooLarge = "body_too_large",
         RefusedNotFound = "not_found",
         RefusedMethodNotAllowed = "method_not_allowed",
-        RefusedUpgradeRequired = "upgrade_required",
+        RefusedIdRequired = "id_required",
+        RefusedWebSocketsNotSupported = "websockets_not_supported",
+        RefusedServerSentEventsNotSupported = "server_sent_events_not_supported",
+        RefusedLongPollingNotSupported = "long_polling_not_supported",
         RefusedUpgradeMalformed = "upgrade_malformed",
         RefusedWebSocketVersion = "websocket_version",
         RefusedOriginForbidden = "origin_forbidden",
+        RefusedUnauthorized = "unauthorized",
+        RefusedInvalidToken = "invalid_token",
         RefusedUnknownConnection = "unknown_connection",
+        RefusedTransportChanged = "transport_changed",
+        RefusedAlreadyActive = "already_active",
+        RefusedPostToWebSocket = "post_to_websocket",
+        RefusedDeleteNotLongPolling = "delete_not_long_polling",
         RefusedHeadTimeout = "head_timeout",
+        RefusedProxyProtocol = "proxy_protocol",
         RefusedOverloaded = "overloaded",
         // proto::dotnetify::request::RequestError.
         RefusedUnknownMethod = "unknown_method",
@@ -111,6 +136,21 @@ table! {
         RefusedQueueFull = "queue_full",
         RefusedTooLargeUpstream = "too_large_upstream",
         RefusedOther = "other",
+    }
+    "tokens", "Bearer tokens verified, by result", "result" {
+        TokenAccepted = "accepted",
+        // identity::TokenFault, by label.
+        TokenTooLong = "too_long",
+        TokenMalformed = "malformed",
+        TokenAlgorithm = "algorithm",
+        TokenUnknownKey = "unknown_key",
+        TokenSignature = "signature",
+        TokenNoExpiration = "no_expiration",
+        TokenExpired = "expired",
+        TokenNotYetValid = "not_yet_valid",
+        TokenAudience = "audience",
+        TokenIssuer = "issuer",
+        TokenOther = "other",
     }
     "client_ends", "Clients that are gone, by reason", "reason" {
         // session::fault::End, by label.
@@ -125,8 +165,13 @@ table! {
         EndedMessageError = "message_error",
         EndedMessageTooLarge = "message_too_large",
         EndedClientTimeout = "client_timeout",
+        EndedTls = "tls",
+        EndedSequenceGap = "sequence_gap",
+        EndedInactive = "inactive",
+        EndedDeleted = "deleted",
         EndedSlowClient = "slow_client",
         EndedLaneLost = "lane_lost",
+        EndedTokenExpired = "token_expired",
         EndedStopping = "stopping",
         EndedOther = "other",
     }
@@ -137,7 +182,7 @@ table! {
         DroppedHeaders = "context_headers",
         DroppedNotice = "disconnect_notice",
         DroppedAppMessage = "odd_app_message",
-        DroppedUsers = "users_unsupported",
+        DroppedResume = "resume_buffer",
         DroppedGroupJoin = "too_many_groups",
     }
     "receive_buffers_exhausted", "Receives that found no free buffer and were repeated", "" { ReceiveBuffersExhausted = "" }
@@ -167,6 +212,11 @@ impl Counter {
     /// The end with this label, likewise.
     pub fn client_end(label: &str) -> Counter {
         Counter::labelled("client_ends", label).unwrap_or(Counter::EndedOther)
+    }
+
+    /// The token fault with this label, likewise.
+    pub fn token(label: &str) -> Counter {
+        Counter::labelled("tokens", label).unwrap_or(Counter::TokenOther)
     }
 }
 
@@ -280,5 +330,6 @@ mod tests {
         assert_eq!(Counter::refusal("not_found"), Counter::RefusedNotFound);
         assert_eq!(Counter::refusal("no such reason"), Counter::RefusedOther);
         assert_eq!(Counter::client_end("slow_client"), Counter::EndedSlowClient);
+        assert_eq!(Counter::token("accepted"), Counter::TokenAccepted);
     }
 }

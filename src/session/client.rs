@@ -1,4 +1,4 @@
-//! The life of a client after its WebSocket upgrade: handshake, messages, pings, the end.
+//! The life of a client from the start of its transport: handshake, messages, pings, the end.
 //!
 //! ```text
 //!            handshake ok            Close, fault, timeout
@@ -6,15 +6,17 @@
 //!      |                                                         ^
 //!      +-- refused, 15 s, framing broken ------------------------+
 //! ```
-use super::assembler::Assembler;
+use super::assembler::{Assembler, Framing};
 use super::fault::{End, Refusal};
+use super::form::{Form, Transport};
+use super::resume::Inbound;
 use crate::ids::Time;
 use crate::limits::HANDSHAKE_BYTES_MAX;
 use crate::mem::pool::BytePool;
 use crate::proto::dotnetify::request::{self, Call, Request, RequestError};
 use crate::proto::dotnetify::response;
 use crate::proto::signalr::handshake::{self, HandshakeError, Protocol};
-use crate::proto::signalr::{Kind, encode, json};
+use crate::proto::signalr::{self, Kind, encode};
 use crate::proto::ws::frame::write_frame;
 use crate::proto::ws::{Decoder, Event, Opcode, Role};
 use core::time::Duration;
@@ -33,6 +35,10 @@ pub struct ClientSettings {
 pub trait ClientEnv {
     /// Appends bytes to what is sent to this client.
     fn out<R>(&mut self, write: impl FnOnce(&mut Vec<u8>) -> R) -> R;
+    /// Appends one message that a stateful reconnect counts (reference 14), framed by `form`.
+    fn message(&mut self, form: Form, write: impl FnOnce(&mut Vec<u8>));
+    /// The client has every message up to this number.
+    fn acknowledged(&mut self, number: u64);
     /// Sends a request on its way to the app server, or into the queue in front of its lane.
     fn forward(&mut self, request: &Request, record: &[u8]) -> Result<(), Refusal>;
     /// Something happened that is counted.
@@ -42,13 +48,15 @@ pub trait ClientEnv {
 /// Events of a session that a metric counts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Note {
-    HandshakeDone,
+    HandshakeDone(Protocol),
     /// A request, whether it can be forwarded or not.
     Request(Call),
     Ping,
     /// An invocation that was answered with an error (or would have been, had it asked for an answer).
     RequestError(RequestError),
     Refused(Refusal),
+    /// A message that came twice over a stateful reconnect.
+    Repeated,
     /// A message that has no meaning here: completions, stream items, acks, unknown types.
     Ignored,
 }
@@ -61,8 +69,13 @@ pub struct ClientSession {
 
 struct State {
     phase: Phase,
-    /// Some of the record in progress came in a binary frame, whose bytes nobody has checked for UTF-8.
+    form: Form,
+    /// Some of the record in progress came in a binary frame or a body, whose bytes nobody has checked for UTF-8.
     unchecked: bool,
+    /// A deadline is nearer than the last one that was given out.
+    hurried: bool,
+    /// Stateful reconnect: what has arrived. None: the client did not ask for it.
+    inbound: Option<Box<Inbound>>,
 }
 
 enum Phase {
@@ -78,12 +91,16 @@ enum Phase {
 }
 
 impl ClientSession {
-    pub fn new(now: Time, settings: &ClientSettings) -> ClientSession {
+    /// `resumable`: the client negotiated a stateful reconnect.
+    pub fn new(now: Time, transport: Transport, resumable: bool, settings: &ClientSettings) -> ClientSession {
         let phase = Phase::Handshaking { until: now.after(settings.handshake_timeout) };
+        // Until the handshake names another, everything is JSON (reference 7.2).
+        let form = Form { transport, protocol: Protocol::Json };
+        let inbound = resumable.then(Box::default);
         ClientSession {
             ws: Decoder::new(Role::Server),
             assembler: Assembler::default(),
-            state: State { phase, unchecked: false },
+            state: State { phase, form, unchecked: false, hurried: false, inbound },
         }
     }
 
@@ -91,6 +108,48 @@ impl ClientSession {
         matches!(self.state.phase, Phase::Open { .. })
     }
 
+    /// How records are sent to this client.
+    pub fn form(&self) -> Form {
+        self.state.form
+    }
+
+    /// May it lose its socket and come back with another?
+    pub fn is_resumable(&self) -> bool {
+        self.is_open() && self.state.inbound.is_some()
+    }
+
+    /// Has a deadline come nearer since the last call? Then `on_time` wants to be called, which says when next.
+    pub fn take_hurry(&mut self) -> bool {
+        core::mem::take(&mut self.state.hurried)
+    }
+
+    /// The client goes on over a new socket; `sequence` is the number of the first message it is sent.
+    pub fn resume(
+        &mut self,
+        now: Time,
+        sequence: u64,
+        settings: &ClientSettings,
+        pool: &mut BytePool,
+        env: &mut impl ClientEnv,
+    ) {
+        self.ws = Decoder::new(Role::Server);
+        // Half a record that was cut off with the old socket comes again, whole.
+        self.assembler.release(pool);
+        let State { phase, form, unchecked, hurried, inbound } = &mut self.state;
+        *unchecked = false;
+        *hurried = true;
+        if let Some(inbound) = inbound {
+            inbound.resumed();
+        }
+        if let Phase::Open { ping_due, heard } = phase {
+            *ping_due = now.after(settings.keep_alive);
+            *heard = heard.map(|_| now);
+        }
+        let form = *form;
+        env.out(|out| form.write(out, |out| encode::sequence(form.protocol, sequence, out)));
+    }
+
+    /// What was received on a WebSocket.
     pub fn on_bytes(
         &mut self,
         now: Time,
@@ -99,6 +158,7 @@ impl ClientSession {
         pool: &mut BytePool,
         env: &mut impl ClientEnv,
     ) -> Result<(), End> {
+        debug_assert!(self.state.form.transport == Transport::WebSockets);
         while !input.is_empty() {
             let (used, event) = self.ws.next(input).map_err(End::WebSocket)?;
             let (piece, rest) = core::mem::take(&mut input).split_at_mut(used);
@@ -119,6 +179,18 @@ impl ClientSession {
         Ok(())
     }
 
+    /// The body of a POST (reference 8 and 9.2): records, cut anywhere.
+    pub fn on_body(
+        &mut self,
+        now: Time,
+        body: &[u8],
+        settings: &ClientSettings,
+        pool: &mut BytePool,
+        env: &mut impl ClientEnv,
+    ) -> Result<(), End> {
+        self.on_data(now, body, true, settings, pool, env)
+    }
+
     fn on_data(
         &mut self,
         now: Time,
@@ -131,7 +203,14 @@ impl ClientSession {
         let ClientSession { assembler, state, .. } = self;
         state.unchecked |= binary;
         let limit = settings.message_bytes_max as usize;
-        // The handshake may not be larger than a handshake; what follows it in the same frame may.
+        // The handshake may not be larger than a handshake, and is JSON; what follows it in the same frame need not be.
+        let framing = |state: &State| match state.phase {
+            Phase::Handshaking { .. } => {
+                Framing { protocol: Protocol::Json, bytes_max: HANDSHAKE_BYTES_MAX.min(limit) }
+            }
+            Phase::Open { .. } => Framing { protocol: state.form.protocol, bytes_max: limit },
+        };
+        let current = core::cell::Cell::new(framing(state));
         let handshaking = core::cell::Cell::new(matches!(state.phase, Phase::Handshaking { .. }));
         let too_large = || {
             if handshaking.get() { End::Handshake(HandshakeError::Canceled) } else { End::MessageTooLarge }
@@ -139,35 +218,44 @@ impl ClientSession {
         let result = assembler.push(
             data,
             pool,
-            || if handshaking.get() { HANDSHAKE_BYTES_MAX.min(limit) } else { limit },
+            || current.get(),
             too_large,
-            |record| {
-                if state.unchecked && core::str::from_utf8(record).is_err() {
+            |record, pool| {
+                let is_json = current.get().protocol == Protocol::Json;
+                if is_json && state.unchecked && core::str::from_utf8(record).is_err() {
                     return Err(End::NotUtf8);
                 }
                 state.unchecked = binary;
                 if handshaking.replace(false) {
-                    state.on_handshake(now, record, settings, env)
+                    state.on_handshake(now, record, settings, env)?;
+                    current.set(framing(state));
+                    Ok(())
                 } else {
-                    state.on_record(now, record, env)
+                    state.on_record(now, record, pool, env)
                 }
             },
         );
         if let Err(End::Handshake(error)) = &result {
-            env.out(|out| text_frame(out, |out| handshake::write_refusal(error, out)));
+            let form = self.state.form;
+            env.out(|out| form.write(out, |out| handshake::write_refusal(error, out)));
         }
         result
     }
 
-    /// Sends the ping that is due and notices silence. Returns when to call again.
+    /// Sends the ping and the Ack that are due and notices silence. Returns when to call again.
     pub fn on_time(&mut self, now: Time, settings: &ClientSettings, env: &mut impl ClientEnv) -> Result<Time, End> {
-        match &mut self.state.phase {
+        let State { phase, form, inbound, hurried, .. } = &mut self.state;
+        let form = *form;
+        *hurried = false;
+        match phase {
             Phase::Handshaking { until } if now < *until => Ok(*until),
             Phase::Handshaking { .. } => {
                 let error = HandshakeError::Canceled;
-                env.out(|out| text_frame(out, |out| handshake::write_refusal(&error, out)));
+                env.out(|out| form.write(out, |out| handshake::write_refusal(&error, out)));
                 Err(End::Handshake(error))
             }
+            // Polls keep themselves alive: neither side pings, nobody times anybody out (reference 9.3).
+            Phase::Open { .. } if form.transport == Transport::LongPolling => Ok(Time::NEVER),
             Phase::Open { ping_due, heard } => {
                 let silent_at = heard.map_or(Time::NEVER, |heard| heard.after(settings.client_timeout));
                 if now >= silent_at {
@@ -175,10 +263,18 @@ impl ClientSession {
                 }
                 if now >= *ping_due {
                     // About every interval, whatever else is sent: JS clients arm their own ping on what they receive.
-                    env.out(|out| text_frame(out, |out| out.extend_from_slice(encode::PING_JSON)));
+                    env.out(|out| form.write(out, |out| out.extend_from_slice(encode::ping(form.protocol))));
                     *ping_due = now.after(settings.keep_alive);
                 }
-                Ok((*ping_due).min(silent_at))
+                let mut next = (*ping_due).min(silent_at);
+                if let Some(inbound) = inbound {
+                    if now >= inbound.ack_due() {
+                        let number = inbound.acknowledge();
+                        env.out(|out| form.write(out, |out| encode::ack(form.protocol, number, out)));
+                    }
+                    next = next.min(inbound.ack_due());
+                }
+                Ok(next)
             }
         }
     }
@@ -186,11 +282,11 @@ impl ClientSession {
     /// Writes what the peer is told of the end. Nothing may be written after it.
     pub fn close(&mut self, end: &End, pool: &mut BytePool, env: &mut impl ClientEnv) {
         self.assembler.release(pool);
-        let told = end.told();
+        let (told, form) = (end.told(), self.state.form);
         if let (Some((error, allow_reconnect)), true) = (told.hub_close, self.is_open()) {
-            env.out(|out| text_frame(out, |out| encode::close(error, allow_reconnect, out)));
+            env.out(|out| form.write(out, |out| encode::close(form.protocol, error, allow_reconnect, out)));
         }
-        if let Some(code) = told.close_code {
+        if let (Some(code), Transport::WebSockets) = (told.close_code, form.transport) {
             // RFC 6455 §5.5.1: the answer to a Close without a code has none either.
             let silent = matches!(end, End::PeerCloseFrame(None));
             let payload = code.to_be_bytes();
@@ -209,36 +305,63 @@ impl State {
         env: &mut impl ClientEnv,
     ) -> Result<(), End> {
         let request = handshake::parse_request(record).map_err(End::Handshake)?;
-        if request.protocol != Protocol::Json {
-            return Err(End::Handshake(HandshakeError::Protocol("messagepack".into())));
+        if request.protocol == Protocol::MessagePack && self.form.transport == Transport::ServerSentEvents {
+            return Err(End::Handshake(HandshakeError::Transport(request.protocol)));
         }
-        env.out(|out| text_frame(out, handshake::write_accept));
-        env.note(Note::HandshakeDone);
+        // The format is switched before the answer is written (reference 7.2).
+        self.form.protocol = request.protocol;
+        let form = self.form;
+        env.out(|out| form.write(out, handshake::write_accept));
+        env.note(Note::HandshakeDone(request.protocol));
         self.phase = Phase::Open { ping_due: now.after(settings.keep_alive), heard: None };
+        self.hurried = true;
+        if request.version < handshake::STATEFUL_RECONNECT_VERSION {
+            // Negotiated, but the protocol has no word for it (reference 11.3).
+            self.inbound = None;
+        }
         Ok(())
     }
 
-    fn on_record(&mut self, now: Time, record: &[u8], env: &mut impl ClientEnv) -> Result<(), End> {
-        let message = json::parse(record).map_err(End::Message)?;
+    fn on_record(
+        &mut self,
+        now: Time,
+        record: &[u8],
+        pool: &mut BytePool,
+        env: &mut impl ClientEnv,
+    ) -> Result<(), End> {
+        let protocol = self.form.protocol;
+        let message = signalr::parse(protocol, record).map_err(End::Message)?;
         if let Phase::Open { heard, .. } = &mut self.phase
             && (heard.is_some() || message.kind == Kind::Ping)
         {
             *heard = Some(now);
         }
+        if let Some(inbound) = &mut self.inbound
+            && message.kind.is_counted()
+        {
+            let due = inbound.ack_due();
+            if !inbound.counts(now, record.len()) {
+                env.note(Note::Repeated);
+                return Ok(());
+            }
+            self.hurried |= inbound.ack_due() < due;
+        }
         match message.kind {
             Kind::Invocation | Kind::StreamInvocation => {
                 let answer_to = message.invocation_id.map(|id| id.of(record));
-                match request::parse(record, &message) {
-                    Ok(request) => on_request(&request, record, answer_to, env),
-                    Err(error) => {
-                        env.note(Note::RequestError(error));
-                        let target = message.target.map_or(&b""[..], |target| target.of(record));
-                        if let Some(id) = answer_to {
-                            let mut text = Vec::new();
-                            error.write_text(target, &mut text);
-                            let text = String::from_utf8_lossy(&text);
-                            env.out(|out| text_frame(out, |out| encode::completion_error(id, &text, out)));
+                match protocol {
+                    Protocol::Json => match request::parse(record, &message) {
+                        Ok(request) => self.on_request(&request, record, answer_to, env),
+                        Err(error) => self.on_request_error(error, &message, record, answer_to, env),
+                    },
+                    Protocol::MessagePack => {
+                        // From here on it is what a JSON client would have written (contract 2.2).
+                        let mut json = pool.take();
+                        match request::transcode(record, &message, &mut json) {
+                            Ok(request) => self.on_request(&request, &json, answer_to, env),
+                            Err(error) => self.on_request_error(error, &message, record, answer_to, env),
                         }
+                        pool.give(json);
                     }
                 }
                 Ok(())
@@ -248,41 +371,63 @@ impl State {
                 Ok(())
             }
             Kind::Close => Err(End::PeerClose),
-            Kind::StreamItem
-            | Kind::Completion
-            | Kind::CancelInvocation
-            | Kind::Ack
-            | Kind::Sequence
-            | Kind::Unknown => {
+            Kind::Ack if self.inbound.is_some() => {
+                env.acknowledged(message.sequence_id.unwrap_or_default());
+                Ok(())
+            }
+            Kind::Sequence => match &mut self.inbound {
+                Some(inbound) => {
+                    inbound.on_sequence(message.sequence_id.unwrap_or_default()).map_err(|_| End::SequenceGap)
+                }
+                None => {
+                    env.note(Note::Ignored);
+                    Ok(())
+                }
+            },
+            Kind::StreamItem | Kind::Completion | Kind::CancelInvocation | Kind::Ack | Kind::Unknown => {
                 env.note(Note::Ignored);
                 Ok(())
             }
         }
     }
-}
 
-fn on_request(request: &Request, record: &[u8], answer_to: Option<&[u8]>, env: &mut impl ClientEnv) {
-    env.note(Note::Request(request.call));
-    let forwarded = env.forward(request, record);
-    if let Some(id) = answer_to {
-        // At once, as the original does: what comes of it arrives as a Response_VM (contract 1.4).
-        env.out(|out| text_frame(out, |out| encode::completion_null(id, out)));
+    fn on_request(&mut self, request: &Request, record: &[u8], answer_to: Option<&[u8]>, env: &mut impl ClientEnv) {
+        let form = self.form;
+        env.note(Note::Request(request.call));
+        let forwarded = env.forward(request, record);
+        if let Some(id) = answer_to {
+            // At once, as the original does: what comes of it arrives as a Response_VM (contract 1.4).
+            env.message(form, |out| encode::completion_null(form.protocol, id, out));
+        }
+        if let Err(refusal) = forwarded {
+            env.note(Note::Refused(refusal));
+            env.message(form, |out| write_refusal(form, request.vm_id.of(record), refusal, out));
+        }
     }
-    if let Err(refusal) = forwarded {
-        env.note(Note::Refused(refusal));
-        env.out(|out| write_refusal(out, request.vm_id.of(record), refusal));
+
+    fn on_request_error(
+        &mut self,
+        error: RequestError,
+        message: &signalr::Message,
+        record: &[u8],
+        answer_to: Option<&[u8]>,
+        env: &mut impl ClientEnv,
+    ) {
+        env.note(Note::RequestError(error));
+        let target = message.target.map_or(&b""[..], |target| target.of(record));
+        if let Some(id) = answer_to {
+            let mut text = Vec::new();
+            error.write_text(self.form.protocol, target, &mut text);
+            let text = String::from_utf8_lossy(&text);
+            let form = self.form;
+            env.message(form, |out| encode::completion_error(form.protocol, id, &text, out));
+        }
     }
 }
 
-/// An error response to one view model of the client: a whole frame.
-pub fn write_refusal(out: &mut Vec<u8>, vm_id: &[u8], refusal: Refusal) {
-    text_frame(out, |out| {
-        response::write_exception_json(vm_id, Refusal::EXCEPTION_TYPE, refusal.message(), out);
-    });
-}
-
-fn text_frame<R>(out: &mut Vec<u8>, write: impl FnOnce(&mut Vec<u8>) -> R) -> R {
-    write_frame(out, Opcode::Text, None, write)
+/// The record of an error response to one view model of the client; `vm_id` is a raw JSON string.
+pub fn write_refusal(form: Form, vm_id: &[u8], refusal: Refusal, out: &mut Vec<u8>) {
+    response::write_exception(form.protocol, vm_id, refusal.exception_type(), refusal.message(), out);
 }
 
 #[cfg(test)]
@@ -309,6 +454,10 @@ mod tests {
         fn out<R>(&mut self, write: impl FnOnce(&mut Vec<u8>) -> R) -> R {
             write(&mut self.out)
         }
+        fn message(&mut self, form: Form, write: impl FnOnce(&mut Vec<u8>)) {
+            form.write(&mut self.out, write);
+        }
+        fn acknowledged(&mut self, _: u64) {}
         fn forward(&mut self, request: &Request, record: &[u8]) -> Result<(), Refusal> {
             self.refuse.map_or(Ok(()), Err)?;
             let vm = String::from_utf8_lossy(request.vm_id.of(record)).into_owned();
@@ -367,7 +516,12 @@ mod tests {
     impl Fixture {
         fn new() -> Fixture {
             let now = Time::from_millis(5000);
-            Fixture { session: ClientSession::new(now, &SETTINGS), pool: BytePool::new(), world: World::default(), now }
+            Fixture {
+                session: ClientSession::new(now, Transport::WebSockets, false, &SETTINGS),
+                pool: BytePool::new(),
+                world: World::default(),
+                now,
+            }
         }
         fn open() -> Fixture {
             let mut fixture = Fixture::new();

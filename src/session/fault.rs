@@ -21,10 +21,20 @@ pub enum End {
     MessageTooLarge,
     /// Nothing heard for the client timeout (armed by its first ping).
     ClientTimeout,
+    /// Its TLS failed; the label says how.
+    Tls(&'static str),
+    /// Stateful reconnect: its Sequence leaves out messages (reference 14).
+    SequenceGap,
+    /// A stateful client whose socket broke, or a polling one, did not come back in time.
+    Inactive,
+    /// It ended its own polling with DELETE.
+    Deleted,
     /// Its send queue was over its bound: it does not read as fast as it is written to.
     SlowClient,
     /// The lane it was pinned to is gone: it must request its view models again.
     LaneLost,
+    /// The token it came with is no longer good: it must come again with a fresh one.
+    TokenExpired,
     /// The node stops.
     Stopping,
 }
@@ -50,15 +60,20 @@ impl End {
         match self {
             End::PeerClose => Told { hub_close: None, close_code: Some(1000) },
             End::PeerCloseFrame(code) => Told { hub_close: None, close_code: Some(code.unwrap_or(1000)) },
-            End::PeerGone | End::SocketError(_) => nothing,
+            End::PeerGone | End::SocketError(_) | End::Inactive | End::Tls(_) => nothing,
             End::WebSocket(error) => Told { hub_close: None, close_code: Some(error.close_code()) },
             End::NotUtf8 => Told { close_code: Some(1007), ..failed },
             // Its refusal has been written; no Close message follows (reference 11.3).
             End::Handshake(_) => Told { hub_close: None, close_code: Some(1000) },
-            End::Message(_) | End::MessageTooLarge | End::ClientTimeout => failed,
+            End::Message(_) | End::MessageTooLarge | End::ClientTimeout | End::SequenceGap => failed,
+            // It asked for nothing more.
+            End::Deleted => nothing,
             // Its queue is full: one more message would wait behind what it does not read.
             End::SlowClient => nothing,
-            End::LaneLost | End::Stopping => Told { hub_close: Some((None, true)), close_code: Some(1000) },
+            // ASP.NET ends a connection whose token expires in the same manner (reference 4 and 13.3).
+            End::LaneLost | End::TokenExpired | End::Stopping => {
+                Told { hub_close: Some((None, true)), close_code: Some(1000) }
+            }
         }
     }
 
@@ -76,13 +91,18 @@ impl End {
             End::Message(_) => "message_error",
             End::MessageTooLarge => "message_too_large",
             End::ClientTimeout => "client_timeout",
+            End::Tls(_) => "tls",
+            End::SequenceGap => "sequence_gap",
+            End::Inactive => "inactive",
+            End::Deleted => "deleted",
             End::SlowClient => "slow_client",
             End::LaneLost => "lane_lost",
+            End::TokenExpired => "token_expired",
             End::Stopping => "stopping",
         }
     }
 
-    pub const LABELS: [&'static str; 14] = [
+    pub const LABELS: [&'static str; 19] = [
         "peer_close",
         "peer_close_frame",
         "peer_gone",
@@ -94,8 +114,13 @@ impl End {
         "message_error",
         "message_too_large",
         "client_timeout",
+        "tls",
+        "sequence_gap",
+        "inactive",
+        "deleted",
         "slow_client",
         "lane_lost",
+        "token_expired",
         "stopping",
     ];
 
@@ -107,8 +132,11 @@ impl End {
                 | End::PeerCloseFrame(_)
                 | End::PeerGone
                 | End::SocketError(_)
+                | End::Inactive
+                | End::Deleted
                 | End::Stopping
                 | End::LaneLost
+                | End::TokenExpired
         )
     }
 }
@@ -122,10 +150,19 @@ pub enum Refusal {
     QueueFull,
     /// Wrapped in its context it is larger than the app server takes (contract 4.6).
     TooLargeUpstream,
+    /// It needs a user, and its client has shown no token that is good.
+    Unauthorized,
 }
 
 impl Refusal {
-    pub const EXCEPTION_TYPE: &'static str = "ForwardingException";
+    /// .NET's name of the exception that the client's view model is told. `UnauthorizedAccessException` is the one an app server
+    /// itself answers with (contract 1.4), so clients that know what to do about it do it.
+    pub fn exception_type(self) -> &'static str {
+        match self {
+            Refusal::Unauthorized => "UnauthorizedAccessException",
+            Refusal::QueueTimeout | Refusal::QueueFull | Refusal::TooLargeUpstream => "ForwardingException",
+        }
+    }
 
     pub fn message(self) -> &'static str {
         match self {
@@ -134,6 +171,7 @@ impl Refusal {
                 "The app server cannot be reached and too many requests are waiting. Please try again."
             }
             Refusal::TooLargeUpstream => "The message is too large for the app server.",
+            Refusal::Unauthorized => "A valid bearer token is required.",
         }
     }
 
@@ -143,10 +181,12 @@ impl Refusal {
             Refusal::QueueTimeout => "queue_timeout",
             Refusal::QueueFull => "queue_full",
             Refusal::TooLargeUpstream => "too_large_upstream",
+            Refusal::Unauthorized => "unauthorized",
         }
     }
 
-    pub const ALL: [Refusal; 3] = [Refusal::QueueTimeout, Refusal::QueueFull, Refusal::TooLargeUpstream];
+    pub const ALL: [Refusal; 4] =
+        [Refusal::QueueTimeout, Refusal::QueueFull, Refusal::TooLargeUpstream, Refusal::Unauthorized];
 }
 
 /// Why a lane ends.
@@ -164,6 +204,7 @@ pub enum LaneEnd {
     Message(MessageError),
     NotUtf8,
     RecordTooLarge,
+    Tls(String),
     /// Nothing arrived for `LANE_SILENCE_MS`.
     Silence,
     Stopping,
@@ -186,6 +227,7 @@ impl core::fmt::Display for LaneEnd {
             LaneEnd::RecordTooLarge => {
                 write!(f, "the app server sent a message over {} bytes", crate::limits::LANE_RECORD_BYTES_MAX)
             }
+            LaneEnd::Tls(error) => write!(f, "its TLS failed: {error}"),
             LaneEnd::Silence => {
                 write!(f, "nothing heard from the app server for {} s", crate::limits::LANE_SILENCE_MS / 1000)
             }
@@ -221,8 +263,13 @@ mod tests {
             End::Message(MessageError::Syntax),
             End::MessageTooLarge,
             End::ClientTimeout,
+            End::Tls("tls_record"),
+            End::SequenceGap,
+            End::Inactive,
+            End::Deleted,
             End::SlowClient,
             End::LaneLost,
+            End::TokenExpired,
             End::Stopping,
         ]
     }
@@ -238,8 +285,12 @@ mod tests {
         for end in every_end() {
             let told = end.told();
             match end {
-                End::PeerGone | End::SocketError(_) | End::SlowClient => assert_eq!(told.close_code, None),
-                End::LaneLost | End::Stopping => assert_eq!(told.hub_close, Some((None, true))),
+                End::PeerGone | End::SocketError(_) | End::SlowClient | End::Inactive | End::Tls(_) | End::Deleted => {
+                    assert_eq!(told.close_code, None);
+                }
+                End::LaneLost | End::TokenExpired | End::Stopping => {
+                    assert_eq!(told, Told { hub_close: Some((None, true)), close_code: Some(1000) });
+                }
                 End::WebSocket(_) => assert_eq!(told.close_code, Some(1002)),
                 _ => assert!(told.close_code.is_some()),
             }

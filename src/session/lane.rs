@@ -1,11 +1,11 @@
 //! The life of a lane after the control plane connected it: what the app server sends, pings both ways, the end.
-use super::assembler::Assembler;
+use super::assembler::{Assembler, Framing};
 use super::fault::LaneEnd;
 use crate::ids::Time;
 use crate::limits::{LANE_KEEP_ALIVE_MS, LANE_RECORD_BYTES_MAX, LANE_SILENCE_MS};
 use crate::mem::pool::BytePool;
 use crate::proto::dotnetify::response::{self, Delivery, ResponseError};
-use crate::proto::signalr::{Kind, encode, json};
+use crate::proto::signalr::{self, Kind, Protocol, encode};
 use crate::proto::ws::frame::write_frame;
 use crate::proto::ws::{Decoder, Event, Opcode, Role};
 use core::time::Duration;
@@ -20,7 +20,7 @@ pub trait LaneOut {
 
 /// Everything that the app server's bytes bring about.
 pub trait LaneEnv: LaneOut {
-    /// The app server addresses clients. Ranges are into `record`.
+    /// The app server addresses clients. Ranges are into `record`, which is of the lane's protocol.
     fn deliver(&mut self, delivery: &Delivery, record: &[u8]);
     fn note(&mut self, note: LaneNote);
 }
@@ -36,16 +36,19 @@ pub enum LaneNote {
 pub struct LaneSession {
     ws: Decoder,
     assembler: Assembler,
+    protocol: Protocol,
+    /// Some of the JSON record in progress came in a binary frame, whose bytes nobody has checked for UTF-8.
     unchecked: bool,
     heard: Time,
     ping_due: Time,
 }
 
 impl LaneSession {
-    pub fn new(now: Time) -> LaneSession {
+    pub fn new(now: Time, protocol: Protocol) -> LaneSession {
         LaneSession {
             ws: Decoder::new(Role::Client),
             assembler: Assembler::default(),
+            protocol,
             unchecked: false,
             heard: now,
             ping_due: now.after(Duration::from_millis(LANE_KEEP_ALIVE_MS)),
@@ -84,19 +87,20 @@ impl LaneSession {
         pool: &mut BytePool,
         env: &mut impl LaneEnv,
     ) -> Result<(), LaneEnd> {
-        let LaneSession { assembler, unchecked, .. } = self;
+        let LaneSession { assembler, unchecked, protocol, .. } = self;
         *unchecked |= binary;
+        let framing = Framing { protocol: *protocol, bytes_max: LANE_RECORD_BYTES_MAX };
         assembler.push(
             data,
             pool,
-            || LANE_RECORD_BYTES_MAX,
+            || framing,
             || LaneEnd::RecordTooLarge,
-            |record| {
-                if *unchecked && core::str::from_utf8(record).is_err() {
+            |record, _| {
+                if *protocol == Protocol::Json && *unchecked && core::str::from_utf8(record).is_err() {
                     return Err(LaneEnd::NotUtf8);
                 }
                 *unchecked = binary;
-                on_record(record, env)
+                on_record(*protocol, record, env)
             },
         )
     }
@@ -109,7 +113,10 @@ impl LaneSession {
         }
         if now >= self.ping_due {
             let mask = env.mask();
-            env.out(|out| write_frame(out, Opcode::Text, Some(mask), |out| out.extend_from_slice(encode::PING_JSON)));
+            let protocol = self.protocol;
+            env.out(|out| {
+                write_frame(out, opcode(protocol), Some(mask), |out| out.extend_from_slice(encode::ping(protocol)));
+            });
             self.ping_due = now.after(Duration::from_millis(LANE_KEEP_ALIVE_MS));
         }
         Ok(self.ping_due.min(silent_at))
@@ -125,10 +132,18 @@ impl LaneSession {
     }
 }
 
-fn on_record(record: &[u8], env: &mut impl LaneEnv) -> Result<(), LaneEnd> {
-    let message = json::parse(record).map_err(LaneEnd::Message)?;
+/// What records of a protocol travel in.
+pub fn opcode(protocol: Protocol) -> Opcode {
+    match protocol {
+        Protocol::Json => Opcode::Text,
+        Protocol::MessagePack => Opcode::Binary,
+    }
+}
+
+fn on_record(protocol: Protocol, record: &[u8], env: &mut impl LaneEnv) -> Result<(), LaneEnd> {
+    let message = signalr::parse(protocol, record).map_err(LaneEnd::Message)?;
     match message.kind {
-        Kind::Invocation => match response::parse_json(record, &message) {
+        Kind::Invocation => match response::parse(protocol, record, &message) {
             Ok(delivery) => env.deliver(&delivery, record),
             Err(error) => env.note(LaneNote::NotADelivery(error)),
         },
@@ -136,7 +151,7 @@ fn on_record(record: &[u8], env: &mut impl LaneEnv) -> Result<(), LaneEnd> {
         Kind::Close => {
             let error = message.error.map(|error| {
                 let mut text = Vec::new();
-                json::unescape(error.of(record), &mut text);
+                signalr::plain_text(protocol, error.of(record), &mut text);
                 String::from_utf8_lossy(&text).into_owned()
             });
             return Err(LaneEnd::ServerClose { error, allow_reconnect: message.allow_reconnect });
@@ -200,7 +215,8 @@ mod tests {
     fn deliveries_arrive_whole_however_they_are_cut() {
         let whole = text(&format!("{SEND}{{\"type\":6}}␞{SEND}"));
         for cut in 0..whole.len() {
-            let (mut session, mut pool, mut world) = (LaneSession::new(Time(0)), BytePool::new(), World::default());
+            let (mut session, mut pool, mut world) =
+                (LaneSession::new(Time(0), Protocol::Json), BytePool::new(), World::default());
             let (a, b) = whole.split_at(cut);
             for part in [a, b] {
                 session.on_bytes(Time(1), &mut part.to_vec(), &mut pool, &mut world).unwrap();
@@ -211,7 +227,8 @@ mod tests {
 
     #[test]
     fn silence_ends_a_lane_and_pings_keep_it() {
-        let (mut session, mut pool, mut world) = (LaneSession::new(Time(0)), BytePool::new(), World::default());
+        let (mut session, mut pool, mut world) =
+            (LaneSession::new(Time(0), Protocol::Json), BytePool::new(), World::default());
         assert_eq!(session.on_time(Time::from_millis(14_000), &mut world), Ok(Time::from_millis(15_000)));
         assert!(world.out.is_empty());
         session.on_time(Time::from_millis(15_000), &mut world).unwrap();
@@ -225,7 +242,8 @@ mod tests {
 
     #[test]
     fn a_close_says_why_and_what_is_no_delivery_is_counted() {
-        let (mut session, mut pool, mut world) = (LaneSession::new(Time(0)), BytePool::new(), World::default());
+        let (mut session, mut pool, mut world) =
+            (LaneSession::new(Time(0), Protocol::Json), BytePool::new(), World::default());
         let odd = text("{\"type\":1,\"target\":\"Hello\",\"arguments\":[]}␞");
         session.on_bytes(Time(1), &mut odd.clone(), &mut pool, &mut world).unwrap();
         assert!(matches!(world.notes.last(), Some(LaneNote::NotADelivery(_))));

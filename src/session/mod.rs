@@ -11,6 +11,8 @@
 pub mod assembler;
 pub mod client;
 pub mod fault;
+pub mod form;
 pub mod groups;
 pub mod lane;
+pub mod resume;
 pub mod token;

@@ -1,39 +1,81 @@
-//! New connections, and their requests until the upgrade.
+//! New connections, and their requests until one of them makes a client.
 use super::Shard;
-use super::socket::{Conn, HttpStage, Life, Socket, Stage, linger_until};
+use super::carried::Begun;
+use super::secure::Secure;
+use super::socket::{Conn, HttpStage, Input, Life, Socket, Stage, linger_until};
 use super::turn::own_token;
-use crate::ids::{SlotKey, Time, base64url};
+use crate::bus::Peer;
+use crate::ids::{ShardId, SlotKey, Time, base64url};
 use crate::limits::*;
 use crate::metrics::Counter;
-use crate::proto::http::{self, Action, Cors, HttpError};
+use crate::proto::http::{self, Action, Cors, Head, HttpError, Negotiated};
+use crate::proto::proxy;
 use crate::session::fault::End;
-use crate::sys::{Completion, Io, Op, Received};
+use crate::session::token::{Opened, Token};
+use crate::sys::{Completion, Io, Op, Token as Operation};
+use crate::tls::Tls;
 use core::time::Duration;
-use std::os::fd::AsRawFd;
-use tracing::warn;
+use std::net::{Ipv4Addr, SocketAddr};
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::sync::Arc;
+use tracing::{error, warn};
+
+/// Where a shard's connections come from.
+pub struct Listener {
+    pub socket: OwnedFd,
+    /// Present where clients speak TLS.
+    pub tls: Option<Arc<rustls::ServerConfig>>,
+    pub is_unix: bool,
+}
+
+/// What became of the request at the start of a connection's buffer.
+enum Served {
+    /// Answered; the connection may carry another.
+    Another,
+    /// The connection is something else now: a client, a poll that waits, on its way out.
+    Done,
+    /// It is for another shard, as it stands.
+    Elsewhere(ShardId),
+    /// So many bytes of body are still to come.
+    Incomplete { body_bytes: u64 },
+}
+
+/// An answer to be sent.
+struct Reply {
+    bytes: Vec<u8>,
+    keep_alive: bool,
+}
 
 impl<I: Io> Shard<I> {
     pub(super) fn arm_accept(&mut self) {
-        if let Some(listener) = &self.listener {
-            self.io.arm_accept(listener.as_raw_fd(), own_token(Op::Accept));
+        for index in 0..self.listeners.len() {
+            self.arm_listener(index);
+        }
+    }
+
+    fn arm_listener(&mut self, index: usize) {
+        if let Some(listener) = self.listeners.get(index) {
+            self.io.arm_accept(listener.socket.as_raw_fd(), accept_token(index));
         }
     }
 
     pub(super) fn on_accepted(&mut self, now: Time, completion: Completion) {
+        // The shard's own operations have no connection: their generation says which listener it is.
+        let index = completion.token.key.generation as usize;
         if completion.result < 0 {
-            self.on_accept_error(now, -completion.result);
+            self.on_accept_error(now, index, -completion.result);
         } else {
-            self.on_new_connection(now, completion.result);
+            self.on_accepted_socket(now, index, completion.result);
         }
-        if !completion.more && self.accept_again.is_none() {
-            self.arm_accept();
+        if !completion.more && !self.resting.contains(&index) {
+            self.arm_listener(index);
         }
     }
 
     /// Mostly out of descriptors or memory: the kernel ended the multishot accept. Rest a moment instead of spinning; connections wait
     /// in the backlog meanwhile.
-    fn on_accept_error(&mut self, now: Time, errno: i32) {
-        if self.listener.is_none() {
+    fn on_accept_error(&mut self, now: Time, index: usize, errno: i32) {
+        if self.listeners.is_empty() {
             return;
         }
         self.metrics.add(Counter::AcceptErrors, 1);
@@ -42,6 +84,9 @@ impl<I: Io> Shard<I> {
             return;
         }
         self.accept_again = Some(now.after(Duration::from_millis(ACCEPT_REST_MS)));
+        if !self.resting.contains(&index) {
+            self.resting.push(index);
+        }
         let Some(suppressed) = self.quiet.accept.admit(now) else { return };
         let error = std::io::Error::from_raw_os_error(errno);
         match errno {
@@ -52,53 +97,144 @@ impl<I: Io> Shard<I> {
         }
     }
 
-    fn on_new_connection(&mut self, now: Time, fd: i32) {
+    /// The rest is over.
+    pub(super) fn accept_on(&mut self) {
+        self.accept_again = None;
+        for index in core::mem::take(&mut self.resting) {
+            self.arm_listener(index);
+        }
+    }
+
+    fn on_accepted_socket(&mut self, now: Time, index: usize, fd: i32) {
         self.metrics.add(Counter::ConnectionsAccepted, 1);
-        let addresses = self.io.addresses(fd);
-        let (Some((local, peer)), None) = (addresses, self.stopping) else {
+        let is_unix = self.listeners.get(index).is_some_and(|listener| listener.is_unix);
+        let nowhere = SocketAddr::from((Ipv4Addr::UNSPECIFIED, 0));
+        let addresses = if is_unix { Some((nowhere, nowhere)) } else { self.io.addresses(fd) };
+        let (Some((local, remote)), None, Some(listener)) = (addresses, self.stopping, self.listeners.get(index))
+        else {
             self.metrics.add(Counter::ConnectionsClosed, 1);
             return self.io.close(fd);
         };
+        let secure = match listener.tls.as_ref().map(Tls::accept) {
+            None => None,
+            Some(Ok(tls)) => Some(Box::new(Secure::new(Box::new(tls)))),
+            Some(Err(fault)) => {
+                error!("cannot begin TLS: {fault}");
+                self.metrics.add(Counter::ConnectionsClosed, 1);
+                return self.io.close(fd);
+            }
+        };
         self.io.prepare_client(fd, self.settings.send_buffer_bytes);
         let until = now.after(self.settings.request_head_timeout);
-        let stage = HttpStage { local, peer, buffer: Vec::new(), scanned: 0, body_left: 0, until };
-        let conn = |key| Conn { socket: Socket::new(key, fd), stage: Stage::Http(Box::new(stage)) };
+        let mut http = HttpStage::new(Peer { local, remote, is_unix }, until);
+        http.proxied = self.settings.proxy_protocol;
+        self.add_connection(now, fd, secure, http);
+    }
+
+    /// A connection becomes this shard's.
+    pub(super) fn add_connection(
+        &mut self,
+        now: Time,
+        fd: i32,
+        secure: Option<Box<Secure>>,
+        http: HttpStage,
+    ) -> Option<SlotKey> {
+        let (until, is_secure) = (http.until, secure.is_some());
+        let conn = |key| {
+            let mut socket = Socket::new(key, fd);
+            socket.secure = secure;
+            Conn { socket, stage: Stage::Http(Box::new(http)) }
+        };
         let Some(key) = self.conns.insert_with(conn) else {
             // Even the spare places are taken.
             self.metrics.add(Counter::refusal(HttpError::Overloaded.label()), 1);
             self.metrics.add(Counter::ConnectionsClosed, 1);
-            return self.io.close(fd);
+            self.io.close(fd);
+            return None;
         };
         self.wheel.set(key.slot, until);
+        if self.conns.len() > self.settings.connections_max && !is_secure {
+            self.refuse_request(now, key, HttpError::Overloaded, Cors::None);
+            return None;
+        }
         if self.conns.len() > self.settings.connections_max {
-            return self.refuse_request(now, key, HttpError::Overloaded, Cors::None);
+            // Nothing can be said before the handshake.
+            self.metrics.add(Counter::refusal(HttpError::Overloaded.label()), 1);
+            self.connection_ends(now, key, End::PeerGone);
+            return None;
         }
-        if let Some(conn) = self.conns.get_mut(key) {
-            conn.socket.arm_readable(&mut self.io);
-        }
+        self.conns.get_mut(key)?.socket.arm_readable(&mut self.io);
+        Some(key)
     }
 
-    pub(super) fn on_http_bytes(&mut self, now: Time, key: SlotKey, received: &Received) {
-        let Shard { io, conns, pool, wheel, settings, .. } = self;
+    pub(super) fn wants_proxy_header(&self, key: SlotKey) -> bool {
+        matches!(self.conns.get(key), Some(Conn { stage: Stage::Http(http), .. }) if http.proxied)
+    }
+
+    /// The beginning of a connection from a load balancer that says whose it is (PROXY protocol). What follows its header is the
+    /// client's.
+    pub(super) fn on_proxy_header(&mut self, now: Time, key: SlotKey, mut input: Input<'_>) {
+        let Shard { io, conns, pool, settings, .. } = self;
         let Some(Conn { stage: Stage::Http(http), .. }) = conns.get_mut(key) else { return };
         if http.buffer.capacity() == 0 {
             http.buffer = pool.take();
         }
+        http.buffer.extend_from_slice(input.bytes(io));
+        let peer = (!http.peer.is_unix).then_some(http.peer.remote.ip());
+        let header =
+            if settings.trusted.admits(peer) { proxy::parse(&http.buffer) } else { Err(proxy::ProxyError::Missing) };
+        match header {
+            Ok(None) => {}
+            Ok(Some((used, addresses))) => {
+                http.proxied = false;
+                if let Some(addresses) = addresses {
+                    http.peer = Peer { local: addresses.destination, remote: addresses.source, is_unix: false };
+                }
+                let mut rest = core::mem::take(&mut http.buffer);
+                if used < rest.len() {
+                    self.on_raw_bytes(now, key, Input::Bytes(&mut rest[used..]));
+                }
+                self.pool.give(rest);
+            }
+            Err(fault) => {
+                self.metrics.add(Counter::refusal(HttpError::ProxyProtocol.label()), 1);
+                if let Some(suppressed) = self.quiet.proxy.admit(now) {
+                    let peer = peer.map_or("a Unix socket".to_string(), |peer| peer.to_string());
+                    warn!(
+                        "a connection from {peer} is dropped: its PROXY header is wrong ({fault:?}), or it is not in `trusted_proxies`{suppressed}"
+                    );
+                }
+                self.connection_ends(now, key, End::PeerGone);
+            }
+        }
+    }
+
+    pub(super) fn on_http_bytes(&mut self, now: Time, key: SlotKey, mut input: Input<'_>) {
+        let Shard { io, conns, pool, wheel, settings, .. } = self;
+        let Some(Conn { stage: Stage::Http(http), .. }) = conns.get_mut(key) else { return };
+        let bytes = input.bytes(io);
+        if http.parked.is_some() && http.buffer.len() + bytes.len() > HTTP_HEAD_BYTES_MAX {
+            // Requests behind one that waits: more than any client has a reason for.
+            return self.connection_ends(now, key, End::PeerGone);
+        }
+        if http.buffer.capacity() == 0 {
+            http.buffer = pool.take();
+        }
         // A body has the rest of its request's time: not a new deadline with every byte that drips.
-        if http.buffer.is_empty() && http.body_left == 0 {
+        if http.buffer.is_empty() && http.body_left == 0 && http.parked.is_none() {
             http.until = now.after(settings.request_head_timeout);
             wheel.set(key.slot, http.until);
         }
-        http.buffer.extend_from_slice(io.buffer(received));
+        http.buffer.extend_from_slice(bytes);
         self.serve_requests(now, key);
     }
 
     /// Answers every whole request in the buffer.
-    fn serve_requests(&mut self, now: Time, key: SlotKey) {
+    pub(super) fn serve_requests(&mut self, now: Time, key: SlotKey) {
         let mut served = false;
         loop {
             let Some(Conn { socket, stage: Stage::Http(http) }) = self.conns.get_mut(key) else { return };
-            if socket.life != Life::Open {
+            if socket.life != Life::Open || http.parked.is_some() || http.buffer.len() < http.wanted {
                 return;
             }
             let skipped = http.body_left.min(http.buffer.len() as u64);
@@ -126,89 +262,190 @@ impl<I: Io> Shard<I> {
                 Err(error) => return self.refuse_request(now, key, error, Cors::None),
             };
             http.scanned = 0;
+            http.wanted = 0;
             let buffer = core::mem::take(&mut http.buffer);
-            let more = self.serve_request(now, key, &buffer, head_bytes);
+            let outcome = self.serve_request(now, key, &buffer, head_bytes);
             if let Some(Conn { stage: Stage::Http(http), .. }) = self.conns.get_mut(key) {
-                // What follows the head: the body, the next request.
                 http.buffer = buffer;
-                http.buffer.drain(..head_bytes);
+                match outcome {
+                    // What follows the head: the body, the next request.
+                    Served::Another | Served::Done => drop(http.buffer.drain(..head_bytes)),
+                    Served::Incomplete { body_bytes } => {
+                        http.wanted = head_bytes + body_bytes as usize;
+                        return;
+                    }
+                    Served::Elsewhere(shard) => return self.begin_leaving(now, key, shard),
+                }
             } else {
                 self.pool.give(buffer);
             }
-            if !more {
+            if !matches!(outcome, Served::Another) {
                 return;
             }
             served = true;
         }
     }
 
-    /// Answers one request. True if the connection may carry another.
-    fn serve_request(&mut self, now: Time, key: SlotKey, buffer: &[u8], head_bytes: usize) -> bool {
+    /// Answers one request.
+    fn serve_request(&mut self, now: Time, key: SlotKey, buffer: &[u8], head_bytes: usize) -> Served {
         let head = match http::parse_head(&buffer[..head_bytes]) {
             Ok(head) => head,
             Err(error) => {
                 self.refuse_request(now, key, error, Cors::None);
-                return false;
+                return Served::Done;
             }
         };
-        self.metrics.add(Counter::HttpRequests, 1);
-        let mut reply = self.pool.take();
-        let keep_alive = match http::route(&head, &self.settings.http, &mut reply) {
+        let mut reply = Reply { bytes: self.pool.take(), keep_alive: false };
+        let action = http::route(&head, &self.settings.http, &mut reply.bytes);
+        let outcome = self.act(now, key, &head, action, &buffer[head_bytes..], &mut reply);
+        if !matches!(outcome, Ok(Served::Incomplete { .. } | Served::Elsewhere(_))) {
+            self.metrics.add(Counter::HttpRequests, 1);
+        }
+        let served = match outcome {
+            Ok(served) => served,
+            Err(Refused { error, cors, keep_alive }) => {
+                self.metrics.add(Counter::refusal(error.label()), 1);
+                http::refuse(error, cors, keep_alive, &mut reply.bytes);
+                reply.keep_alive = keep_alive;
+                Served::Another
+            }
+        };
+        let Reply { bytes, keep_alive } = reply;
+        let mut another = false;
+        if matches!(served, Served::Another) {
+            self.send_reply(now, key, &bytes, keep_alive, head.content_length);
+            another = keep_alive;
+        }
+        self.pool.give(bytes);
+        match served {
+            Served::Another if !another => Served::Done,
+            served => served,
+        }
+    }
+
+    fn act<'h>(
+        &mut self,
+        now: Time,
+        key: SlotKey,
+        head: &Head<'h>,
+        action: Action<'h>,
+        rest: &[u8],
+        reply: &mut Reply,
+    ) -> Result<Served, Refused<'h>> {
+        let out = &mut reply.bytes;
+        let (id, cors, keep_alive) = match &action {
             Action::Replied { keep_alive, refused } => {
                 if let Some(error) = refused {
                     self.metrics.add(Counter::refusal(error.label()), 1);
-                    if error == HttpError::OriginForbidden {
-                        self.warn_origin(now, &head);
+                    if *error == HttpError::OriginForbidden {
+                        self.warn_origin(now, head);
                     }
                 }
-                keep_alive
+                reply.keep_alive = *keep_alive;
+                return Ok(Served::Another);
             }
-            Action::Negotiate { version, cors, keep_alive } => {
-                let (id, token) = self.new_token();
-                let token = core::str::from_utf8(&token).expect("base64url is ASCII");
-                let id = core::str::from_utf8(&id).expect("base64url is ASCII");
-                // Version 0 knows one string for both (reference 2).
-                let id = if version == 0 { token } else { id };
-                http::negotiate_reply(version, id, token, cors, keep_alive, &mut reply);
-                self.metrics.add(Counter::Negotiations, 1);
-                keep_alive
+            Action::Negotiate { cors, keep_alive, .. } => (None, *cors, *keep_alive),
+            Action::Upgrade { id, cors, .. } => (*id, *cors, head.keep_alive),
+            Action::EventStream { id, cors } => (Some(*id), *cors, head.keep_alive),
+            Action::Poll { id, cors, keep_alive } | Action::Delete { id, cors, keep_alive } => {
+                (Some(*id), *cors, *keep_alive)
             }
-            Action::Upgrade { accept, id } => {
-                self.pool.give(reply);
-                if id.is_some_and(|id| !self.settings.tokens.verify(id, self.unix_seconds())) {
-                    self.refuse_request(now, key, HttpError::UnknownConnection, Cors::None);
-                    return false;
+            Action::Post { id, cors, keep_alive, .. } => (Some(*id), *cors, *keep_alive),
+        };
+        let refused = |error| Refused { error, cors, keep_alive };
+        let token = match id {
+            None => None,
+            Some(id) => {
+                let opened = self.settings.tokens.open(id, self.unix_seconds());
+                let opened = opened.ok_or(refused(HttpError::UnknownConnection))?;
+                let owner = self.owner_of(&opened);
+                if owner != self.settings.shard {
+                    return Ok(Served::Elsewhere(owner));
                 }
-                self.upgrade(now, key, &head, &accept, &buffer[head_bytes..]);
-                return false;
+                Some(opened)
             }
         };
-        let Shard { conns, frames, dirty, wheel, io, settings, .. } = self;
-        if let Some(Conn { socket, stage: Stage::Http(http) }) = conns.get_mut(key) {
-            socket.out(frames, dirty, |out| out.extend_from_slice(&reply));
-            http.body_left = head.content_length;
-            if keep_alive {
-                // A body that is announced has to come at once; a next request need not.
-                http.until = if http.body_left > 0 {
-                    now.after(settings.request_head_timeout)
-                } else {
-                    now.after(Duration::from_millis(HTTP_IDLE_MS))
+        if let Action::Post { body_bytes, .. } = action
+            && (rest.len() as u64) < body_bytes
+        {
+            return Ok(Served::Incomplete { body_bytes });
+        }
+        let authenticated = self.authenticate(head).map_err(refused)?;
+        match action {
+            Action::Replied { .. } => unreachable!("answered above"),
+            Action::Negotiate { version, stateful_reconnect, .. } => {
+                let (id, token) = self.new_token(stateful_reconnect && self.settings.resume_bytes_max.is_some());
+                let id = core::str::from_utf8(&id).expect("base64url is ASCII");
+                let negotiated = Negotiated {
+                    version,
+                    // Version 0 knows one string for both (reference 2), and no stateful reconnect.
+                    connection_id: if version == 0 { &token } else { id },
+                    token: &token,
+                    transports: self.settings.http.transports,
+                    stateful_reconnect: stateful_reconnect && self.settings.resume_bytes_max.is_some(),
                 };
-                wheel.set(key.slot, http.until);
-            } else {
-                socket.drain(io);
-                wheel.set(key.slot, linger_until(now));
+                http::negotiate_reply(&negotiated, cors, keep_alive, out);
+                self.metrics.add(Counter::Negotiations, 1);
+            }
+            Action::Upgrade { accept, .. } => {
+                let who = Begun { key, head, authenticated, cors };
+                self.on_upgrade(now, who, &accept, token, rest).map_err(refused)?;
+                return Ok(Served::Done);
+            }
+            Action::EventStream { .. } => {
+                let who = Begun { key, head, authenticated, cors };
+                self.on_event_stream(now, who, token.expect("it has an id")).map_err(refused)?;
+                return Ok(Served::Done);
+            }
+            Action::Poll { .. } => {
+                let who = Begun { key, head, authenticated, cors };
+                match self.on_poll(now, who, token.expect("it has an id"), keep_alive).map_err(refused)? {
+                    Some(answer) => http::poll_reply(answer, cors, keep_alive, out),
+                    None => return Ok(Served::Done),
+                }
+            }
+            Action::Post { body_bytes, .. } => {
+                let body = &rest[..body_bytes as usize];
+                self.on_post(now, token.expect("it has an id"), authenticated, body).map_err(refused)?;
+                http::post_reply(cors, keep_alive, out);
+            }
+            Action::Delete { .. } => {
+                self.on_delete(now, token.expect("it has an id")).map_err(refused)?;
+                http::delete_reply(cors, keep_alive, out);
             }
         }
-        self.pool.give(reply);
-        keep_alive
+        reply.keep_alive = keep_alive;
+        Ok(Served::Another)
+    }
+
+    /// Sends the reply to a request. With `keep_alive` the connection waits for the next one, behind the body of this one.
+    pub(super) fn send_reply(&mut self, now: Time, key: SlotKey, bytes: &[u8], keep_alive: bool, body_bytes: u64) {
+        let Shard { conns, frames, dirty, wheel, io, settings, .. } = self;
+        let Some(Conn { socket, stage: Stage::Http(http) }) = conns.get_mut(key) else { return };
+        if socket.life != Life::Open {
+            return;
+        }
+        socket.out(frames, dirty, |out| out.extend_from_slice(bytes));
+        http.body_left = body_bytes;
+        if keep_alive {
+            // A body that is announced has to come at once; a next request need not.
+            http.until = if body_bytes > 0 {
+                now.after(settings.request_head_timeout)
+            } else {
+                now.after(Duration::from_millis(HTTP_IDLE_MS))
+            };
+            wheel.set(key.slot, http.until);
+        } else {
+            socket.drain(io);
+            wheel.set(key.slot, linger_until(now));
+        }
     }
 
     /// Answers with an error status and closes.
     pub(super) fn refuse_request(&mut self, now: Time, key: SlotKey, error: HttpError, cors: Cors<'_>) {
         self.metrics.add(Counter::refusal(error.label()), 1);
         let mut reply = self.pool.take();
-        http::refuse(error, cors, &mut reply);
+        http::refuse(error, cors, false, &mut reply);
         let Shard { conns, frames, dirty, io, wheel, .. } = self;
         if let Some(Conn { socket, .. }) = conns.get_mut(key)
             && socket.life == Life::Open
@@ -229,10 +466,12 @@ impl<I: Io> Shard<I> {
         let Some(conn) = self.conns.get_mut(key) else { return };
         match (conn.socket.life, &conn.stage) {
             (Life::Open, Stage::Http(http)) if now < http.until => self.wheel.set(key.slot, http.until),
-            (Life::Open, Stage::Http(http)) if !http.buffer.is_empty() => {
+            (Life::Open, Stage::Http(http)) if !http.buffer.is_empty() && !http.proxied => {
                 self.refuse_request(now, key, HttpError::HeadTimeout, Cors::None);
             }
             (Life::Open, Stage::Client(_)) => self.on_client_time(now, key),
+            (Life::Open, Stage::Carrier(_)) => {}
+            (Life::Open, &Stage::LastPolls(id)) => self.remove_carried(key, id),
             // An idle HTTP connection; or a peer that does not close its side in time.
             _ => {
                 conn.socket.end(&mut self.io, &mut self.frames, &mut self.metrics);
@@ -244,26 +483,52 @@ impl<I: Io> Shard<I> {
     /// A connection is at its end, of whatever kind it is.
     pub(super) fn connection_ends(&mut self, now: Time, key: SlotKey, end: End) {
         let Some(conn) = self.conns.get_mut(key) else { return };
-        if matches!(conn.stage, Stage::Client(_)) {
-            return self.client_ends(now, key, end);
+        match &mut conn.stage {
+            Stage::Client(_) => return self.client_ends(now, key, end),
+            &mut Stage::Carrier(client) => return self.carrier_ends(now, key, client, end),
+            &mut Stage::LastPolls(id) => return self.remove_carried(key, id),
+            Stage::Http(http) => {
+                self.pool.give(core::mem::take(&mut http.buffer));
+                if let Some(parked) = http.parked.take() {
+                    self.poll_gone(now, key, parked.client);
+                }
+            }
+            Stage::Over => {}
         }
-        if let Stage::Http(http) = &mut conn.stage {
-            self.pool.give(core::mem::take(&mut http.buffer));
-        }
+        let Some(conn) = self.conns.get_mut(key) else { return };
         conn.socket.end(&mut self.io, &mut self.frames, &mut self.metrics);
         self.join(now, key);
     }
 
     /// A connection id and its token, both as text.
-    fn new_token(&mut self) -> ([u8; crate::ids::ID_BYTES], [u8; crate::session::token::TOKEN_CHARS]) {
-        let mut id = [0u8; 16];
-        id[..8].copy_from_slice(&self.random.next().to_ne_bytes());
-        id[8..].copy_from_slice(&self.random.next().to_ne_bytes());
-        (base64url(&id), self.settings.tokens.issue(&id, self.unix_seconds()))
+    fn new_token(&mut self, resumable: bool) -> ([u8; crate::ids::ID_BYTES], String) {
+        let mut connection = [0u8; 16];
+        connection[..8].copy_from_slice(&self.random.next().to_ne_bytes());
+        connection[8..].copy_from_slice(&self.random.next().to_ne_bytes());
+        // The shards in turn: the kernel spreads connections by hash, negotiate spreads clients evenly.
+        self.next_shard = (self.next_shard + 1) % self.shards();
+        let token = Token { connection, shard: ShardId(self.next_shard as u8), resumable };
+        (base64url(&connection), self.settings.tokens.issue(&token, self.unix_seconds()))
     }
 
-    fn unix_seconds(&self) -> u64 {
-        self.clock.last / 10_000_000
+    /// The shard of this node that holds the connection of a token.
+    fn owner_of(&self, opened: &Opened) -> ShardId {
+        let shards = self.shards();
+        let shard = opened.token.shard;
+        if opened.is_own && usize::from(shard.0) < shards {
+            return shard;
+        }
+        // A neighbour's: any shard would do, as long as it is always the same.
+        ShardId((usize::from(opened.token.connection[0]) % shards) as u8)
+    }
+
+    /// Shards of this node.
+    fn shards(&self) -> usize {
+        self.shards.len().max(1)
+    }
+
+    pub(super) fn unix_seconds(&self) -> u64 {
+        self.clock.unix_seconds()
     }
 
     fn warn_origin(&mut self, now: Time, head: &http::Head<'_>) {
@@ -275,4 +540,17 @@ impl<I: Io> Shard<I> {
             "refused a request from origin {origin}: add it to `allowed_origins` if that page may use this node{suppressed}"
         );
     }
+}
+
+/// Why a request is not served; the answer carries CORS headers, or a browser would hide it from its page.
+struct Refused<'h> {
+    error: HttpError,
+    cors: Cors<'h>,
+    keep_alive: bool,
+}
+
+pub(super) fn accept_token(listener: usize) -> Operation {
+    let mut token = own_token(Op::Accept);
+    token.key.generation = listener as u32;
+    token
 }

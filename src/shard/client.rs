@@ -1,28 +1,35 @@
-//! Clients of this shard: from the upgrade to the end.
+//! Clients of this shard: from the start of their transport to the end.
 use super::Shard;
-use super::lane::{From, Gate, Lane};
-use super::socket::{Client, Conn, Life, Socket, Stage, linger_until};
+use super::carried::Begun;
+use super::lane::{From, Gate, Lane, Shown};
+use super::socket::{Carried, Client, Conn, Input, Life, Socket, Stage, User, linger_until};
 use crate::ids::{Address, SlotKey, Time};
 use crate::limits::CONTEXT_BYTES_MAX;
 use crate::metrics::Counter;
-use crate::proto::dotnetify::context::{self, Embedding, Peer, Prepared};
+use crate::proto::dotnetify::context::{self, Items, Peer, Prepared};
 use crate::proto::dotnetify::request::{Call, Request};
-use crate::proto::http::{self, Head};
+use crate::proto::http;
+use crate::proto::signalr::Protocol;
 use crate::session::client::{ClientEnv, ClientSession, Note};
 use crate::session::fault::{self, End, Refusal};
+use crate::session::form::{Form, Transport};
 use crate::session::groups::Memberships;
-use crate::sys::{Io, Received};
+use crate::sys::Io;
+use core::time::Duration;
 use tracing::{debug, info, warn};
 
-/// What a client's session acts on: its own socket and its lane.
-struct ClientSide<'a> {
-    now: Time,
-    socket: &'a mut Socket,
-    lane: &'a mut Lane,
-    forwarded: &'a mut bool,
-    origin: crate::ids::OriginId,
-    context: [&'a [u8]; 2],
-    gate: Gate<'a>,
+/// What a client's session acts on: its own queue and its lane.
+pub(super) struct ClientSide<'a> {
+    pub(super) now: Time,
+    pub(super) socket: &'a mut Socket,
+    pub(super) lane: &'a mut Lane,
+    pub(super) forwarded: &'a mut bool,
+    pub(super) origin: crate::ids::OriginId,
+    pub(super) context: [&'a [u8]; 2],
+    pub(super) user: &'a mut Option<Box<User>>,
+    pub(super) as_user: &'a mut Memberships,
+    pub(super) carried: Option<&'a mut Carried>,
+    pub(super) gate: Gate<'a>,
 }
 
 impl ClientEnv for ClientSide<'_> {
@@ -30,8 +37,20 @@ impl ClientEnv for ClientSide<'_> {
         self.socket.out(self.gate.frames, self.gate.dirty, write)
     }
 
+    fn message(&mut self, form: Form, write: impl FnOnce(&mut Vec<u8>)) {
+        write_message(self.socket, self.carried.as_deref_mut(), form, &mut self.gate, write);
+    }
+
+    fn acknowledged(&mut self, number: u64) {
+        if let Some(outbound) = self.carried.as_mut().and_then(|carried| carried.outbound.as_mut()) {
+            outbound.on_ack(number, self.gate.frames);
+        }
+    }
+
     fn forward(&mut self, request: &Request, record: &[u8]) -> Result<(), Refusal> {
-        let from = From { client: self.socket.key, origin: &self.origin, context: self.context };
+        self.identify(request, record)?;
+        let shown = Shown { context: self.context, items: items_of(self.user.as_deref()) };
+        let from = From { client: self.socket.key, origin: &self.origin, shown };
         let on_lane = self.lane.request(self.now, from, request, record, &mut self.gate)?;
         *self.forwarded |= on_lane;
         Ok(())
@@ -40,7 +59,8 @@ impl ClientEnv for ClientSide<'_> {
     fn note(&mut self, note: Note) {
         let metrics = &mut *self.gate.metrics;
         match note {
-            Note::HandshakeDone => metrics.add(Counter::Handshakes, 1),
+            Note::HandshakeDone(Protocol::Json) => metrics.add(Counter::HandshakesJson, 1),
+            Note::HandshakeDone(Protocol::MessagePack) => metrics.add(Counter::HandshakesMessagePack, 1),
             Note::Ping => metrics.add(Counter::ClientPing, 1),
             Note::Request(Call::RequestVm) => metrics.add(Counter::ClientRequestVm, 1),
             Note::Request(Call::UpdateVm) => metrics.add(Counter::ClientUpdateVm, 1),
@@ -50,9 +70,73 @@ impl ClientEnv for ClientSide<'_> {
                 metrics.add(Counter::refusal(fault::request_label(error)), 1);
             }
             Note::Refused(refusal) => metrics.add(Counter::refusal(refusal.label()), 1),
+            Note::Repeated => metrics.add(Counter::ClientRepeated, 1),
             Note::Ignored => metrics.add(Counter::ClientOther, 1),
         }
     }
+}
+
+impl ClientSide<'_> {
+    /// A request's `$headers` may name its client's user, unless the connection has done so.
+    fn identify(&mut self, request: &Request, record: &[u8]) -> Result<(), Refusal> {
+        let Some(authentication) = &self.gate.settings.authentication else { return Ok(()) };
+        let is_connections = self.user.as_ref().is_some_and(|user| user.is_connections);
+        if let Some(argument) = request.argument
+            && !is_connections
+        {
+            let (now, lanes) = (self.gate.unix_seconds(), self.gate.settings.lane_protocol);
+            let found = authentication.of_message(argument.of(record), now, lanes, self.gate.metrics);
+            if let Some(user) = found {
+                enter_user(self.lane, self.socket.key, self.as_user, self.user, user);
+            }
+        }
+        if request.call == Call::RequestVm { authentication.admits(self.user.as_deref()) } else { Ok(()) }
+    }
+}
+
+/// The client's user from now on: its id leads to it in a `SendToUsersAsync`.
+fn enter_user(
+    lane: &mut Lane,
+    client: SlotKey,
+    as_user: &mut Memberships,
+    present: &mut Option<Box<User>>,
+    user: Box<User>,
+) {
+    let id = |user: &Option<Box<User>>| user.as_ref().and_then(|user| user.id.clone());
+    let before = id(present);
+    *present = Some(user);
+    let after = id(present);
+    if before != after {
+        lane.users.leave_all(as_user);
+        if let Some(id) = after {
+            lane.users.join(client, as_user, id.as_bytes());
+        }
+    }
+}
+
+/// One message that a stateful reconnect counts: in a frame of its own where it may have to be sent again.
+pub(super) fn write_message(
+    socket: &mut Socket,
+    carried: Option<&mut Carried>,
+    form: Form,
+    gate: &mut Gate<'_>,
+    write: impl FnOnce(&mut Vec<u8>),
+) {
+    let Some(outbound) = carried.and_then(|carried| carried.outbound.as_mut()) else {
+        return socket.out(gate.frames, gate.dirty, |out| form.write(out, write));
+    };
+    let frame = gate.frames.create();
+    form.write(gate.frames.bytes_mut(&frame), write);
+    gate.frames.share(&frame, &mut socket.queue);
+    socket.mark(gate.dirty);
+    let bytes_max = gate.settings.resume_bytes_max.unwrap_or_default() as usize;
+    let forgotten = outbound.keep(&frame, gate.frames, bytes_max);
+    gate.metrics.add(Counter::DroppedResume, u64::from(forgotten));
+    gate.frames.release(frame);
+}
+
+pub(super) fn items_of(user: Option<&User>) -> Items<'_> {
+    user.map_or(Items::default(), |user| Items { count: user.items.0, bytes: &user.items.1 })
 }
 
 /// Calls into a client's session with everything it may act on.
@@ -61,16 +145,30 @@ macro_rules! with_client {
         let Shard { io: $io, conns, lanes, frames, pool: $pool, dirty, random, clock, metrics, settings, .. } = $shard;
         match conns.get_mut($key) {
             Some(Conn { socket, stage: Stage::Client(client) }) if socket.life == Life::Open => {
-                let Client { session: $session, lane, forwarded, origin, connection, headers, .. } = client;
+                let Client {
+                    session: $session,
+                    lane,
+                    forwarded,
+                    origin,
+                    connection,
+                    headers,
+                    user,
+                    as_user,
+                    carried,
+                    ..
+                } = client;
                 let settings = &*settings;
-                let mut $side = ClientSide {
+                let mut $side = $crate::shard::client::ClientSide {
                     now: $now,
                     socket,
                     lane: &mut lanes[lane.0 as usize],
                     forwarded,
                     origin: *origin,
                     context: [connection, headers],
-                    gate: Gate { settings, frames, dirty, random, clock, metrics },
+                    user,
+                    as_user,
+                    carried: carried.as_deref_mut(),
+                    gate: $crate::shard::lane::Gate { settings, frames, dirty, random, clock, metrics },
                 };
                 Some($body)
             }
@@ -78,22 +176,44 @@ macro_rules! with_client {
         }
     }};
 }
+pub(super) use with_client;
 
 impl<I: Io> Shard<I> {
-    /// A valid upgrade: the connection is a client from now on.
-    pub(super) fn upgrade(&mut self, now: Time, key: SlotKey, head: &Head<'_>, accept: &[u8; 28], early: &[u8]) {
+    /// A valid upgrade of a client that lives and ends with this socket.
+    pub(super) fn upgrade(&mut self, now: Time, begun: Begun<'_, '_>, accept: &[u8; 28]) {
+        let key = begun.key;
+        let Shard { conns, frames, dirty, settings, .. } = self;
+        let Some(Conn { socket, .. }) = conns.get_mut(key) else { return };
+        socket.out(frames, dirty, |out| http::upgrade_reply(accept, out));
+        let session = ClientSession::new(now, Transport::WebSockets, false, &settings.client);
+        self.make_client(now, key, &begun, session, None);
+    }
+
+    /// The place in the table is a client's from now on. Its context is that of the request that began it.
+    pub(super) fn make_client(
+        &mut self,
+        now: Time,
+        key: SlotKey,
+        begun: &Begun<'_, '_>,
+        session: ClientSession,
+        carried: Option<Box<Carried>>,
+    ) {
         let lane = self.choose_lane();
         let name = self.random.next();
-        let Shard { conns, frames, dirty, settings, metrics, quiet, headers, .. } = self;
-        let Some(Conn { socket, stage }) = conns.get_mut(key) else { return };
-        let Stage::Http(http) = stage else { return };
-        let (local, peer) = (http.local, http.peer);
+        let Shard { conns, settings, metrics, quiet, headers, .. } = self;
+        let Some(Conn { stage: Stage::Http(http), .. }) = conns.get(begun.key) else { return };
+        let peer = http.peer;
+        let (local, mut remote) = ((peer.local.ip(), peer.local.port()), (peer.remote.ip(), peer.remote.port()));
+        // Who it is behind the proxies that are trusted to say so.
+        if let Some(client) = http::client_of(begun.head, (!peer.is_unix).then_some(remote.0), &settings.trusted) {
+            remote = (client.ip, client.port);
+        }
         // The HTTP connection's own name; Kestrel's look like this, too.
         let connection_id = format!("{name:016X}");
         let context = |admits: &dyn Fn(&str) -> bool| {
-            let shown: Vec<(&str, &[u8])> = head.headers().filter(|(name, _)| admits(name)).collect();
-            let (local, remote) = ((local.ip(), local.port()), (peer.ip(), peer.port()));
-            context::prepare(&Peer { connection_id: &connection_id, local, remote, headers: &shown }, Embedding::Json)
+            let shown: Vec<(&str, &[u8])> = begun.head.headers().filter(|(name, _)| admits(name)).collect();
+            let peer = Peer { connection_id: &connection_id, local, remote, headers: &shown };
+            context::prepare(settings.lane_protocol, &peer)
         };
         let bytes = |prepared: &Prepared| prepared.connection.len() + prepared.headers.len();
         let policy = &settings.forward_headers;
@@ -108,13 +228,12 @@ impl<I: Io> Shard<I> {
             }
             metrics.add(Counter::DroppedHeaders, 1);
             if let Some(suppressed) = quiet.headers.admit(now) {
-                warn!(%peer, "the app server is shown few of this client's headers, they are too long; name those it needs in `forward_headers`{suppressed}");
+                warn!(peer = %remote.0, "the app server is shown few of this client's headers, they are too long; name those it needs in `forward_headers`{suppressed}");
             }
         }
-        socket.out(frames, dirty, |out| http::upgrade_reply(accept, out));
-        let session = ClientSession::new(now, &settings.client);
         let origin = settings.origin_key.seal(Address { shard: settings.shard, key });
-        *stage = Stage::Client(Client {
+        let transport = session.form().transport;
+        let mut client = Client {
             session,
             lane,
             forwarded: false,
@@ -122,18 +241,37 @@ impl<I: Io> Shard<I> {
             memberships: Memberships::default(),
             connection: prepared.connection,
             headers: headers.intern(&prepared.headers),
-        });
-        self.lanes[lane.0 as usize].clients += 1;
-        self.metrics.add(Counter::ClientsOpened, 1);
+            user: None,
+            as_user: Memberships::default(),
+            carried,
+        };
+        let state = &mut self.lanes[lane.0 as usize];
+        state.clients += 1;
+        if let Some(user) = &begun.authenticated {
+            let user = Box::new(User { id: user.id.clone(), items: user.items.clone(), ..**user });
+            enter_user(state, key, &mut client.as_user, &mut client.user, user);
+        }
+        let Some(conn) = self.conns.get_mut(key) else { return };
+        if let Stage::Http(http) = core::mem::replace(&mut conn.stage, Stage::Client(client)) {
+            self.pool.give(http.buffer);
+        }
+        self.metrics.add(
+            match transport {
+                Transport::WebSockets => Counter::OpenedWebSockets,
+                Transport::ServerSentEvents => Counter::OpenedServerSentEvents,
+                Transport::LongPolling => Counter::OpenedLongPolling,
+            },
+            1,
+        );
         self.wheel.set(key.slot, now.after(self.settings.client.handshake_timeout));
-        debug!(client = ?origin, %peer, "client connected");
-        if !early.is_empty() {
-            let mut early = early.to_vec();
-            let result = with_client!(self, now, key, |session, side, _io, pool| {
-                let result = session.on_bytes(now, &mut early, &side.gate.settings.client, pool, &mut side);
-                result.map(|()| session.is_open())
-            });
-            self.after_bytes(now, key, result);
+        debug!(client = ?origin, peer = %remote.0, ?transport, "client connected");
+    }
+
+    /// A later request of the same client names its user anew.
+    pub(super) fn set_user(&mut self, key: SlotKey, new: Box<User>) {
+        if let Some(Conn { stage: Stage::Client(client), .. }) = self.conns.get_mut(key) {
+            let lane = &mut self.lanes[client.lane.0 as usize];
+            enter_user(lane, key, &mut client.as_user, &mut client.user, new);
         }
     }
 
@@ -149,40 +287,78 @@ impl<I: Io> Shard<I> {
         if let Some(Conn { stage: Stage::Client(client), .. }) = self.conns.get_mut(key)
             && self.lanes[better.0 as usize].is_up()
         {
-            self.lanes[client.lane.0 as usize].clients -= 1;
-            self.lanes[better.0 as usize].clients += 1;
+            let from = &mut self.lanes[client.lane.0 as usize];
+            from.clients -= 1;
+            from.users.leave_all(&mut client.as_user);
             client.lane = better;
+            let to = &mut self.lanes[better.0 as usize];
+            to.clients += 1;
+            if let Some(id) = client.user.as_ref().and_then(|user| user.id.as_ref()) {
+                to.users.join(key, &mut client.as_user, id.as_bytes());
+            }
         }
     }
 
-    pub(super) fn on_client_bytes(&mut self, now: Time, key: SlotKey, received: &Received) {
+    pub(super) fn on_client_bytes(&mut self, now: Time, key: SlotKey, mut input: Input<'_>) {
         self.leave_dead_lane(key);
         let result = with_client!(self, now, key, |session, side, io, pool| {
-            let was_open = session.is_open();
-            let result = session.on_bytes(now, io.buffer(received), &side.gate.settings.client, pool, &mut side);
-            result.map(|()| session.is_open() && !was_open)
+            let result = session.on_bytes(now, input.bytes(io), &side.gate.settings.client, pool, &mut side);
+            result.map(|()| session.take_hurry())
         });
         self.after_bytes(now, key, result);
     }
 
-    /// `result`: has the handshake just been done? Then its deadline gives way to the pings'.
+    /// The body of a POST.
+    pub(super) fn on_client_body(&mut self, now: Time, key: SlotKey, body: &[u8]) {
+        self.leave_dead_lane(key);
+        let result = with_client!(self, now, key, |session, side, _io, pool| {
+            let result = session.on_body(now, body, &side.gate.settings.client, pool, &mut side);
+            result.map(|()| session.take_hurry())
+        });
+        self.after_bytes(now, key, result);
+    }
+
+    /// `result`: has a deadline come nearer?
     fn after_bytes(&mut self, now: Time, key: SlotKey, result: Option<Result<bool, End>>) {
         match result {
-            Some(Ok(true)) => self.wheel.set(key.slot, now.after(self.settings.client.keep_alive)),
+            Some(Ok(true)) => self.on_client_time(now, key),
             Some(Ok(false)) | None => {}
             Some(Err(end)) => self.client_ends(now, key, end),
         }
     }
 
+    /// Does what is due for a client, and sets its next deadline.
     pub(super) fn on_client_time(&mut self, now: Time, key: SlotKey) {
-        let result = with_client!(self, now, key, |session, side, _io, _pool| {
-            session.on_time(now, &side.gate.settings.client, &mut side)
-        });
-        match result {
-            Some(Ok(next)) => self.wheel.set(key.slot, next),
-            Some(Err(end)) => self.client_ends(now, key, end),
-            None => {}
+        let Some(Conn { stage: Stage::Client(client), .. }) = self.conns.get(key) else { return };
+        let mut next = Time::NEVER;
+        if let Some(authentication) = &self.settings.authentication
+            && authentication.closes_on_expiry
+            && let Some(expires) = client.user.as_ref().and_then(|user| user.expires)
+        {
+            let seconds = expires.saturating_sub(self.unix_seconds());
+            if seconds == 0 {
+                return self.client_ends(now, key, End::TokenExpired);
+            }
+            next = now.after(Duration::from_secs(seconds));
         }
+        let is_lost = client.carried.as_ref().is_some_and(|carried| carried.carrier.is_none());
+        let is_polling = client.session.form().transport == Transport::LongPolling;
+        if client.carried.is_some() {
+            let Some(until) = self.on_carried_time(now, key) else { return };
+            next = next.min(until);
+        }
+        // Nobody is there to be pinged or timed out; who polls has the handshake's deadline only.
+        if !is_lost || is_polling {
+            let result = with_client!(self, now, key, |session, side, _io, _pool| {
+                session.on_time(now, &side.gate.settings.client, &mut side)
+            });
+            match result {
+                Some(Ok(time)) => next = next.min(time),
+                Some(Err(end)) => return self.client_ends(now, key, end),
+                None => return,
+            }
+        }
+        self.wheel.set(key.slot, next);
     }
 
     /// A client is at its end: the peer is told, and so is the app server if it knows the client.
@@ -191,7 +367,8 @@ impl<I: Io> Shard<I> {
         with_client!(self, now, key, |session, side, _io, pool| {
             session.close(&end, pool, &mut side);
             if *side.forwarded {
-                side.lane.disconnected(&side.origin, side.context, &mut side.gate);
+                let shown = Shown { context: side.context, items: items_of(side.user.as_deref()) };
+                side.lane.disconnected(&side.origin, shown, &mut side.gate);
             }
         });
         let Shard { conns, lanes, io, frames, wheel, metrics, headers, .. } = self;
@@ -203,7 +380,11 @@ impl<I: Io> Shard<I> {
         let lane = &mut lanes[client.lane.0 as usize];
         lane.clients -= 1;
         lane.groups.leave_all(&mut client.memberships);
-        if told.close_code.is_some() {
+        lane.users.leave_all(&mut client.as_user);
+        if let Some(carried) = client.carried {
+            let transport = client.session.form().transport;
+            self.carried_ends(now, key, *carried, transport, &end);
+        } else if told.close_code.is_some() {
             socket.drain(io);
             wheel.set(key.slot, linger_until(now));
         } else {
@@ -236,15 +417,19 @@ impl<I: Io> Shard<I> {
             return;
         }
         self.stopping = Some(now.after(core::time::Duration::from_millis(crate::limits::STOP_MS)));
-        // Closing the listener while the multishot accept holds it would keep the port: call the accept back.
-        self.io.cancel(super::turn::own_token(crate::sys::Op::Accept));
-        if let Some(listener) = &self.listener {
-            self.io.shutdown(std::os::fd::AsRawFd::as_raw_fd(listener));
+        // Closing a listener while the multishot accept holds it would keep the port: call the accept back.
+        for (index, listener) in core::mem::take(&mut self.listeners).into_iter().enumerate() {
+            self.io.cancel(super::accept::accept_token(index));
+            self.io.shutdown(std::os::fd::AsRawFd::as_raw_fd(&listener.socket));
         }
-        self.listener = None;
-        for slot in 0..self.conns.slots() {
-            let Some(key) = self.conns.key_at(slot) else { continue };
-            self.connection_ends(now, key, End::Stopping);
+        // Clients first: what carries them is needed for their last words.
+        for is_client in [true, false] {
+            for slot in 0..self.conns.slots() {
+                let Some(key) = self.conns.key_at(slot) else { continue };
+                if is_client == matches!(self.conns.get(key), Some(Conn { stage: Stage::Client(_), .. })) {
+                    self.connection_ends(now, key, End::Stopping);
+                }
+            }
         }
     }
 

@@ -1,15 +1,14 @@
-//! From the app server to clients: whom a delivery addresses, and its frame, encoded once and queued on each of them.
-use super::socket::{Conn, Life, Socket, Stage};
+//! From the app server to clients: whom a delivery addresses, and its frame, encoded once a form and queued on each of them.
+use super::socket::{Client, Conn, Life, Socket, Stage};
 use super::{Random, Settings};
 use crate::ids::{LaneIndex, SlotKey};
-use crate::mem::frames::FramePool;
+use crate::mem::frames::{FramePool, FrameRef};
 use crate::mem::slab::Slab;
 use crate::metrics::{Counter, ShardMetrics};
 use crate::proto::dotnetify::response::{self, Delivery, Recipients};
-use crate::proto::signalr::Span;
-use crate::proto::ws::Opcode;
-use crate::proto::ws::frame::write_frame;
-use crate::session::groups::{Groups, Joined};
+use crate::proto::signalr::{Protocol, Span};
+use crate::session::form::Form;
+use crate::session::groups::{Groups, Joined, Memberships};
 use crate::session::lane::{LaneEnv, LaneNote, LaneOut};
 
 /// What a lane's session acts on: its own socket, its groups, and the shard's clients.
@@ -18,6 +17,7 @@ pub(super) struct LaneSide<'a> {
     /// Which lane it is: its groups are for clients pinned to it.
     pub(super) index: LaneIndex,
     pub(super) groups: &'a mut Groups,
+    pub(super) users: &'a Groups,
     pub(super) conns: &'a mut Slab<Conn>,
     pub(super) frames: &'a mut FramePool,
     pub(super) dirty: &'a mut Vec<SlotKey>,
@@ -62,12 +62,12 @@ impl LaneEnv for LaneSide<'_> {
                 None => self.metrics.add(Counter::DroppedUnknownClient, 1),
             },
             Delivery::Send { to, vm, data } | Delivery::SendToMany { to, vm, data } => {
-                let frame = self.encode(record, vm, data);
-                response::each_recipient(record, to, |id| match id.and_then(|id| client_of(self.settings, id)) {
-                    Some(key) => self.share(&frame, key, Counter::DeliveredMany),
-                    None => self.metrics.add(Counter::DroppedUnknownClient, 1),
+                let mut many = self.many(record, vm, data, Counter::DeliveredMany);
+                response::each_recipient(record, to, |id| match id.and_then(|id| client_of(many.settings, id)) {
+                    Some(key) => many.send(key),
+                    None => many.metrics.add(Counter::DroppedUnknownClient, 1),
                 });
-                self.frames.release(frame);
+                many.end();
             }
             Delivery::SendToGroup { group, vm, data } => {
                 self.send_to_group(record, group, None, vm, data);
@@ -75,8 +75,7 @@ impl LaneEnv for LaneSide<'_> {
             Delivery::SendToGroupExcept { group, except, vm, data } => {
                 self.send_to_group(record, group, except, vm, data);
             }
-            // Nobody is authenticated here yet, so no user id matches any client.
-            Delivery::SendToUsers { .. } => self.metrics.add(Counter::DroppedUsers, 1),
+            Delivery::SendToUsers { users, listed, vm, data } => self.send_to_users(record, users, listed, vm, data),
             Delivery::AddToGroup { group, who } => {
                 let name = group.of(record);
                 response::each_recipient(record, who, |id| {
@@ -104,22 +103,21 @@ impl LaneEnv for LaneSide<'_> {
 }
 
 impl LaneSide<'_> {
-    fn encode(&mut self, record: &[u8], vm: Span, data: Span) -> crate::mem::frames::FrameRef {
-        let frame = self.frames.create();
-        write_client_frame(self.frames.bytes_mut(&frame), vm.of(record), data.of(record));
-        frame
-    }
-
     fn send_to_one(&mut self, key: SlotKey, vm: &[u8], data: &[u8]) {
-        let Some(socket) = client_socket(self.conns, key) else {
+        let Some((socket, client)) = open_client(self.conns, key) else {
             return self.metrics.add(Counter::DroppedUnknownClient, 1);
         };
-        socket.out(self.frames, self.dirty, |out| write_client_frame(out, vm, data));
+        if client.carried.is_some() {
+            let mut many = self.many_of(vm, data, Counter::DeliveredOne);
+            many.send(key);
+            return many.end();
+        }
+        let (form, from) = (client.session.form(), self.settings.lane_protocol);
+        socket.out(self.frames, self.dirty, |out| write_client(from, form, vm, data, out));
         self.metrics.add(Counter::DeliveredOne, 1);
     }
 
     fn send_to_group(&mut self, record: &[u8], group: Span, except: Option<Recipients>, vm: Span, data: Span) {
-        let frame = self.encode(record, vm, data);
         // Most lists of exceptions hold a single null (contract 3.2): nobody, and nothing is allocated.
         let mut left_out = Vec::new();
         if let Some(except) = except {
@@ -128,41 +126,92 @@ impl LaneSide<'_> {
             });
             left_out.sort_unstable();
         }
-        let LaneSide { groups, conns, frames, dirty, metrics, .. } = self;
+        let groups = core::mem::take(self.groups);
+        let mut many = self.many(record, vm, data, Counter::DeliveredGroup);
         for key in groups.members(group.of(record)) {
             if left_out.binary_search(&(key.slot, key.generation)).is_err() {
-                share(&frame, key, Counter::DeliveredGroup, conns, frames, dirty, metrics);
+                many.send(key);
             }
         }
-        self.frames.release(frame);
+        many.end();
+        *self.groups = groups;
     }
 
-    fn share(&mut self, frame: &crate::mem::frames::FrameRef, key: SlotKey, kind: Counter) {
-        let LaneSide { conns, frames, dirty, metrics, .. } = self;
-        share(frame, key, kind, conns, frames, dirty, metrics);
+    /// To every client of this lane whose user is listed (contract 3.2); once, however often it is.
+    fn send_to_users(&mut self, record: &[u8], users: Option<Span>, listed: Option<Recipients>, vm: Span, data: Span) {
+        let mut addressed = Vec::new();
+        let list = users.map(Recipients::Many).or(listed);
+        if let Some(list) = list {
+            response::each_recipient(record, list, |id| {
+                addressed.extend(id.into_iter().flat_map(|id| self.users.members(id)));
+            });
+        }
+        addressed.sort_unstable_by_key(|key: &SlotKey| key.slot);
+        addressed.dedup();
+        let mut many = self.many(record, vm, data, Counter::DeliveredUsers);
+        for key in addressed {
+            many.send(key);
+        }
+        many.end();
+    }
+
+    fn many<'s>(&'s mut self, record: &'s [u8], vm: Span, data: Span, kind: Counter) -> Many<'s> {
+        self.many_of(vm.of(record), data.of(record), kind)
+    }
+
+    fn many_of<'s>(&'s mut self, vm: &'s [u8], data: &'s [u8], kind: Counter) -> Many<'s> {
+        let LaneSide { conns, frames, dirty, metrics, settings, .. } = self;
+        Many { vm, data, kind, encoded: [const { None }; Form::COUNT], conns, frames, dirty, metrics, settings }
     }
 }
 
-// The fields of `LaneSide` that are free while its groups are walked.
-fn share(
-    frame: &crate::mem::frames::FrameRef,
-    key: SlotKey,
+/// One message for many clients: encoded once for each form that one of them has.
+struct Many<'a> {
+    vm: &'a [u8],
+    data: &'a [u8],
     kind: Counter,
-    conns: &mut Slab<Conn>,
-    frames: &mut FramePool,
-    dirty: &mut Vec<SlotKey>,
-    metrics: &mut ShardMetrics,
-) {
-    let Some(socket) = client_socket(conns, key) else {
-        return metrics.add(Counter::DroppedUnknownClient, 1);
-    };
-    frames.share(frame, &mut socket.queue);
-    socket.mark(dirty);
-    metrics.add(kind, 1);
+    encoded: [Option<FrameRef>; Form::COUNT],
+    conns: &'a mut Slab<Conn>,
+    frames: &'a mut FramePool,
+    dirty: &'a mut Vec<SlotKey>,
+    metrics: &'a mut ShardMetrics,
+    settings: &'a Settings,
 }
 
-fn write_client_frame(out: &mut Vec<u8>, vm: &[u8], data: &[u8]) {
-    write_frame(out, Opcode::Text, None, |out| response::write_client_json(vm, data, out));
+impl Many<'_> {
+    fn send(&mut self, key: SlotKey) {
+        let Some((socket, client)) = open_client(self.conns, key) else {
+            return self.metrics.add(Counter::DroppedUnknownClient, 1);
+        };
+        let form = client.session.form();
+        let frame = match &mut self.encoded[form.index()] {
+            Some(frame) => frame,
+            none => {
+                let frame = self.frames.create();
+                let out = self.frames.bytes_mut(&frame);
+                write_client(self.settings.lane_protocol, form, self.vm, self.data, out);
+                none.insert(frame)
+            }
+        };
+        self.frames.share(frame, &mut socket.queue);
+        socket.mark(self.dirty);
+        if let Some(outbound) = client.carried.as_mut().and_then(|carried| carried.outbound.as_mut()) {
+            let bytes_max = self.settings.resume_bytes_max.unwrap_or_default() as usize;
+            let forgotten = outbound.keep(frame, self.frames, bytes_max);
+            self.metrics.add(Counter::DroppedResume, u64::from(forgotten));
+        }
+        self.metrics.add(self.kind, 1);
+    }
+
+    fn end(self) {
+        for frame in self.encoded.into_iter().flatten() {
+            self.frames.release(frame);
+        }
+    }
+}
+
+fn write_client(from: Protocol, form: Form, vm: &[u8], data: &[u8], out: &mut Vec<u8>) {
+    form.write(out, |out| response::write_client(from, form.protocol, vm, data, out));
 }
 
 /// The client an origin id stands for, if it is one of this shard's.
@@ -171,9 +220,9 @@ fn client_of(settings: &Settings, id: &[u8]) -> Option<SlotKey> {
     (address.shard == settings.shard).then_some(address.key)
 }
 
-fn client_socket(conns: &mut Slab<Conn>, key: SlotKey) -> Option<&mut Socket> {
+fn open_client(conns: &mut Slab<Conn>, key: SlotKey) -> Option<(&mut Socket, &mut Client)> {
     match conns.get_mut(key)? {
-        Conn { socket, stage: Stage::Client(_) } if socket.life == Life::Open => Some(socket),
+        Conn { socket, stage: Stage::Client(client) } if socket.life == Life::Open => Some((socket, client)),
         _ => None,
     }
 }
@@ -185,7 +234,7 @@ fn find_memberships<'a>(
     conns: &'a mut Slab<Conn>,
     lane: LaneIndex,
     id: Option<&[u8]>,
-) -> Option<(SlotKey, &'a mut crate::session::groups::Memberships)> {
+) -> Option<(SlotKey, &'a mut Memberships)> {
     let key = client_of(settings, id?)?;
     match &mut conns.get_mut(key)?.stage {
         Stage::Client(client) if client.lane == lane => Some((key, &mut client.memberships)),

@@ -1,5 +1,7 @@
 //! Lanes of this shard: the way of requests to the app server, what waits while there is none, and what losing one means.
-use super::socket::{Conn, Life, Link, Socket, Stage};
+use super::client::{items_of, write_message};
+use super::secure::Secure;
+use super::socket::{Client, Conn, Input, Life, Link, Socket, Stage};
 use super::{Random, Settings, Shard, WallClock};
 use crate::bus::ControlOrder;
 use crate::ids::{HubId, LaneIndex, LaneKey, OriginId, SLOT_MAX, SlotKey, Time};
@@ -7,16 +9,16 @@ use crate::limits::*;
 use crate::mem::frames::FramePool;
 use crate::mem::slab::Slab;
 use crate::metrics::{Counter, Histogram, ShardMetrics};
-use crate::proto::dotnetify::context::{Context, MINIMAL_TAIL_JSON};
+use crate::proto::dotnetify::context::{Context, Items, minimal_tail};
 use crate::proto::dotnetify::forward::{self, Forward};
 use crate::proto::dotnetify::request::{Call, Request};
-use crate::proto::ws::Opcode;
 use crate::proto::ws::frame::write_frame;
 use crate::session::client::write_refusal;
 use crate::session::fault::{End, LaneEnd, Refusal};
 use crate::session::groups::Groups;
-use crate::session::lane::{LaneOut, LaneSession};
-use crate::sys::{Io, Received};
+use crate::session::lane::{LaneOut, LaneSession, opcode};
+use crate::sys::Io;
+use crate::tls::Tls;
 use core::time::Duration;
 use std::collections::VecDeque;
 use std::os::fd::{IntoRawFd, OwnedFd};
@@ -49,6 +51,8 @@ pub(super) struct Lane {
     /// Clients pinned to it.
     pub(super) clients: u32,
     pub(super) groups: Groups,
+    /// Clients by user id.
+    pub(super) users: Groups,
     /// Requests that wait for it, oldest first.
     waiting: VecDeque<Waiting>,
     waiting_bytes: u32,
@@ -88,7 +92,16 @@ impl Waiting {
 pub(super) struct From<'a> {
     pub(super) client: SlotKey,
     pub(super) origin: &'a OriginId,
+    pub(super) shown: Shown<'a>,
+}
+
+/// What the app server is shown of a client, beside its id.
+#[derive(Clone, Copy)]
+pub(super) struct Shown<'a> {
+    /// The constant part of its context.
     pub(super) context: [&'a [u8]; 2],
+    /// Members of the metadata beside the context.
+    pub(super) items: Items<'a>,
 }
 
 /// The parts of a shard that writing to a lane needs, apart from the lane.
@@ -99,6 +112,12 @@ pub(super) struct Gate<'a> {
     pub(super) random: &'a mut Random,
     pub(super) clock: &'a mut WallClock,
     pub(super) metrics: &'a mut ShardMetrics,
+}
+
+impl Gate<'_> {
+    pub(super) fn unix_seconds(&self) -> u64 {
+        self.clock.unix_seconds()
+    }
 }
 
 impl Lane {
@@ -154,7 +173,7 @@ impl Lane {
         let argument = request.argument.map(|argument| argument.of(record));
         if self.is_free() {
             let forward = Forward::Vm { call: request.call, vm_id, argument };
-            return self.write(&forward, from.origin, from.context, gate).map(|()| true);
+            return self.write(&forward, from.origin, from.shown, gate).map(|()| true);
         }
         let bytes = [vm_id, argument.unwrap_or_default()].concat().into_boxed_slice();
         let waiting = Waiting {
@@ -175,8 +194,8 @@ impl Lane {
     }
 
     /// The last message of a client that reached the app server on this lane.
-    pub(super) fn disconnected(&mut self, origin: &OriginId, context: [&[u8]; 2], gate: &mut Gate<'_>) {
-        if self.is_free() && self.write(&Forward::Disconnected, origin, context, gate).is_ok() {
+    pub(super) fn disconnected(&mut self, origin: &OriginId, shown: Shown<'_>, gate: &mut Gate<'_>) {
+        if self.is_free() && self.write(&Forward::Disconnected, origin, shown, gate).is_ok() {
             return;
         }
         if self.notices.len() >= LANE_NOTICES_MAX {
@@ -190,20 +209,27 @@ impl Lane {
         &mut self,
         forward: &Forward<'_>,
         origin: &OriginId,
-        tail: [&[u8]; 2],
+        shown: Shown<'_>,
         gate: &mut Gate<'_>,
     ) -> Result<(), Refusal> {
         let (State::Up(link), Some(hub_id)) = (&mut self.state, &self.hub_id) else {
             return Err(Refusal::QueueFull);
         };
-        let context = Context { hub_id: &hub_id.0, ticks: gate.clock.next(), connection_id: &origin.0, tail };
+        let context = Context {
+            hub_id: &hub_id.0,
+            ticks: gate.clock.next(),
+            connection_id: &origin.0,
+            tail: shown.context,
+            items: shown.items,
+        };
+        let protocol = gate.settings.lane_protocol;
         let mask = gate.random.mask();
         let limit = gate.settings.upstream_message_bytes_max as usize;
         let written = link.socket.out(gate.frames, gate.dirty, |out| {
             let start = out.len();
-            let bytes = write_frame(out, Opcode::Text, Some(mask), |out| {
+            let bytes = write_frame(out, opcode(protocol), Some(mask), |out| {
                 let payload = out.len();
-                forward::write_json(forward, &context, None, out);
+                forward::write(protocol, forward, &context, None, out);
                 out.len() - payload
             });
             if bytes > limit {
@@ -252,7 +278,9 @@ impl Lane {
         {
             if let Some(origin) = self.notices.pop_front() {
                 // Cannot be too large: the minimal context has a few dozen bytes.
-                let _ = self.write(&Forward::Disconnected, &origin, [MINIMAL_TAIL_JSON, b""], gate);
+                let shown =
+                    Shown { context: [minimal_tail(gate.settings.lane_protocol), b""], items: Items::default() };
+                let _ = self.write(&Forward::Disconnected, &origin, shown, gate);
                 continue;
             }
             let Some(waiting) = self.waiting.pop_front() else { return };
@@ -264,9 +292,11 @@ impl Lane {
             gate.metrics.observe_us(Histogram::QueueWait, now.since(waiting.since).as_micros() as u64);
             let forward = Forward::Vm { call: waiting.call, vm_id: waiting.vm_id(), argument: waiting.argument() };
             let origin = client.origin;
-            match self.write(&forward, &origin, [&client.connection, &client.headers], gate) {
+            let shown =
+                Shown { context: [&client.connection, &client.headers], items: items_of(client.user.as_deref()) };
+            match self.write(&forward, &origin, shown, gate) {
                 Ok(()) => client.forwarded = true,
-                Err(refusal) => refuse(&waiting, refusal, socket, gate),
+                Err(refusal) => refuse(&waiting, refusal, socket, client, gate),
             }
         }
     }
@@ -279,9 +309,9 @@ impl Lane {
             let Some(waiting) = self.waiting.pop_front() else { return };
             self.waiting_bytes -= waiting.cost();
             match conns.get_mut(waiting.client) {
-                Some(Conn { socket, stage: Stage::Client(_) }) => {
+                Some(Conn { socket, stage: Stage::Client(client) }) => {
                     gate.metrics.observe_us(Histogram::QueueWait, now.since(waiting.since).as_micros() as u64);
-                    refuse(&waiting, Refusal::QueueTimeout, socket, gate);
+                    refuse(&waiting, Refusal::QueueTimeout, socket, client, gate);
                 }
                 _ => gate.metrics.add(Counter::DroppedGoneClient, 1),
             }
@@ -289,10 +319,13 @@ impl Lane {
     }
 }
 
-fn refuse(waiting: &Waiting, refusal: Refusal, socket: &mut Socket, gate: &mut Gate<'_>) {
+fn refuse(waiting: &Waiting, refusal: Refusal, socket: &mut Socket, client: &mut Client, gate: &mut Gate<'_>) {
     gate.metrics.add(Counter::refusal(refusal.label()), 1);
     if socket.life == Life::Open {
-        socket.out(gate.frames, gate.dirty, |out| write_refusal(out, waiting.vm_id(), refusal));
+        let form = client.session.form();
+        write_message(socket, client.carried.as_deref_mut(), form, gate, |out| {
+            write_refusal(form, waiting.vm_id(), refusal, out);
+        });
     }
 }
 
@@ -317,6 +350,7 @@ impl<I: Io> Shard<I> {
         socket: OwnedFd,
         hub_id: HubId,
         mut early: Vec<u8>,
+        tls: Option<Box<Tls>>,
     ) {
         let name = self.lane_key(index);
         let lane = &mut self.lanes[index.0 as usize];
@@ -328,34 +362,29 @@ impl<I: Io> Shard<I> {
         lane.incarnation += 1;
         let key = SlotKey { slot: LANE_SLOTS.start + u32::from(index.0), generation: lane.incarnation };
         let mut socket = Socket::new(key, socket.into_raw_fd());
+        socket.secure = tls.map(|tls| Box::new(Secure::new(tls)));
         socket.arm_readable(&mut self.io);
-        lane.state = State::Up(Link { socket, session: LaneSession::new(now) });
+        lane.state = State::Up(Link { socket, session: LaneSession::new(now, self.settings.lane_protocol) });
         lane.hub_id = Some(hub_id);
         lane.next_time = now;
         self.metrics.add(Counter::LaneConnected, 1);
         info!(lane = %name, "lane up");
         // Bytes behind the handshake's answer were read by the control plane: they come first.
         if !early.is_empty() {
-            self.on_lane_input(now, index, LaneInput::Early(&mut early));
+            self.on_lane_bytes(now, index, Input::Bytes(&mut early));
         }
     }
 
-    pub(super) fn on_lane_bytes(&mut self, now: Time, index: LaneIndex, received: &Received) {
-        self.on_lane_input(now, index, LaneInput::Received(received));
-    }
-
-    fn on_lane_input(&mut self, now: Time, index: LaneIndex, input: LaneInput<'_>) {
+    pub(super) fn on_lane_bytes(&mut self, now: Time, index: LaneIndex, mut input: Input<'_>) {
         let Shard { io, conns, lanes, frames, pool, dirty, random, metrics, settings, .. } = self;
         let lane = &mut lanes[index.0 as usize];
         let State::Up(Link { socket, session }) = &mut lane.state else { return };
-        let bytes = match input {
-            LaneInput::Early(bytes) => bytes,
-            LaneInput::Received(received) => io.buffer(received),
-        };
+        let bytes = input.bytes(io);
         let mut side = super::delivery::LaneSide {
             socket,
             index,
             groups: &mut lane.groups,
+            users: &lane.users,
             conns,
             frames,
             dirty,
@@ -483,11 +512,6 @@ impl<I: Io> Shard<I> {
         }
         self.lanes.iter().all(|lane| matches!(lane.state, State::Down))
     }
-}
-
-enum LaneInput<'a> {
-    Early(&'a mut [u8]),
-    Received(&'a Received),
 }
 
 /// What pings and the goodbye need: the lane's own socket.

@@ -5,12 +5,20 @@
 //! bytes and mark the socket dirty, and all sends of the turn leave in batches at its end.
 
 mod accept;
+mod authenticate;
+mod carried;
 mod client;
+mod connections;
 mod delivery;
+mod handover;
 mod lane;
 mod quiet;
+mod secure;
 mod socket;
 mod turn;
+
+pub use accept::Listener;
+pub use authenticate::{Authentication, Required};
 
 use crate::bus::{ControlOrder, Receiver, Sender, ShardOrder};
 use crate::ids::{OriginKey, ShardId, SlotKey, Time};
@@ -22,13 +30,13 @@ use crate::mem::slab::Slab;
 use crate::mem::wheel::Wheel;
 use crate::metrics::{Published, ShardMetrics};
 use crate::proto::dotnetify::context::HeaderPolicy;
-use crate::proto::http::HttpPolicy;
+use crate::proto::http::{HttpPolicy, Trusted};
+use crate::proto::signalr::Protocol;
 use crate::session::client::ClientSettings;
 use crate::session::fault::End;
 use crate::session::token::TokenKey;
 use crate::sys::{Completion, Io, ShortSend};
 use core::time::Duration;
-use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
 /// A connection's place in the table, whatever it is: its socket, its state, its deadline.
@@ -57,6 +65,21 @@ pub struct Settings {
     pub http: HttpPolicy,
     pub forward_headers: HeaderPolicy,
     pub client: ClientSettings,
+    /// Whose word on the real client is taken.
+    pub trusted: Trusted,
+    /// Every connection begins with a PROXY header of one of them.
+    pub proxy_protocol: bool,
+    pub authentication: Option<Authentication>,
+    /// Bytes kept for a client's stateful reconnect; None: not offered.
+    pub resume_bytes_max: Option<u32>,
+    /// How long a poll waits for something to say.
+    pub poll_timeout: Duration,
+    /// How long a client may be without a poll, or without its socket if it can resume.
+    pub disconnect_timeout: Duration,
+    /// What lanes speak.
+    pub lane_protocol: Protocol,
+    /// Some listener or the lanes have TLS.
+    pub has_tls: bool,
     /// Connections this shard holds at most.
     pub connections_max: u32,
     pub send_queue_bytes_max: u32,
@@ -79,7 +102,14 @@ pub struct Settings {
 pub struct Shard<I: Io> {
     settings: Settings,
     io: I,
-    listener: Option<OwnedFd>,
+    listeners: Vec<Listener>,
+    /// Listeners that rest until `accept_again`.
+    resting: Vec<usize>,
+    /// The way to every shard of the node, by id.
+    shards: Vec<Sender<ShardOrder>>,
+    /// The shard that the last token was for.
+    next_shard: usize,
+    connections: connections::Connections,
     conns: Slab<socket::Conn>,
     lanes: Vec<lane::Lane>,
     frames: FramePool,
@@ -104,6 +134,12 @@ pub struct Shard<I: Io> {
     ending: Vec<(SlotKey, End)>,
     /// Sockets whose receive found no buffer; tried again in the next turn.
     starved: Vec<SlotKey>,
+    /// Carried clients with something to move to what carries them.
+    pumped: Vec<SlotKey>,
+    /// Connections whose waiting poll was answered while more requests were there already.
+    unserved: Vec<SlotKey>,
+    /// What one receive opened.
+    plain: Vec<u8>,
     /// Accepting stopped for want of descriptors; armed again at this time.
     accept_again: Option<Time>,
     stopping: Option<Time>,
@@ -118,6 +154,8 @@ struct QuietLines {
     origin: quiet::Quiet,
     client_ended: quiet::Quiet,
     headers: quiet::Quiet,
+    proxy: quiet::Quiet,
+    tls: quiet::Quiet,
 }
 
 /// A small generator for what need not be secret: masks of frames to the app server (RFC 6455 §5.3 guards against what
@@ -152,13 +190,17 @@ impl WallClock {
         self.last += 1;
         self.last
     }
+    pub(crate) fn unix_seconds(&self) -> u64 {
+        self.last / 10_000_000
+    }
 }
 
 impl<I: Io> Shard<I> {
     pub fn new(
         settings: Settings,
         io: I,
-        listener: OwnedFd,
+        listeners: Vec<Listener>,
+        shards: Vec<Sender<ShardOrder>>,
         orders: Receiver<ShardOrder>,
         control: Sender<ControlOrder>,
         published: Arc<Published>,
@@ -189,7 +231,14 @@ impl<I: Io> Shard<I> {
             stopping: None,
             stopped: false,
             quiet: QuietLines::default(),
-            listener: Some(listener),
+            listeners,
+            resting: Vec::new(),
+            shards,
+            next_shard: 0,
+            connections: connections::Connections::default(),
+            pumped: Vec::with_capacity(ENDING_KEPT),
+            unserved: Vec::new(),
+            plain: Vec::new(),
             settings,
             io,
         };
@@ -206,8 +255,10 @@ impl<I: Io> Shard<I> {
         // Whoever did not close its side in time. The kernel's polls end with the ring, which goes next.
         for slot in 0..self.conns.slots() {
             if let Some(conn) = self.conns.at_mut(slot) {
-                self.io.shutdown(conn.socket.fd);
-                self.io.close(conn.socket.fd);
+                if conn.socket.has_fd() {
+                    self.io.shutdown(conn.socket.fd);
+                    self.io.close(conn.socket.fd);
+                }
             }
         }
         for lane in &mut self.lanes {
@@ -224,6 +275,7 @@ impl<I: Io> Shard<I> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::identity::TokenFault;
     use crate::metrics::Counter;
     use crate::proto::dotnetify::request::RequestError;
     use crate::proto::http::HttpError;
@@ -248,6 +300,9 @@ mod tests {
         }
         for label in End::LABELS {
             assert_ne!(Counter::client_end(label), Counter::EndedOther, "{label}");
+        }
+        for fault in TokenFault::ALL {
+            assert_ne!(Counter::token(fault.label()), Counter::TokenOther, "{fault:?}");
         }
     }
 }

@@ -5,16 +5,20 @@
 //!   \____________________________ nothing left to say _________________________^
 //! ```
 //! A descriptor is closed and a slot freed only in the last step, when no operation of it is in the kernel any more.
-use crate::ids::{LaneIndex, OriginId, SlotKey, Time};
+use super::secure::Secure;
+use crate::bus::Peer;
+use crate::ids::{LaneIndex, OriginId, ShardId, SlotKey, Time};
 use crate::limits::LINGER_MS;
 use crate::mem::frames::{FramePool, SendQueue};
 use crate::metrics::{Counter, ShardMetrics};
+use crate::proto::http::OwnedCors;
 use crate::session::client::ClientSession;
 use crate::session::groups::Memberships;
 use crate::session::lane::LaneSession;
-use crate::sys::{BufferGroup, Io, Op, Token};
+use crate::session::resume::Outbound;
+use crate::session::token::ConnectionId;
+use crate::sys::{BufferGroup, Io, Op, Received, Token};
 use core::time::Duration;
-use std::net::SocketAddr;
 use std::os::fd::RawFd;
 use std::rc::Rc;
 
@@ -45,6 +49,8 @@ impl Ops {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Life {
     Open,
+    /// On its way to another shard: nothing is answered here any more.
+    Leaving,
     /// Our last bytes are queued; what arrives is thrown away.
     Draining,
     /// Our side is shut; waiting for the peer's end.
@@ -64,7 +70,29 @@ pub(super) struct Socket {
     pub(super) blocked: bool,
     /// Something became readable while a receive was in flight.
     pub(super) again: bool,
+    /// What is to be sent; with TLS, in plain.
     pub(super) queue: SendQueue,
+    pub(super) secure: Option<Box<Secure>>,
+}
+
+/// Of a client that has no socket of its own: what is queued leaves on the connection that carries it.
+pub(super) const NO_SOCKET: RawFd = -1;
+
+/// Received bytes, to be decoded in place.
+pub(super) enum Input<'a> {
+    /// In a buffer of the ring.
+    Received(&'a Received),
+    /// Opened, or gathered before.
+    Bytes(&'a mut [u8]),
+}
+
+impl Input<'_> {
+    pub(super) fn bytes<'b>(&'b mut self, io: &'b mut impl Io) -> &'b mut [u8] {
+        match self {
+            Input::Received(received) => io.buffer(received),
+            Input::Bytes(bytes) => bytes,
+        }
+    }
 }
 
 impl Socket {
@@ -78,7 +106,12 @@ impl Socket {
             blocked: false,
             again: false,
             queue: SendQueue::default(),
+            secure: None,
         }
+    }
+
+    pub(super) fn has_fd(&self) -> bool {
+        self.fd != NO_SOCKET
     }
 
     pub(super) fn arm_readable(&mut self, io: &mut impl Io) {
@@ -118,10 +151,26 @@ impl Socket {
     }
 
     pub(super) fn mark(&mut self, dirty: &mut Vec<SlotKey>) {
-        if !self.dirty && !self.queue.is_empty() {
+        if !self.dirty && self.has_unsent() {
             self.dirty = true;
             dirty.push(self.key);
         }
+    }
+
+    /// Is there anything that has not left yet?
+    pub(super) fn has_unsent(&self) -> bool {
+        !self.queue.is_empty() || self.secure.as_ref().is_some_and(|secure| !secure.sealed.is_empty())
+    }
+
+    /// What goes to the kernel next.
+    pub(super) fn outgoing(&self) -> &SendQueue {
+        self.secure.as_ref().map_or(&self.queue, |secure| &secure.sealed)
+    }
+
+    /// The kernel has taken so many bytes of it.
+    pub(super) fn sent(&mut self, count: u32, frames: &mut FramePool) {
+        let queue = self.secure.as_mut().map_or(&mut self.queue, |secure| &mut secure.sealed);
+        frames.advance(queue, count);
     }
 
     /// The last bytes are queued: send them, then wait for the peer's end.
@@ -134,7 +183,7 @@ impl Socket {
 
     /// Shuts our side once everything has left. True when it just did.
     pub(super) fn drained(&mut self, io: &mut impl Io) -> bool {
-        let done = self.life == Life::Draining && self.queue.is_empty();
+        let done = self.life == Life::Draining && !self.has_unsent();
         if done {
             self.life = Life::Lingering;
             io.shutdown_write(self.fd);
@@ -149,7 +198,9 @@ impl Socket {
         }
         self.life = Life::Ending;
         metrics.add(Counter::DroppedUnsent, u64::from(frames.clear(&mut self.queue)));
-        io.shutdown(self.fd);
+        if self.has_fd() {
+            io.shutdown(self.fd);
+        }
         for (op, kind) in [(Ops::READABLE, Op::Readable), (Ops::WRITABLE, Op::Writable)] {
             if self.ops.has(op) {
                 io.cancel(Token { op: kind, key: self.key });
@@ -177,21 +228,54 @@ pub(super) enum Stage {
     /// Before the upgrade, and between requests.
     Http(Box<HttpStage>),
     Client(Client),
+    /// The socket of a client that has a place of its own.
+    Carrier(SlotKey),
+    /// A polling client that has ended; what it has not fetched waits for its last polls.
+    LastPolls(ConnectionId),
     /// Only the socket is left.
     Over,
 }
 
 pub(super) struct HttpStage {
-    pub(super) local: SocketAddr,
-    pub(super) peer: SocketAddr,
-    /// What arrived of the next request.
+    pub(super) peer: Peer,
+    /// What arrived of the next request; before the PROXY header has been read, of that.
     pub(super) buffer: Vec<u8>,
     /// How far `buffer` has been searched for the end of the head.
     pub(super) scanned: usize,
     /// Bytes of a body still to be thrown away.
     pub(super) body_left: u64,
+    /// Bytes of head and body that the next request is known to have; it is looked at when they are there.
+    pub(super) wanted: usize,
     /// Its deadline. Kept, because it may lie further away than the wheel reaches.
     pub(super) until: Time,
+    /// A PROXY header has to come first.
+    pub(super) proxied: bool,
+    pub(super) parked: Option<Parked>,
+    /// The shard it is on its way to.
+    pub(super) leaving_to: Option<ShardId>,
+}
+
+impl HttpStage {
+    pub(super) fn new(peer: Peer, until: Time) -> HttpStage {
+        HttpStage {
+            peer,
+            buffer: Vec::new(),
+            scanned: 0,
+            body_left: 0,
+            wanted: 0,
+            until,
+            proxied: false,
+            parked: None,
+            leaving_to: None,
+        }
+    }
+}
+
+/// A poll that waits for something to say (reference 9.1).
+pub(super) struct Parked {
+    pub(super) client: SlotKey,
+    pub(super) cors: OwnedCors,
+    pub(super) keep_alive: bool,
 }
 
 pub(super) struct Client {
@@ -202,10 +286,37 @@ pub(super) struct Client {
     pub(super) forwarded: bool,
     pub(super) origin: OriginId,
     pub(super) memberships: Memberships,
+    /// Among the lane's users, where it has a user id.
+    pub(super) as_user: Memberships,
     /// The constant part of its context, ready to be copied into each message: of its own connection ...
     pub(super) connection: Box<[u8]>,
     /// ... and of its headers, which other clients may have alike.
     pub(super) headers: Rc<[u8]>,
+    pub(super) user: Option<Box<User>>,
+    /// What it has because it may change its socket; None for a plain WebSocket, which lives and ends with its own.
+    pub(super) carried: Option<Box<Carried>>,
+}
+
+/// Who a client is, from a verified token.
+pub(super) struct User {
+    pub(super) id: Option<Box<str>>,
+    /// Unix seconds.
+    pub(super) expires: Option<u64>,
+    /// Claims for the app server: how many, and as the lane's protocol writes them.
+    pub(super) items: (u32, Box<[u8]>),
+    /// From the connection's own request; what a message's `$headers` say does not change it.
+    pub(super) is_connections: bool,
+}
+
+/// A client whose socket comes and goes: an event stream with its POSTs, polls, a WebSocket with stateful reconnect.
+pub(super) struct Carried {
+    pub(super) id: ConnectionId,
+    /// The WebSocket, the event stream, the poll that waits.
+    pub(super) carrier: Option<SlotKey>,
+    /// When a waiting poll is answered with nothing, or, without a carrier, the client is given up.
+    pub(super) until: Time,
+    /// What a stateful reconnect would send again.
+    pub(super) outbound: Option<Outbound>,
 }
 
 /// A lane's connection while it is up.

@@ -1,6 +1,6 @@
 //! The loop of a shard: what completed, what is due, what was ordered, what is to be sent.
 use super::lane::{LANE_SLOTS, Lane, lane_of};
-use super::socket::{Conn, Life, Ops, Socket, Stage};
+use super::socket::{Conn, Input, Life, Ops, Socket, Stage};
 use super::{Settings, Shard};
 use crate::bus::ShardOrder;
 use crate::ids::{SLOT_MAX, SlotKey, Time};
@@ -35,6 +35,7 @@ impl<I: Io> Shard<I> {
         let now = self.io.now();
         self.clock.set(self.io.wall_ticks());
         self.retry_starved();
+        self.serve_unserved(now);
         for completion in completions.drain(..) {
             self.on_completion(now, completion);
         }
@@ -52,7 +53,8 @@ impl<I: Io> Shard<I> {
     }
 
     fn next_wake(&self) -> Time {
-        if !self.dirty.is_empty() || !self.starved.is_empty() || !self.ending.is_empty() {
+        let is_busy = !self.starved.is_empty() || !self.ending.is_empty() || !self.unserved.is_empty();
+        if is_busy || !self.dirty.is_empty() {
             return Time(0);
         }
         let lanes = self.lanes.iter().map(|lane| lane.next_wake(&self.settings)).min().unwrap_or(Time::NEVER);
@@ -78,6 +80,10 @@ impl<I: Io> Shard<I> {
                 let Some((socket, io)) = self.socket_and_io(key) else { return };
                 if !completion.more {
                     socket.ops.done(Ops::READABLE);
+                    if socket.life == Life::Leaving {
+                        // Called back: it will be watched where it goes.
+                        return self.join(now, key);
+                    }
                     if socket.life != Life::Ending && completion.result < 0 {
                         // Nobody called it back: the kernel cannot watch this socket, and unwatched it would stay for ever.
                         self.on_socket_error(now, key, -completion.result);
@@ -87,7 +93,7 @@ impl<I: Io> Shard<I> {
                         socket.arm_readable(io);
                     }
                 }
-                if socket.life != Life::Ending {
+                if !matches!(socket.life, Life::Ending | Life::Leaving) {
                     socket.receive(io, group);
                 }
                 self.join(now, key);
@@ -132,8 +138,12 @@ impl<I: Io> Shard<I> {
         match result {
             1.. => {
                 let Some(received) = received else { return };
-                if life == Life::Open {
-                    self.on_bytes(now, key, &received);
+                self.metrics.add(
+                    if lane_of(key).is_some() { Counter::BytesFromApps } else { Counter::BytesFromClients },
+                    u64::from(received.len),
+                );
+                if matches!(life, Life::Open | Life::Leaving) {
+                    self.on_raw_bytes(now, key, Input::Received(&received));
                 }
                 self.io.give_back(received);
                 if again {
@@ -172,18 +182,38 @@ impl<I: Io> Shard<I> {
         self.starved = starved;
     }
 
-    fn on_bytes(&mut self, now: Time, key: SlotKey, received: &crate::sys::Received) {
-        self.metrics.add(
-            if lane_of(key).is_some() { Counter::BytesFromApps } else { Counter::BytesFromClients },
-            u64::from(received.len),
-        );
+    /// What was received, as it came over the wire.
+    pub(super) fn on_raw_bytes(&mut self, now: Time, key: SlotKey, mut input: Input<'_>) {
+        if self.settings.proxy_protocol && self.wants_proxy_header(key) {
+            return self.on_proxy_header(now, key, input);
+        }
+        let Shard { conns, lanes, io, frames, pool, dirty, plain, .. } = self;
+        let Some(socket) = socket_of(conns, lanes, key) else { return };
+        let Some(secure) = &mut socket.secure else { return self.on_bytes(now, key, input) };
+        let mut plain = core::mem::take(plain);
+        let opened = secure.open(input.bytes(io), frames, pool, &mut plain);
+        socket.mark(dirty);
+        if !plain.is_empty() {
+            self.on_bytes(now, key, Input::Bytes(&mut plain));
+        }
+        plain.clear();
+        self.plain = plain;
+        match opened {
+            Err(error) => self.on_tls_error(now, key, error),
+            Ok(opened) if opened.peer_closed => self.on_end_of_stream(now, key),
+            Ok(_) => {}
+        }
+    }
+
+    fn on_bytes(&mut self, now: Time, key: SlotKey, input: Input<'_>) {
         if let Some(lane) = lane_of(key) {
-            return self.on_lane_bytes(now, lane, received);
+            return self.on_lane_bytes(now, lane, input);
         }
         match self.conns.get(key).map(|conn| &conn.stage) {
-            Some(Stage::Http(_)) => self.on_http_bytes(now, key, received),
-            Some(Stage::Client(_)) => self.on_client_bytes(now, key, received),
-            Some(Stage::Over) | None => {}
+            Some(Stage::Http(_)) => self.on_http_bytes(now, key, input),
+            Some(Stage::Client(_)) => self.on_client_bytes(now, key, input),
+            Some(&Stage::Carrier(client)) => self.on_carrier_bytes(now, client, input),
+            Some(Stage::LastPolls(_) | Stage::Over) | None => {}
         }
     }
 
@@ -209,17 +239,18 @@ impl<I: Io> Shard<I> {
             self.on_connection_time(now, key);
         }
         if self.accept_again.is_some_and(|at| now >= at) {
-            self.accept_again = None;
-            self.arm_accept();
+            self.accept_on();
         }
     }
 
     fn on_orders(&mut self, now: Time) {
         while let Some(order) = self.orders.try_next() {
             match order {
-                ShardOrder::LaneUp { index, socket, hub_id, early } => {
-                    self.on_lane_up(now, index, socket, hub_id, early);
+                ShardOrder::LaneUp { index, socket, hub_id, early, tls } => {
+                    self.on_lane_up(now, index, socket, hub_id, early, tls);
                 }
+                ShardOrder::Connection(handover) => self.on_handover(now, *handover),
+                ShardOrder::Identity(identity) => self.on_new_keys(identity),
                 ShardOrder::Stop => self.stop(now),
             }
         }
@@ -228,9 +259,12 @@ impl<I: Io> Shard<I> {
     /// Sends everything queued in this turn, in batches.
     fn flush(&mut self) {
         while !self.dirty.is_empty() {
+            if self.settings.has_tls {
+                self.seal_dirty();
+            }
             self.sending.clear();
             self.short.clear();
-            let Shard { io, conns, lanes, frames, dirty, sending, short, ending, settings, .. } = self;
+            let Shard { io, conns, lanes, frames, dirty, sending, short, ending, pumped, settings, .. } = self;
             let frames = &*frames;
             io.send_batch(
                 |batch| {
@@ -239,16 +273,21 @@ impl<I: Io> Shard<I> {
                     {
                         let Some(socket) = socket_of(conns, lanes, key) else { continue };
                         socket.dirty = false;
+                        if !socket.has_fd() {
+                            pumped.push(key);
+                            continue;
+                        }
                         if is_too_slow(socket, frames, settings) {
                             ending.push((key, End::SlowClient));
                             continue;
                         }
-                        if socket.blocked || socket.queue.is_empty() || socket.life == Life::Ending {
+                        let outgoing = socket.outgoing();
+                        if socket.blocked || outgoing.is_empty() || socket.life == Life::Ending {
                             continue;
                         }
                         batch.begin(key, socket.fd);
                         let (mut parts, mut bytes) = (0, 0);
-                        frames.unsent(&socket.queue, |part| {
+                        frames.unsent(outgoing, |part| {
                             batch.part(part);
                             bytes += part.len() as u32;
                             parts += 1;
@@ -260,6 +299,7 @@ impl<I: Io> Shard<I> {
                 short,
             );
             self.settle_batch();
+            self.pump();
         }
     }
 
@@ -289,7 +329,7 @@ impl<I: Io> Shard<I> {
             self.metrics.add(counter, u64::from(sent));
             let Shard { io, conns, lanes, frames, dirty, ending, settings, .. } = self;
             let Some(socket) = socket_of(conns, lanes, *key) else { continue };
-            frames.advance(&mut socket.queue, sent);
+            socket.sent(sent, frames);
             if sent < *bytes {
                 socket.arm_writable(io);
                 if is_too_slow(socket, frames, settings) {
@@ -317,17 +357,28 @@ impl<I: Io> Shard<I> {
 
     /// Closes and frees a socket that is at its end, if the kernel has let go of it.
     pub(super) fn join(&mut self, now: Time, key: SlotKey) {
-        let Some((socket, io)) = self.socket_and_io(key) else { return };
+        let Shard { conns, lanes, io, frames, pool, .. } = self;
+        let Some(socket) = socket_of(conns, lanes, key) else { return };
+        if socket.life == Life::Leaving {
+            return self.leave(now, key);
+        }
         if !socket.is_over() {
             return;
         }
-        io.close(socket.fd);
+        if let Some(secure) = &mut socket.secure {
+            secure.release(frames, pool);
+        }
+        if socket.has_fd() {
+            io.close(socket.fd);
+        }
         match lane_of(key) {
             Some(lane) => self.lane_closed(now, lane),
             None => {
                 self.wheel.clear(key.slot);
-                self.conns.remove(key);
-                self.metrics.add(Counter::ConnectionsClosed, 1);
+                let closed = self.conns.remove(key);
+                if closed.is_some_and(|conn| conn.socket.has_fd()) {
+                    self.metrics.add(Counter::ConnectionsClosed, 1);
+                }
             }
         }
     }
@@ -369,7 +420,7 @@ fn is_too_slow(socket: &Socket, frames: &FramePool, settings: &Settings) -> bool
 }
 
 /// The socket a key stands for, of a lane or of a connection; for where the rest of the shard is borrowed.
-fn socket_of<'a>(conns: &'a mut Slab<Conn>, lanes: &'a mut [Lane], key: SlotKey) -> Option<&'a mut Socket> {
+pub(super) fn socket_of<'a>(conns: &'a mut Slab<Conn>, lanes: &'a mut [Lane], key: SlotKey) -> Option<&'a mut Socket> {
     match lane_of(key) {
         Some(lane) => lanes.get_mut(lane.0 as usize)?.socket(key),
         None => conns.get_mut(key).map(|conn| &mut conn.socket),

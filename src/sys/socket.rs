@@ -69,6 +69,12 @@ pub fn close(fd: RawFd) {
     unsafe { libc::close(fd) };
 }
 
+/// Makes a descriptor somebody's own, for handing it over.
+pub fn own(fd: RawFd) -> OwnedFd {
+    // SAFETY: the caller owns `fd` and gives it away.
+    unsafe { OwnedFd::from_raw_fd(fd) }
+}
+
 /// A second descriptor of the same socket, to be owned apart from the first.
 pub fn duplicate(fd: RawFd) -> io::Result<OwnedFd> {
     // SAFETY: no memory is involved; the result is checked and owned by nobody else.

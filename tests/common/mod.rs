@@ -223,7 +223,7 @@ impl Node {
     }
 }
 
-fn address(url: &str) -> SocketAddr {
+pub fn address(url: &str) -> SocketAddr {
     let text = url.strip_prefix("http://").unwrap_or_else(|| panic!("{url:?} is no http URL"));
     text.trim_end_matches('/').parse().unwrap_or_else(|_| panic!("{url:?} has no address"))
 }

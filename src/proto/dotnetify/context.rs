@@ -8,20 +8,19 @@
 //! {"HubId":"..","TimeStamp":"..","ConnectionId":"..","HttpConnection":{..},"HttpRequestHeaders":{..},"Items":{}}
 //! |<------------------ write ------------------->|<------------------------ tail ------------------------------>|
 //! ```
+//!
+//! The lane's protocol says how the text is embedded: a JSON lane carries it in a string, so it is escaped once more; a MessagePack
+//! lane carries it as it is.
+use crate::proto::calendar;
+use crate::proto::signalr::Protocol;
 use crate::proto::signalr::json::{self, HEX};
+use crate::proto::signalr::msgpack::write as msgpack;
 use alloc::borrow::Cow;
 use alloc::boxed::Box;
 use alloc::string::String;
 use alloc::vec::Vec;
 use core::fmt::Write as _;
 use core::net::IpAddr;
-
-/// How the context is embedded: twice escaped inside a JSON lane's string, once (plain JSON text) on a MessagePack lane.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Embedding {
-    Json,
-    MessagePack,
-}
 
 /// What is known of a client when it connects.
 pub struct Peer<'a> {
@@ -61,7 +60,7 @@ impl HeaderPolicy {
     }
 }
 
-/// The constant tail of a context, escaped for its embedding, in two pieces: many clients of one page send the same headers, so
+/// The constant tail of a context, escaped for its lane's protocol, in two pieces: many clients of one page send the same headers, so
 /// whoever keeps contexts can keep the second piece once.
 pub struct Prepared {
     /// `"HttpConnection":{..}`.
@@ -77,7 +76,7 @@ impl Prepared {
 }
 
 /// Prepares what does not change during a client's life.
-pub fn prepare(peer: &Peer<'_>, embedding: Embedding) -> Prepared {
+pub fn prepare(protocol: Protocol, peer: &Peer<'_>) -> Prepared {
     let mut connection = String::new();
     connection.push_str("\"HttpConnection\":{\"ConnectionId\":");
     push_string(peer.connection_id, &mut connection);
@@ -94,13 +93,46 @@ pub fn prepare(peer: &Peer<'_>, embedding: Embedding) -> Prepared {
     headers.push_str("},\"UserAgent\":");
     push_user_agent(peer.headers, &mut headers);
     headers.push_str("},\"Items\":{}}");
-    Prepared { connection: embed(connection, embedding), headers: embed(headers, embedding) }
+    Prepared { connection: embed(protocol, connection), headers: embed(protocol, headers) }
 }
 
-fn embed(text: String, embedding: Embedding) -> Box<[u8]> {
-    match embedding {
-        Embedding::MessagePack => text.into_bytes().into_boxed_slice(),
-        Embedding::Json => {
+/// Members of the metadata beside the context, as the lane's protocol writes them; none by default.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Items<'a> {
+    pub count: u32,
+    pub bytes: &'a [u8],
+}
+
+/// Prepares members of the metadata: what `Items` holds. The app server finds them in its `Context.Items` (contract 2.3).
+///
+/// JSON: `,"key":"value"` for each, which follow the context. MessagePack: each as two str. Keys that begin with `$` are the
+/// contract's own and are passed over: no claim of a client's token may stand in for its context.
+pub fn prepare_items(protocol: Protocol, pairs: &[(&str, &str)]) -> (u32, Box<[u8]>) {
+    let mut count = 0;
+    let mut bytes = Vec::new();
+    for (key, value) in pairs.iter().filter(|(key, _)| !key.starts_with('$')) {
+        count += 1;
+        match protocol {
+            Protocol::Json => {
+                bytes.extend_from_slice(b",\"");
+                json::escape(key.as_bytes(), &mut bytes);
+                bytes.extend_from_slice(b"\":\"");
+                json::escape(value.as_bytes(), &mut bytes);
+                bytes.push(b'"');
+            }
+            Protocol::MessagePack => {
+                msgpack::text(key.as_bytes(), &mut bytes);
+                msgpack::text(value.as_bytes(), &mut bytes);
+            }
+        }
+    }
+    (count, bytes.into_boxed_slice())
+}
+
+fn embed(protocol: Protocol, text: String) -> Box<[u8]> {
+    match protocol {
+        Protocol::MessagePack => text.into_bytes().into_boxed_slice(),
+        Protocol::Json => {
             let mut escaped = Vec::with_capacity(text.len() + text.len() / 8);
             json::escape(text.as_bytes(), &mut escaped);
             escaped.into_boxed_slice()
@@ -115,16 +147,18 @@ pub struct Context<'a> {
     pub ticks: u64,
     /// Origin id.
     pub connection_id: &'a [u8],
-    /// From `prepare`, or `MINIMAL_TAIL_*` and nothing where the client is gone.
+    /// From `prepare`, or `minimal_tail` and nothing where the client is gone.
     pub tail: [&'a [u8]; 2],
+    /// Stand beside the context, not in it.
+    pub items: Items<'a>,
 }
 
-/// Appends the whole context text for its embedding.
+/// Appends the whole context text for a lane's protocol.
 ///
 /// Both ids are ours and base64url, so nothing in them needs escaping.
-pub fn write(context: &Context<'_>, embedding: Embedding, out: &mut impl bytes::BufMut) {
+pub fn write(protocol: Protocol, context: &Context<'_>, out: &mut impl bytes::BufMut) {
     debug_assert!(is_plain(context.hub_id) && is_plain(context.connection_id));
-    let [hub_id, time_stamp, connection_id, tail] = literals(embedding);
+    let [hub_id, time_stamp, connection_id, tail] = literals(protocol);
     out.put_slice(hub_id);
     out.put_slice(context.hub_id);
     out.put_slice(time_stamp);
@@ -137,8 +171,8 @@ pub fn write(context: &Context<'_>, embedding: Embedding, out: &mut impl bytes::
 }
 
 /// How many bytes `write` appends. MessagePack says a string's length before the string.
-pub fn written_len(context: &Context<'_>, embedding: Embedding) -> usize {
-    let literals: usize = literals(embedding).iter().map(|literal| literal.len()).sum();
+pub fn written_len(protocol: Protocol, context: &Context<'_>) -> usize {
+    let literals: usize = literals(protocol).iter().map(|literal| literal.len()).sum();
     literals
         + context.hub_id.len()
         + TIMESTAMP_BYTES
@@ -147,11 +181,13 @@ pub fn written_len(context: &Context<'_>, embedding: Embedding) -> usize {
         + context.tail[1].len()
 }
 
-/// Tail of a context of which only the id is known (disconnects of a lost lane, contract 6.4): `"Items":{}}`, escaped.
-pub const MINIMAL_TAIL_JSON: &[u8] = b"\\\"Items\\\":{}}";
-
-/// The same for a MessagePack lane.
-pub const MINIMAL_TAIL_MSGPACK: &[u8] = b"\"Items\":{}}";
+/// Tail of a context of which only the id is known (disconnects of a lost lane, contract 6.4): `"Items":{}}`.
+pub fn minimal_tail(protocol: Protocol) -> &'static [u8] {
+    match protocol {
+        Protocol::Json => b"\\\"Items\\\":{}}",
+        Protocol::MessagePack => b"\"Items\":{}}",
+    }
+}
 
 /// Length of what `write_timestamp` appends.
 pub const TIMESTAMP_BYTES: usize = 33;
@@ -159,60 +195,25 @@ pub const TIMESTAMP_BYTES: usize = 33;
 /// Appends `2024-05-06T07:08:09.1234567+00:00` (always seven fraction digits).
 pub fn write_timestamp(ticks: u64, out: &mut impl bytes::BufMut) {
     const TICKS_PER_SECOND: u64 = 10_000_000;
-    const SECONDS_PER_DAY: u64 = 86_400;
-    let seconds = ticks / TICKS_PER_SECOND;
-    let second_of_day = seconds % SECONDS_PER_DAY;
-    let (year, month, day) = civil_date(seconds / SECONDS_PER_DAY);
-    let mut text = *b"0000-00-00T00:00:00.0000000+00:00";
-    const { assert!(TIMESTAMP_BYTES == b"0000-00-00T00:00:00.0000000+00:00".len()) };
-    put_digits(year, &mut text[0..4]);
-    put_digits(month, &mut text[5..7]);
-    put_digits(day, &mut text[8..10]);
-    put_digits(second_of_day / 3600, &mut text[11..13]);
-    put_digits(second_of_day / 60 % 60, &mut text[14..16]);
-    put_digits(second_of_day % 60, &mut text[17..19]);
-    put_digits(ticks % TICKS_PER_SECOND, &mut text[20..27]);
-    out.put_slice(&text);
+    let mut fraction_and_zone = *b".0000000+00:00";
+    const { assert!(TIMESTAMP_BYTES == calendar::DATE_TIME_BYTES + b".0000000+00:00".len()) };
+    calendar::put_digits(ticks % TICKS_PER_SECOND, &mut fraction_and_zone[1..8]);
+    out.put_slice(&calendar::date_time((ticks / TICKS_PER_SECOND) as i64));
+    out.put_slice(&fraction_and_zone);
 }
 
 /// What stands before the hub id, the time stamp, the connection id and the tail.
-fn literals(embedding: Embedding) -> [&'static [u8]; 4] {
-    match embedding {
-        Embedding::Json => {
+fn literals(protocol: Protocol) -> [&'static [u8]; 4] {
+    match protocol {
+        Protocol::Json => {
             [b"{\\\"HubId\\\":\\\"", b"\\\",\\\"TimeStamp\\\":\\\"", b"\\\",\\\"ConnectionId\\\":\\\"", b"\\\","]
         }
-        Embedding::MessagePack => [b"{\"HubId\":\"", b"\",\"TimeStamp\":\"", b"\",\"ConnectionId\":\"", b"\","],
+        Protocol::MessagePack => [b"{\"HubId\":\"", b"\",\"TimeStamp\":\"", b"\",\"ConnectionId\":\"", b"\","],
     }
 }
 
 fn is_plain(id: &[u8]) -> bool {
     id.iter().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_'))
-}
-
-/// Year, month and day of a day counted from 1970-01-01, in the proleptic Gregorian calendar.
-///
-/// Years are counted from 1 March, which puts the leap day at the year's end: then month lengths follow one formula (153 days
-/// in five months), and 400 years are always 146 097 days.
-fn civil_date(days_since_1970: u64) -> (u64, u64, u64) {
-    const DAYS_OF_400_YEARS: u64 = 146_097;
-    // From 0000-03-01 to 1970-01-01.
-    let days = days_since_1970 + 719_468;
-    let day_of_era = days % DAYS_OF_400_YEARS;
-    let year_of_era = (day_of_era - day_of_era / 1_460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
-    let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
-    let month_from_march = (5 * day_of_year + 2) / 153;
-    let day = day_of_year - (153 * month_from_march + 2) / 5 + 1;
-    let month = if month_from_march < 10 { month_from_march + 3 } else { month_from_march - 9 };
-    let year = days / DAYS_OF_400_YEARS * 400 + year_of_era + u64::from(month <= 2);
-    (year, month, day)
-}
-
-/// The last digits of `number`, as many as there is room for.
-fn put_digits(mut number: u64, room: &mut [u8]) {
-    for digit in room.iter_mut().rev() {
-        *digit = b'0' + (number % 10) as u8;
-        number /= 10;
-    }
 }
 
 /// `"Name":["value",...],...`: each name once, in the order of first appearance.

@@ -4,11 +4,11 @@
 //! {"type":1,"target":"Invoke","arguments":["Update_VM",["HelloWorldVM","{\"Age\":5}"],{"$fwdConnContext":"{..}"}]}␞
 //!                                           call        vm_id (raw)    argument (escaped)                context
 //! ```
-use super::context::{self, Context, Embedding};
+use super::context::{self, Context, Items};
 use super::request::Call;
-use crate::proto::signalr::json;
 use crate::proto::signalr::msgpack::{self, write};
 use crate::proto::signalr::record::RECORD_SEPARATOR;
+use crate::proto::signalr::{Protocol, json, transcode};
 use alloc::vec::Vec;
 
 #[derive(Clone, Copy)]
@@ -20,14 +20,34 @@ pub enum Forward<'a> {
     Disconnected,
 }
 
-/// Appends one whole JSON record with its 0x1E, everything written once: literals, the client's raw bytes (escaped into a
-/// string), the context. Must not allocate beyond `out`'s growth. `invocation_id` adds `"invocationId":"n"` after "type"
-/// (acknowledged lanes).
-pub fn write_json(forward: &Forward<'_>, context: &Context<'_>, invocation_id: Option<u64>, out: &mut Vec<u8>) {
+/// Appends one whole record with the framing of the lane's protocol, everything written once: literals, the client's raw bytes,
+/// the context, and the metadata's further members (`Context::items`). Must not allocate beyond `out`'s growth. `invocation_id`
+/// is for acknowledged lanes.
+///
+/// The input is JSON on either lane. JSON: the vmId is copied, the argument's text escaped into a string. MessagePack: the vmId's
+/// text is a str, the argument's text is one.
+pub fn write(
+    protocol: Protocol,
+    forward: &Forward<'_>,
+    context: &Context<'_>,
+    invocation_id: Option<u64>,
+    out: &mut Vec<u8>,
+) {
+    match protocol {
+        Protocol::Json => write_json(forward, context, invocation_id, out),
+        Protocol::MessagePack => {
+            let length = context::written_len(protocol, context);
+            let write_context = |out: &mut Vec<u8>| context::write(protocol, context, out);
+            write_message_pack(forward, length, write_context, context.items, invocation_id, out);
+        }
+    }
+}
+
+fn write_json(forward: &Forward<'_>, context: &Context<'_>, invocation_id: Option<u64>, out: &mut Vec<u8>) {
     out.extend_from_slice(b"{\"type\":1,");
     if let Some(id) = invocation_id {
         out.extend_from_slice(b"\"invocationId\":\"");
-        out.extend_from_slice(decimal(id, &mut [0; DECIMAL_BYTES]));
+        json::integer(id, out);
         out.extend_from_slice(b"\",");
     }
     out.extend_from_slice(b"\"target\":\"Invoke\",\"arguments\":[\"");
@@ -49,33 +69,29 @@ pub fn write_json(forward: &Forward<'_>, context: &Context<'_>, invocation_id: O
         Forward::Disconnected => out.extend_from_slice(b"OnDisconnectedAsync\",[null"),
     }
     out.extend_from_slice(b"],{\"$fwdConnContext\":\"");
-    context::write(context, Embedding::Json, out);
-    out.extend_from_slice(b"\"}]}");
+    context::write(Protocol::Json, context, out);
+    out.push(b'"');
+    out.extend_from_slice(context.items.bytes);
+    out.extend_from_slice(b"}]}");
     out.push(RECORD_SEPARATOR);
 }
 
-/// The same as one MessagePack record with its length prefix, for lanes with `use_message_pack`. Input is still a JSON
-/// client's raw JSON text: vm_id is unescaped to a str, the argument is the JSON text as a str.
-pub fn write_msgpack(forward: &Forward<'_>, context: &Context<'_>, invocation_id: Option<u64>, out: &mut Vec<u8>) {
-    let length = context::written_len(context, Embedding::MessagePack);
-    write_msgpack_with(forward, length, |out| context::write(context, Embedding::MessagePack, out), invocation_id, out);
-}
-
-/// `write_msgpack` with any context text, whose length is known first. The reference's vectors have one without a time stamp.
-fn write_msgpack_with(
+/// With any context text, whose length is known first. The reference's vectors have one without a time stamp.
+fn write_message_pack(
     forward: &Forward<'_>,
     context_len: usize,
     write_context: impl FnOnce(&mut Vec<u8>),
+    items: Items<'_>,
     invocation_id: Option<u64>,
     out: &mut Vec<u8>,
 ) {
     msgpack::write_record(out, |out| {
-        // [1, {}, id or nil, "Invoke", [name, [args..], {"$fwdConnContext": text}], []]
+        // [1, {}, id or nil, "Invoke", [name, [args..], {"$fwdConnContext": text, ..}], []]
         write::array_len(6, out);
         write::uint(1, out);
         write::map_len(0, out);
         match invocation_id {
-            Some(id) => write::text(decimal(id, &mut [0; DECIMAL_BYTES]), out),
+            Some(id) => write::text_with(out, |out| json::integer(id, out)),
             None => write::nil(out),
         }
         write::text(b"Invoke", out);
@@ -85,7 +101,7 @@ fn write_msgpack_with(
                 write::text(call.name().as_bytes(), out);
                 let argument = argument_text(call, argument);
                 write::array_len(if matches!(argument, Argument::Absent) { 1 } else { 2 }, out);
-                write_unescaped(vm_id, out);
+                transcode::to_text(vm_id, out);
                 match argument {
                     Argument::Absent => {}
                     Argument::Null => write::nil(out),
@@ -98,12 +114,13 @@ fn write_msgpack_with(
                 write::nil(out);
             }
         }
-        write::map_len(1, out);
+        write::map_len(1 + items.count, out);
         write::text(b"$fwdConnContext", out);
         write::text_len(context_len, out);
         let start = out.len();
         write_context(out);
         debug_assert_eq!(out.len() - start, context_len);
+        out.extend_from_slice(items.bytes);
         write::array_len(0, out);
     });
 }
@@ -125,32 +142,6 @@ fn argument_text(call: Call, argument: Option<&[u8]>) -> Argument<'_> {
     }
 }
 
-/// Appends a raw JSON string as a str. Its length is counted first, which costs a second walk only where it has escapes.
-fn write_unescaped(string: &[u8], out: &mut Vec<u8>) {
-    debug_assert!(string.len() >= 2 && string[0] == b'"' && string[string.len() - 1] == b'"');
-    let contents = &string[1..string.len() - 1];
-    let mut length = 0;
-    json::unescape_chunks(contents, |chunk| length += chunk.len());
-    write::text_len(length, out);
-    json::unescape(contents, out);
-}
-
-/// Digits of `u64::MAX`.
-const DECIMAL_BYTES: usize = 20;
-
-/// `number` in decimal, at the end of `room`.
-fn decimal(mut number: u64, room: &mut [u8; DECIMAL_BYTES]) -> &[u8] {
-    let mut start = DECIMAL_BYTES;
-    loop {
-        start -= 1;
-        room[start] = b'0' + (number % 10) as u8;
-        number /= 10;
-        if number == 0 {
-            return &room[start..];
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -163,7 +154,7 @@ mod tests {
 
     fn with_toy_context(forward: &Forward<'_>) -> alloc::string::String {
         let mut out = alloc::vec![0xaa];
-        write_msgpack_with(forward, TOY.len(), |out| out.extend_from_slice(TOY), None, &mut out);
+        write_message_pack(forward, TOY.len(), |out| out.extend_from_slice(TOY), Items::default(), None, &mut out);
         assert_eq!(out[0], 0xaa, "it appends");
         hex(&out[1..])
     }
@@ -186,12 +177,5 @@ mod tests {
             "56960180c0a6496e766f6b6593b34f6e446973636f6e6e65637465644173796e6391c081af24667764436f6e6e436f6e74657874d9207b22487562\
              4964223a2268222c22436f6e6e656374696f6e4964223a2263227d90"
         );
-    }
-
-    #[test]
-    fn decimals_have_every_digit() {
-        for number in [0, 7, 10, 12345, u64::MAX] {
-            assert_eq!(decimal(number, &mut [0; DECIMAL_BYTES]), alloc::format!("{number}").as_bytes());
-        }
     }
 }

@@ -2,23 +2,27 @@
 //! client gets for it.
 use crate::limits::ORIGIN_ID_BYTES_MAX;
 use crate::proto::signalr::json::{self, Scanner, ValueKind};
-use crate::proto::signalr::msgpack;
+use crate::proto::signalr::msgpack::{self, write};
 use crate::proto::signalr::record::RECORD_SEPARATOR;
-use crate::proto::signalr::{Kind, Message, Span};
+use crate::proto::signalr::{Kind, Message, Protocol, Span, transcode};
 use alloc::vec::Vec;
 
 /// Who is addressed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Recipients {
-    /// One origin id: the contents of the JSON string.
+    /// One origin id: the contents of the JSON string, or of a MessagePack lane's str. Both are read alike, for an origin id is ours
+    /// and has no backslash.
     One(Span),
     /// Contents of a JSON string that itself holds a JSON array (escaped once more), e.g. `[\"a\",\"b\",null]`.
     /// Also where metadata holds a real JSON array instead of a string (be lenient).
     Many(Span),
 }
 
-/// Spans: `vm` and `data` are whole raw JSON values (strings with quotes), to be copied verbatim; `group` is the contents of a
-/// JSON string.
+/// Spans are into the record of the lane.
+///
+/// JSON lane: `vm` and `data` are whole raw JSON values (strings with quotes), to be copied verbatim; `group` is the contents of a
+/// JSON string; a list of users is raw JSON. MessagePack lane: `vm`, `data` and `group` are the contents of str; a list of users is
+/// the encoded array, which `each_recipient` reads as well.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Delivery {
     Send {
@@ -70,15 +74,12 @@ pub enum ResponseError {
     Shape,
 }
 
-/// Reads an Invocation that came over a JSON lane.
-pub fn parse_json(record: &[u8], message: &Message) -> Result<Delivery, ResponseError> {
-    read::<Json>(record, message)
-}
-
-/// Reads an Invocation that came over a MessagePack lane (spans into `record`, the body without prefix): strings are str bytes;
-/// `vm`, `data` are str *contents* here. A `users` array is the encoded one, which `each_recipient` reads as well.
-pub fn parse_msgpack(record: &[u8], message: &Message) -> Result<Delivery, ResponseError> {
-    read::<MessagePack>(record, message)
+/// Reads an Invocation that came over a lane of `protocol`, whose record it is.
+pub fn parse(protocol: Protocol, record: &[u8], message: &Message) -> Result<Delivery, ResponseError> {
+    match protocol {
+        Protocol::Json => read::<Json>(record, message),
+        Protocol::MessagePack => read::<MessagePack>(record, message),
+    }
 }
 
 /// Calls `f` with each listed origin id (None for a JSON null). Ids longer than ORIGIN_ID_BYTES_MAX, or not strings, are passed over.
@@ -105,30 +106,70 @@ pub fn each_recipient(record: &[u8], recipients: Recipients, mut f: impl FnMut(O
     }
 }
 
-/// Appends the client's record: `{"type":1,"target":"Response_VM","arguments":[[<vm>,<data>]]}` + 0x1E, both copied verbatim.
-pub fn write_client_json(vm: &[u8], data: &[u8], out: &mut impl bytes::BufMut) {
-    out.put_slice(CLIENT_HEAD);
-    out.put_slice(vm);
-    out.put_u8(b',');
-    out.put_slice(data);
-    out.put_slice(CLIENT_TAIL);
+/// Appends the record for a client of protocol `to`: `{"type":1,"target":"Response_VM","arguments":[[<vm>,<data>]]}` or
+/// `[1, {}, nil, "Response_VM", [[vm, data]], []]` (contract 1.4). `vm` and `data` are as a `Delivery` of a lane of protocol `from`
+/// has them.
+///
+/// From JSON to JSON both are copied verbatim. A MessagePack client gets two str in any case, for it parses the text: from a JSON
+/// lane's string its text, from anything else its JSON text.
+pub fn write_client(from: Protocol, to: Protocol, vm: &[u8], data: &[u8], out: &mut Vec<u8>) {
+    match to {
+        Protocol::Json => {
+            let value = |value: &[u8], out: &mut Vec<u8>| match from {
+                Protocol::Json => out.extend_from_slice(value),
+                Protocol::MessagePack => {
+                    out.push(b'"');
+                    json::escape(value, out);
+                    out.push(b'"');
+                }
+            };
+            out.extend_from_slice(CLIENT_HEAD);
+            value(vm, out);
+            out.push(b',');
+            value(data, out);
+            out.extend_from_slice(CLIENT_TAIL);
+        }
+        Protocol::MessagePack => write_message_pack(out, |out| {
+            for value in [vm, data] {
+                match from {
+                    Protocol::Json => transcode::to_text(value, out),
+                    Protocol::MessagePack => write::text(value, out),
+                }
+            }
+        }),
+    }
 }
 
-/// The same from a MessagePack lane: `vm` and `data` are plain text.
-pub fn write_client_json_text(vm: &[u8], data: &[u8], out: &mut impl bytes::BufMut) {
-    out.put_slice(CLIENT_HEAD);
-    out.put_u8(b'"');
-    json::escape(vm, out);
-    out.put_slice(b"\",\"");
-    json::escape(data, out);
-    out.put_u8(b'"');
-    out.put_slice(CLIENT_TAIL);
+/// Appends an error `Response_VM` for a client of protocol `to`: data = `{"ExceptionType":"<type>","Message":"<message>"}` as JSON
+/// text in a string (contract 1.4). `vm_id` is a raw JSON string with its quotes, as `Request::vm_id` has it for every client.
+pub fn write_exception(to: Protocol, vm_id: &[u8], exception_type: &str, message: &str, out: &mut Vec<u8>) {
+    match to {
+        Protocol::Json => {
+            out.extend_from_slice(CLIENT_HEAD);
+            out.extend_from_slice(vm_id);
+            out.extend_from_slice(b",\"{\\\"ExceptionType\\\":\\\"");
+            // Escaped for the inner text, and that text for the string it stands in.
+            json::escape_chunks(exception_type.as_bytes(), |chunk| json::escape(chunk, out));
+            out.extend_from_slice(b"\\\",\\\"Message\\\":\\\"");
+            json::escape_chunks(message.as_bytes(), |chunk| json::escape(chunk, out));
+            out.extend_from_slice(b"\\\"}\"");
+            out.extend_from_slice(CLIENT_TAIL);
+        }
+        Protocol::MessagePack => write_message_pack(out, |out| {
+            transcode::to_text(vm_id, out);
+            write::text_with(out, |out| {
+                out.extend_from_slice(b"{\"ExceptionType\":\"");
+                json::escape(exception_type.as_bytes(), out);
+                out.extend_from_slice(b"\",\"Message\":\"");
+                json::escape(message.as_bytes(), out);
+                out.extend_from_slice(b"\"}");
+            });
+        }),
+    }
 }
 
-/// The client's record for a MessagePack client: `[1, {}, nil, "Response_VM", [[vm, data]], []]` (contract 1.4). `vm` and `data`
-/// are plain text.
-pub fn write_client_msgpack(vm: &[u8], data: &[u8], out: &mut Vec<u8>) {
-    use msgpack::write;
+/// `[1, {}, nil, "Response_VM", [[vm, data]], []]`, of which `f` appends vm and data.
+fn write_message_pack(out: &mut Vec<u8>, f: impl FnOnce(&mut Vec<u8>)) {
     msgpack::write_record(out, |out| {
         write::array_len(6, out);
         write::uint(1, out);
@@ -137,24 +178,9 @@ pub fn write_client_msgpack(vm: &[u8], data: &[u8], out: &mut Vec<u8>) {
         write::text(TARGET.as_bytes(), out);
         write::array_len(1, out);
         write::array_len(2, out);
-        write::text(vm, out);
-        write::text(data, out);
+        f(out);
         write::array_len(0, out);
     });
-}
-
-/// Appends an error `Response_VM`: data = `{"ExceptionType":"<type>","Message":"<message>"}` as JSON text in a string (contract 1.4).
-/// `vm` is the raw JSON string of the client's request.
-pub fn write_exception_json(vm: &[u8], exception_type: &str, message: &str, out: &mut impl bytes::BufMut) {
-    out.put_slice(CLIENT_HEAD);
-    out.put_slice(vm);
-    out.put_slice(b",\"{\\\"ExceptionType\\\":\\\"");
-    // Escaped for the inner text, and that text for the string it stands in.
-    json::escape_chunks(exception_type.as_bytes(), |chunk| json::escape(chunk, out));
-    out.put_slice(b"\\\",\\\"Message\\\":\\\"");
-    json::escape_chunks(message.as_bytes(), |chunk| json::escape(chunk, out));
-    out.put_slice(b"\\\"}\"");
-    out.put_slice(CLIENT_TAIL);
 }
 
 const TARGET: &str = "Response_VM";

@@ -222,7 +222,7 @@ mod tests {
     fn every_refusal_of_ours_parses() {
         for error in HttpError::ALL {
             let mut bytes = vec![];
-            refuse(*error, crate::proto::http::Cors::None, &mut bytes);
+            refuse(*error, crate::proto::http::Cors::None, true, &mut bytes);
             let head = parse_response(&bytes).ok().unwrap().unwrap();
             assert_eq!(head.status, error.status());
             assert_eq!(head.content_length, Some((bytes.len() - head.bytes) as u64));

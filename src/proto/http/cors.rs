@@ -1,15 +1,17 @@
-//! Origins (reference section 5): which of them may read negotiate's answer and open a WebSocket, and the headers that say so.
+//! Origins (reference section 5): which of them may use the hub, and the headers that say so.
+use alloc::boxed::Box;
 use alloc::string::String;
 use alloc::vec::Vec;
 
 use super::head::without_prefix;
 use super::{Head, HttpError, HttpPolicy};
 
-/// Which origins may open a WebSocket and read negotiate's answer across origins.
+/// Which origins may open a WebSocket, and read the answers of negotiate and of the other transports across origins.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct OriginPolicy {
     /// Exact origins, e.g. `https://app.example.com` (scheme, host, port; compared case-insensitively). Empty: same-origin
-    /// and no-origin requests only. A request without Origin is always let through; so is one whose Origin's host:port equals Host.
+    /// and no-origin requests only. A request without Origin is always let through; so is one whose Origin's host:port equals Host:
+    /// a load balancer in front has to pass Host on, or the site's own origin belongs on this list.
     pub allowed: Vec<String>,
 }
 
@@ -20,8 +22,19 @@ pub enum Cors<'h> {
     None,
     /// Exact origin echoed, credentials allowed, `Vary: Origin`.
     Allow(&'h str),
-    /// An Origin that is not allowed: no CORS headers; WebSocket upgrades are refused with 403, negotiate too.
+    /// An Origin that is not allowed: no CORS headers; whatever it asks of the hub is refused with 403.
     Forbidden,
+}
+
+/// A [`Cors`] that outlives its request's head: a poll is answered long after its head has left the receive buffer. What is not
+/// allowed has no headers, and so is kept like no origin at all.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct OwnedCors(Option<Box<str>>);
+
+impl OwnedCors {
+    pub fn as_cors(&self) -> Cors<'_> {
+        self.0.as_deref().map_or(Cors::None, Cors::Allow)
+    }
 }
 
 impl<'h> Cors<'h> {
@@ -49,6 +62,13 @@ impl<'h> Cors<'h> {
             .iter()
             .any(|allowed| without_default_port(allowed).eq_ignore_ascii_case(origin_elided));
         if listed { Cors::Allow(origin) } else { Cors::Forbidden }
+    }
+
+    pub fn to_owned_cors(self) -> OwnedCors {
+        OwnedCors(match self {
+            Cors::Allow(origin) => Some(origin.into()),
+            Cors::None | Cors::Forbidden => None,
+        })
     }
 
     /// The headers of any reply but a preflight's. `Vary: Origin` always stands: what a cache may hold for one origin is
@@ -112,7 +132,19 @@ fn is_name_list(value: &[u8]) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::proto::http::Transports;
     use std::vec;
+
+    #[test]
+    fn what_is_kept_says_the_same() {
+        for cors in [Cors::None, Cors::Allow("https://app.example.com"), Cors::Forbidden] {
+            let (mut said, mut kept) = (vec![], vec![]);
+            cors.write(&mut said);
+            cors.to_owned_cors().as_cors().write(&mut kept);
+            assert_eq!(said, kept, "{cors:?}");
+        }
+        assert_eq!(size_of::<OwnedCors>(), 16);
+    }
 
     #[test]
     fn same_origin_is_host_and_port_with_the_default_elided() {
@@ -146,6 +178,8 @@ mod tests {
         let policy = HttpPolicy {
             hub_path: "/hub".into(),
             origins: OriginPolicy { allowed: vec!["https://App.example.com".into(), "http://b:8080".into()] },
+            transports: Transports { web_sockets: true, server_sent_events: true, long_polling: true },
+            post_body_bytes_max: 0,
         };
         let judge = |headers: &str| {
             let text = std::format!("GET /hub HTTP/1.1\r\nHost: proxy\r\n{headers}\r\n");

@@ -19,14 +19,30 @@ pub enum HttpError {
     BodyTooLarge,
     NotFound,
     MethodNotAllowed,
-    /// A GET on the hub path without upgrade: Server-Sent Events and long polling are not offered.
-    UpgradeRequired,
+    /// Reference 1.2: without `id` an event stream, a poll, a POST or a DELETE speaks of no connection.
+    IdRequired,
+    /// Transports that this endpoint does not offer, one reason each: an operator sees which of them clients miss.
+    WebSocketsNotSupported,
+    ServerSentEventsNotSupported,
+    LongPollingNotSupported,
     /// Connection, Upgrade or Sec-WebSocket-Key is missing or wrong.
     UpgradeMalformed,
     WebSocketVersion,
     OriginForbidden,
+    /// No bearer token where one is required.
+    Unauthorized,
+    /// A bearer token that is not valid, or no longer.
+    InvalidToken,
     UnknownConnection,
+    /// The connection began with another transport (reference section 2: the first use fixes it).
+    TransportChanged,
+    /// The connection has a transport already and does not change to this request's.
+    AlreadyActive,
+    PostToWebSocket,
+    DeleteNotLongPolling,
     HeadTimeout,
+    /// A bad PROXY header, or none where every connection begins with one. The connection is just closed, this is for the metric.
+    ProxyProtocol,
     Overloaded,
 }
 
@@ -44,12 +60,22 @@ impl HttpError {
         HttpError::BodyTooLarge,
         HttpError::NotFound,
         HttpError::MethodNotAllowed,
-        HttpError::UpgradeRequired,
+        HttpError::IdRequired,
+        HttpError::WebSocketsNotSupported,
+        HttpError::ServerSentEventsNotSupported,
+        HttpError::LongPollingNotSupported,
         HttpError::UpgradeMalformed,
         HttpError::WebSocketVersion,
         HttpError::OriginForbidden,
+        HttpError::Unauthorized,
+        HttpError::InvalidToken,
         HttpError::UnknownConnection,
+        HttpError::TransportChanged,
+        HttpError::AlreadyActive,
+        HttpError::PostToWebSocket,
+        HttpError::DeleteNotLongPolling,
         HttpError::HeadTimeout,
+        HttpError::ProxyProtocol,
         HttpError::Overloaded,
     ];
 
@@ -58,12 +84,21 @@ impl HttpError {
             HttpError::Malformed
             | HttpError::MissingHost
             | HttpError::AmbiguousLength
-            | HttpError::UpgradeRequired
-            | HttpError::UpgradeMalformed => 400,
+            | HttpError::IdRequired
+            | HttpError::UpgradeMalformed
+            | HttpError::TransportChanged
+            | HttpError::DeleteNotLongPolling
+            | HttpError::ProxyProtocol => 400,
+            HttpError::Unauthorized | HttpError::InvalidToken => 401,
             HttpError::OriginForbidden => 403,
-            HttpError::NotFound | HttpError::UnknownConnection => 404,
-            HttpError::MethodNotAllowed => 405,
+            HttpError::NotFound
+            | HttpError::WebSocketsNotSupported
+            | HttpError::ServerSentEventsNotSupported
+            | HttpError::LongPollingNotSupported
+            | HttpError::UnknownConnection => 404,
+            HttpError::MethodNotAllowed | HttpError::PostToWebSocket => 405,
             HttpError::HeadTimeout => 408,
+            HttpError::AlreadyActive => 409,
             HttpError::BodyTooLarge => 413,
             HttpError::TargetTooLong => 414,
             // RFC 6455 §4.2.2: the answer to a version we do not speak, with the one we do.
@@ -90,12 +125,22 @@ impl HttpError {
             HttpError::BodyTooLarge => "body_too_large",
             HttpError::NotFound => "not_found",
             HttpError::MethodNotAllowed => "method_not_allowed",
-            HttpError::UpgradeRequired => "upgrade_required",
+            HttpError::IdRequired => "id_required",
+            HttpError::WebSocketsNotSupported => "websockets_not_supported",
+            HttpError::ServerSentEventsNotSupported => "server_sent_events_not_supported",
+            HttpError::LongPollingNotSupported => "long_polling_not_supported",
             HttpError::UpgradeMalformed => "upgrade_malformed",
             HttpError::WebSocketVersion => "websocket_version",
             HttpError::OriginForbidden => "origin_forbidden",
+            HttpError::Unauthorized => "unauthorized",
+            HttpError::InvalidToken => "invalid_token",
             HttpError::UnknownConnection => "unknown_connection",
+            HttpError::TransportChanged => "transport_changed",
+            HttpError::AlreadyActive => "already_active",
+            HttpError::PostToWebSocket => "post_to_websocket",
+            HttpError::DeleteNotLongPolling => "delete_not_long_polling",
             HttpError::HeadTimeout => "head_timeout",
+            HttpError::ProxyProtocol => "proxy_protocol",
             HttpError::Overloaded => "overloaded",
         }
     }
@@ -115,14 +160,25 @@ impl HttpError {
             HttpError::BodyTooLarge => "The request body is too large.",
             HttpError::NotFound => "There is no hub at this path.",
             HttpError::MethodNotAllowed => "This method is not allowed here.",
-            HttpError::UpgradeRequired => {
-                "Only the WebSockets transport is offered here: this request has no WebSocket upgrade."
+            HttpError::IdRequired => "Connection ID required",
+            HttpError::WebSocketsNotSupported => "WebSockets transport not supported by this end point type",
+            HttpError::ServerSentEventsNotSupported => {
+                "ServerSentEvents transport not supported by this end point type"
             }
+            HttpError::LongPollingNotSupported => "LongPolling transport not supported by this end point type",
             HttpError::UpgradeMalformed => "The WebSocket upgrade is malformed.",
             HttpError::WebSocketVersion => "Only WebSocket version 13 is spoken here.",
             HttpError::OriginForbidden => "This origin is not among the proxy's `allowed_origins`.",
+            HttpError::Unauthorized => "A bearer token is required.",
+            HttpError::InvalidToken => "The bearer token is not valid.",
             HttpError::UnknownConnection => "No Connection with that ID",
+            HttpError::TransportChanged => "Cannot change transports mid-connection",
+            // Empty in ASP.NET, too.
+            HttpError::AlreadyActive => "",
+            HttpError::PostToWebSocket => "POST requests are not allowed for WebSocket connections.",
+            HttpError::DeleteNotLongPolling => "Cannot terminate this connection using the DELETE endpoint.",
             HttpError::HeadTimeout => "The request head took too long.",
+            HttpError::ProxyProtocol => "The connection does not begin with a valid PROXY header.",
             HttpError::Overloaded => "The proxy is overloaded, try again later.",
         }
     }

@@ -4,7 +4,8 @@
 //! accept several odd shapes, and each of them is one that the load balancer in front may read differently (request
 //! smuggling, §11.2). A hub's clients send none of them, so all are refused.
 use super::{HttpError, has_token};
-use crate::limits::{HTTP_BODY_BYTES_MAX, HTTP_HEAD_BYTES_MAX, HTTP_HEADERS_MAX, HTTP_TARGET_BYTES_MAX};
+use crate::limits::{HTTP_HEAD_BYTES_MAX, HTTP_HEADERS_MAX, HTTP_TARGET_BYTES_MAX};
+use alloc::borrow::Cow;
 
 /// A parsed request head. Borrows the receive buffer.
 pub struct Head<'b> {
@@ -16,14 +17,15 @@ pub struct Head<'b> {
     /// HTTP/1.x minor version: 0 or 1.
     pub minor: u8,
     pub keep_alive: bool,
-    /// Bytes of body that follow the head: whoever answers and keeps the connection skips them first.
+    /// Bytes of body that follow the head: whoever answers and keeps the connection skips them first. How many there may be is the
+    /// route's to say.
     pub content_length: u64,
     headers: [httparse::Header<'b>; HTTP_HEADERS_MAX],
     header_count: usize,
 }
 
 impl<'b> Head<'b> {
-    pub fn headers(&self) -> impl Iterator<Item = (&'b str, &'b [u8])> + '_ {
+    pub fn headers(&self) -> impl DoubleEndedIterator<Item = (&'b str, &'b [u8])> + '_ {
         self.headers[..self.header_count].iter().map(|h| (h.name, h.value))
     }
 
@@ -43,8 +45,30 @@ impl<'b> Head<'b> {
         })
     }
 
+    /// Value of a query key (case-insensitive key), with `+` and percent-encoding decoded; a sequence that is none stays as it is.
+    pub fn query_decoded(&self, key: &str) -> Option<Cow<'b, str>> {
+        form_urlencoded::parse(self.query.as_bytes())
+            .find(|(name, _)| name.eq_ignore_ascii_case(key))
+            .map(|(_, value)| value)
+    }
+
+    /// The bearer token of the request: of `Authorization: Bearer x` (RFC 6750 §2.1), else of the query's `access_token`, where browsers
+    /// put it for event streams and WebSockets (reference section 4). Not checked in any way. It must not reach a log.
+    pub fn bearer(&self) -> Option<Cow<'b, str>> {
+        let header = match self.single("authorization") {
+            Ok(header) => header,
+            // Two credentials: whoever is in front may have judged by the other one.
+            Err(MoreThanOne) => return None,
+        };
+        header
+            .and_then(|value| without_prefix(core::str::from_utf8(value).ok()?, "Bearer "))
+            .map(|token| Cow::Borrowed(token.trim_ascii()))
+            .or_else(|| self.query_decoded("access_token"))
+            .filter(|token| !token.is_empty())
+    }
+
     /// Every value of a header.
-    pub(super) fn values<'s>(&'s self, name: &'s str) -> impl Iterator<Item = &'b [u8]> + 's {
+    pub(super) fn values<'s>(&'s self, name: &'s str) -> impl DoubleEndedIterator<Item = &'b [u8]> + 's {
         self.headers().filter(move |(other, _)| other.eq_ignore_ascii_case(name)).map(|(_, value)| value)
     }
 
@@ -143,7 +167,6 @@ fn body_bytes(head: &Head<'_>) -> Result<u64, HttpError> {
         Ok(None) => Ok(0),
         Ok(Some(digits)) => match decimal(digits) {
             None => Err(HttpError::AmbiguousLength),
-            Some(bytes) if bytes > HTTP_BODY_BYTES_MAX => Err(HttpError::BodyTooLarge),
             Some(bytes) => Ok(bytes),
         },
     }
@@ -262,6 +285,45 @@ mod tests {
     }
 
     #[test]
+    fn query_values_are_decoded_where_asked_for() {
+        let decoded = |query: &str| {
+            let text = format!("GET /hub?{query} HTTP/1.1\r\nHost: a\r\n\r\n");
+            parse_head(text.as_bytes()).ok().unwrap().query_decoded("access_token").map(Cow::into_owned)
+        };
+        assert_eq!(decoded("id=x&ACCESS_TOKEN=a%2Bb+c%3D%3d&access_token=second").as_deref(), Some("a+b c=="));
+        assert_eq!(decoded("access_token=plain").as_deref(), Some("plain"));
+        assert_eq!(decoded("access_token").as_deref(), Some(""));
+        assert_eq!(decoded("access_tokens=x"), None);
+        // What is no encoding stays; what is no UTF-8 can be no token and becomes none.
+        assert_eq!(decoded("access_token=%4&x").as_deref(), Some("%4"));
+        assert_eq!(decoded("access_token=%zz%").as_deref(), Some("%zz%"));
+        assert_eq!(decoded("access_token=%ff").as_deref(), Some("\u{fffd}"));
+    }
+
+    #[test]
+    fn the_bearer_token_is_the_headers_before_the_querys() {
+        let bearer = |query: &str, headers: &str| {
+            let text = format!("GET /hub?{query} HTTP/1.1\r\nHost: a\r\n{headers}\r\n");
+            parse_head(text.as_bytes()).ok().unwrap().bearer().map(Cow::into_owned)
+        };
+        let query = "access_token=q%2e";
+        assert_eq!(bearer("", ""), None);
+        assert_eq!(bearer(query, "").as_deref(), Some("q."));
+        assert_eq!(bearer(query, "Authorization: Bearer h\r\n").as_deref(), Some("h"));
+        assert_eq!(bearer("", "authorization: bEARER   h.h-h_h~+/== \r\n").as_deref(), Some("h.h-h_h~+/=="));
+        assert_eq!(bearer(query, "Authorization: Basic abc\r\n").as_deref(), Some("q."), "somebody else's credentials");
+        for none in [
+            "Authorization: Bearer\r\n",
+            "Authorization: Bearer \r\n",
+            "Authorization: Bearerh\r\n",
+            "Authorization: \u{ff}\r\n",
+        ] {
+            assert_eq!(bearer("access_token=", none), None, "{none:?}");
+        }
+        assert_eq!(bearer(query, "Authorization: Bearer a\r\nAuthorization: Bearer b\r\n"), None, "two");
+    }
+
+    #[test]
     fn request_smuggling_shapes_are_refused() {
         use HttpError::*;
         // Two framings of one body (RFC 9112 §11.2).
@@ -275,9 +337,11 @@ mod tests {
             assert_eq!(refused(&with(&format!("Content-Length: {length}"))), AmbiguousLength, "{length:?}");
         }
         assert_eq!(refused(&with("Content-Length: 5\r\ncontent-length: 5")), AmbiguousLength, "equal ones as well");
-        assert_eq!(refused(&with("Content-Length: 4097")), BodyTooLarge);
-        assert_eq!(refused(&with("Content-Length: 18446744073709551615")), BodyTooLarge);
-        assert_eq!(parse_head(with("Content-Length: 0004096").as_bytes()).ok().unwrap().content_length, 4096);
+        // How long a body may be is the route's to say.
+        let length = |digits: &str| {
+            parse_head(with(&format!("Content-Length: {digits}")).as_bytes()).ok().unwrap().content_length
+        };
+        assert_eq!((length("0004096"), length("18446744073709551615")), (4096, u64::MAX));
 
         // Header lines that recipients read differently.
         assert_eq!(refused(&with("Content-Length : 5")), Malformed, "a space before the colon");

@@ -1,10 +1,16 @@
 //! HTTP/1.1 as far as a SignalR endpoint needs it: request heads (httparse), routing of the hub's paths, the WebSocket
-//! upgrade, negotiate, CORS, replies; and response heads for the control plane's dialling. Pure.
+//! upgrade, negotiate, event streams, long polling, CORS, replies, the client's address as proxies in front tell it; and
+//! response heads for the control plane's dialling. Pure.
 //!
 //! ```text
-//!  bytes ──► head_end ──► parse_head ──► route ──► Action::Replied     the reply is written, errors too
-//!                │             │           │  └──► Action::Negotiate ──► negotiate_reply
-//!                └─ HttpError ─┴─► refuse  └─────► Action::Upgrade ────► upgrade_reply, or refuse
+//!  bytes ──► head_end ──► parse_head ──► route ──► Action::Replied      the reply is written, errors too
+//!                │             │           │  ├──► Action::Negotiate    negotiate_reply
+//!                │             │           │  ├──► Action::Upgrade      upgrade_reply
+//!                │             │           │  ├──► Action::EventStream  event_stream_reply
+//!                │             │           │  ├──► Action::Poll         poll_reply
+//!                │             │           │  ├──► Action::Post         post_reply
+//!                │             │           │  └──► Action::Delete       delete_reply
+//!                └─ HttpError ─┴─► refuse ◄┴── or, when the caller finds a reason
 //! ```
 //!
 //! "Reference" in these files is `signalr-protocol.md`, the client-side wire protocol.
@@ -12,6 +18,8 @@
 mod client;
 mod cors;
 mod error;
+mod event_stream;
+mod forwarded;
 mod head;
 mod negotiate;
 mod reply;
@@ -19,12 +27,14 @@ mod route;
 mod upgrade;
 
 pub use client::{ResponseHead, decode_chunked, negotiate_request, parse_response, upgrade_request};
-pub use cors::{Cors, OriginPolicy};
+pub use cors::{Cors, OriginPolicy, OwnedCors};
 pub use error::HttpError;
+pub use event_stream::write_event;
+pub use forwarded::{Forwarded, Trusted, client_of};
 pub use head::{Head, head_end, parse_head};
-pub use negotiate::negotiate_reply;
-pub use reply::refuse;
-pub use route::{Action, HttpPolicy, route};
+pub use negotiate::{Negotiated, negotiate_reply};
+pub use reply::{PollReply, delete_reply, event_stream_reply, poll_reply, post_reply, refuse};
+pub use route::{Action, HttpPolicy, Transports, route};
 pub use upgrade::{accept_key, upgrade_reply};
 
 /// Does a list header (RFC 9110 §5.6.1) contain `token`? Several header lines of one name are one list.

@@ -1,39 +1,61 @@
 //! Negotiate (reference section 3): the version asked for and the answer.
 use alloc::vec::Vec;
 
-use super::{Cors, Head, reply};
+use super::{Cors, Head, Transports, reply};
 
 /// The newest version of negotiate there is.
 const VERSION_MAX: i32 = 1;
 
-/// Appends the 200 reply of negotiate, members in ASP.NET's order. Only the WebSockets transport is offered for now.
-///
-/// In version 0 id and token are one string, so the caller passes the token as both and only `connectionId` is written.
-pub fn negotiate_reply(
-    version: u8,
-    connection_id: &str,
-    token: &str,
-    cors: Cors<'_>,
-    keep_alive: bool,
-    out: &mut Vec<u8>,
-) {
+/// What negotiate answers.
+#[derive(Clone, Copy, Debug)]
+pub struct Negotiated<'a> {
+    /// 0 or 1, as `Action::Negotiate` says.
+    pub version: u8,
+    pub connection_id: &'a str,
+    /// In version 0 id and token are one string (reference section 2), so it is passed as both and only `connectionId` is written.
+    pub token: &'a str,
+    pub transports: Transports,
+    /// TS clients fail to start when this is true and they had not asked for it (reference 3.5).
+    pub stateful_reconnect: bool,
+}
+
+/// Appends the 200 reply of negotiate, members in ASP.NET's order (reference 3.2).
+pub fn negotiate_reply(negotiated: &Negotiated<'_>, cors: Cors<'_>, keep_alive: bool, out: &mut Vec<u8>) {
+    let Negotiated { version, connection_id, token, transports, stateful_reconnect } = *negotiated;
     // Both are ours, and base64url (reference section 2), so nothing needs escaping.
     debug_assert!(
         connection_id.bytes().chain(token.bytes()).all(|byte| byte.is_ascii_graphic() && byte != b'"' && byte != b'\\')
     );
     debug_assert!(version > 0 || connection_id == token);
 
-    let mut content = Vec::with_capacity(192 + connection_id.len() + token.len());
-    content.extend_from_slice(br#"{"negotiateVersion":"#);
-    reply::decimal(version as u32, &mut content);
+    let mut content = Vec::with_capacity(320 + connection_id.len() + token.len());
+    content.push(b'{');
+    if stateful_reconnect {
+        content.extend_from_slice(br#""useStatefulReconnect":true,"#);
+    }
+    content.extend_from_slice(br#""negotiateVersion":"#);
+    reply::decimal(version.into(), &mut content);
     content.extend_from_slice(br#","connectionId":""#);
     content.extend_from_slice(connection_id.as_bytes());
     if version > 0 {
         content.extend_from_slice(br#"","connectionToken":""#);
         content.extend_from_slice(token.as_bytes());
     }
-    // "Binary" joins the formats when MessagePack is spoken to clients.
-    content.extend_from_slice(br#"","availableTransports":[{"transport":"WebSockets","transferFormats":["Text"]}]}"#);
+    content.extend_from_slice(br#"","availableTransports":["#);
+    // Clients try them in the order given.
+    let mut separator = "";
+    for (offered, transport) in [
+        (transports.web_sockets, r#"{"transport":"WebSockets","transferFormats":["Text","Binary"]}"#),
+        (transports.server_sent_events, r#"{"transport":"ServerSentEvents","transferFormats":["Text"]}"#),
+        (transports.long_polling, r#"{"transport":"LongPolling","transferFormats":["Text","Binary"]}"#),
+    ] {
+        if offered {
+            content.extend_from_slice(separator.as_bytes());
+            content.extend_from_slice(transport.as_bytes());
+            separator = ",";
+        }
+    }
+    content.extend_from_slice(b"]}");
     write(&content, cors, keep_alive, out);
 }
 
@@ -47,7 +69,7 @@ pub(super) fn error_reply(error: VersionError, cors: Cors<'_>, keep_alive: bool,
         }
         VersionError::TooOld(version) => {
             content.extend_from_slice(b"The client requested version '-");
-            reply::decimal(version.unsigned_abs(), &mut content);
+            reply::decimal(version.unsigned_abs().into(), &mut content);
             content.extend_from_slice(b"', but the server does not support this version.");
         }
     }
@@ -72,11 +94,17 @@ pub(super) fn version(head: &Head<'_>) -> Result<u8, VersionError> {
     }
 }
 
+/// Does the client ask for stateful reconnect? A .NET boolean (reference 3.1); C# clients may say it twice (section 16.12).
+pub(super) fn asks_stateful_reconnect(head: &Head<'_>) -> bool {
+    head.query_value("useStatefulReconnect").is_some_and(|value| value.eq_ignore_ascii_case("true"))
+}
+
 fn write(content: &[u8], cors: Cors<'_>, keep_alive: bool, out: &mut Vec<u8>) {
     reply::status_line(200, out);
     cors.write(out);
     reply::connection(keep_alive, out);
-    reply::body("application/json", content, content.len(), out);
+    reply::content_headers("application/json", Some(content.len()), out);
+    out.extend_from_slice(content);
 }
 
 #[cfg(test)]
@@ -84,35 +112,81 @@ mod tests {
     use super::*;
     use std::string::String;
 
-    fn reply(version: u8, id: &str, token: &str, cors: Cors<'_>, keep_alive: bool) -> String {
+    const ALL: Transports = Transports { web_sockets: true, server_sent_events: true, long_polling: true };
+    const V1: Negotiated<'_> =
+        Negotiated { version: 1, connection_id: "id22", token: "tok22", transports: ALL, stateful_reconnect: false };
+
+    fn reply(negotiated: Negotiated<'_>, cors: Cors<'_>, keep_alive: bool) -> (String, String) {
         let mut out = Vec::new();
-        negotiate_reply(version, id, token, cors, keep_alive, &mut out);
-        String::from_utf8(out).unwrap()
+        negotiate_reply(&negotiated, cors, keep_alive, &mut out);
+        let reply = String::from_utf8(out).unwrap();
+        let (head, content) = reply.split_once("\r\n\r\n").unwrap();
+        assert!(head.ends_with(&std::format!("\r\nContent-Length: {}", content.len())), "{head}");
+        (head.into(), content.into())
     }
 
     #[test]
     fn version_1_has_id_and_token_in_aspnets_order() {
+        let (head, content) = reply(V1, Cors::None, true);
         assert_eq!(
-            reply(1, "id22", "tok22", Cors::None, true),
-            "HTTP/1.1 200 OK\r\nVary: Origin\r\nConnection: keep-alive\r\nContent-Type: application/json\r\nContent-Length: 148\r\n\r\n\
-            {\"negotiateVersion\":1,\"connectionId\":\"id22\",\"connectionToken\":\"tok22\",\
-            \"availableTransports\":[{\"transport\":\"WebSockets\",\"transferFormats\":[\"Text\"]}]}"
+            head,
+            "HTTP/1.1 200 OK\r\nVary: Origin\r\nConnection: keep-alive\r\nContent-Type: application/json\r\nContent-Length: 281"
+        );
+        // The example of reference 3.2.
+        assert_eq!(
+            content,
+            r#"{"negotiateVersion":1,"connectionId":"id22","connectionToken":"tok22","availableTransports":[{"transport":"WebSockets","transferFormats":["Text","Binary"]},{"transport":"ServerSentEvents","transferFormats":["Text"]},{"transport":"LongPolling","transferFormats":["Text","Binary"]}]}"#
         );
     }
 
     #[test]
     fn version_0_has_one_id() {
-        let reply = reply(0, "tok22", "tok22", Cors::Allow("https://app.example.com"), false);
-        let (head, content) = reply.split_once("\r\n\r\n").unwrap();
+        let negotiated = Negotiated { version: 0, connection_id: "tok22", ..V1 };
+        let (head, content) = reply(negotiated, Cors::Allow("https://app.example.com"), false);
         assert_eq!(
             head,
             "HTTP/1.1 200 OK\r\nVary: Origin\r\nAccess-Control-Allow-Origin: https://app.example.com\r\n\
-            Access-Control-Allow-Credentials: true\r\nConnection: close\r\nContent-Type: application/json\r\nContent-Length: 123"
+            Access-Control-Allow-Credentials: true\r\nConnection: close\r\nContent-Type: application/json\r\nContent-Length: 256"
         );
+        assert!(
+            content.starts_with(r#"{"negotiateVersion":0,"connectionId":"tok22","availableTransports":[{"#),
+            "{content}"
+        );
+    }
+
+    #[test]
+    fn what_is_not_offered_is_not_named() {
+        let transports = |web_sockets, server_sent_events, long_polling| {
+            let transports = Transports { web_sockets, server_sent_events, long_polling };
+            let (_, content) = reply(Negotiated { transports, ..V1 }, Cors::None, true);
+            content.split_once(r#""availableTransports":"#).unwrap().1.replace(r#"{"transport":"#, "")
+        };
+        assert_eq!(transports(false, false, false), "[]}");
+        assert_eq!(transports(true, false, false), r#"["WebSockets","transferFormats":["Text","Binary"]}]}"#);
         assert_eq!(
-            content,
-            r#"{"negotiateVersion":0,"connectionId":"tok22","availableTransports":[{"transport":"WebSockets","transferFormats":["Text"]}]}"#
+            transports(false, true, true),
+            r#"["ServerSentEvents","transferFormats":["Text"]},"LongPolling","transferFormats":["Text","Binary"]}]}"#
         );
+    }
+
+    #[test]
+    fn stateful_reconnect_comes_first_and_only_when_true() {
+        let (_, content) = reply(Negotiated { stateful_reconnect: true, ..V1 }, Cors::None, true);
+        assert!(content.starts_with(r#"{"useStatefulReconnect":true,"negotiateVersion":1,"#), "{content}");
+        let asks = |query: &str| {
+            let text = std::format!("POST /hub/negotiate?{query} HTTP/1.1\r\nHost: a\r\n\r\n");
+            asks_stateful_reconnect(&super::super::parse_head(text.as_bytes()).ok().unwrap())
+        };
+        for yes in [
+            "useStatefulReconnect=true",
+            "a&USEstatefulreconnect=True",
+            "useStatefulReconnect=true&useStatefulReconnect=true",
+        ] {
+            assert!(asks(yes), "{yes}");
+        }
+        for no in ["", "useStatefulReconnect", "useStatefulReconnect=1", "useStatefulReconnect=false"] {
+            assert!(!asks(no), "{no}");
+        }
     }
 
     #[test]

@@ -39,11 +39,12 @@ pub fn upgrade_reply(accept: &[u8; 28], out: &mut Vec<u8>) {
     out.extend_from_slice(b"\r\n\r\n");
 }
 
-/// Does a GET mean to upgrade, well or badly? If not it is a long poll or an event stream (reference section 1.1).
+/// Does a GET mean to open a WebSocket, well or badly?
+///
+/// `Connection: Upgrade` alone says nothing: a common nginx configuration sends it with every request, and some clients ask for HTTP/2
+/// that way, which is theirs to ask and ours to ignore (RFC 9110 §7.8). A key without `Upgrade: websocket` does: the header got lost.
 pub(super) fn is_meant(head: &Head<'_>) -> bool {
-    has_token(head.values("upgrade"), "websocket")
-        || has_token(head.values("connection"), "upgrade")
-        || head.header("sec-websocket-key").is_some()
+    has_token(head.values("upgrade"), "websocket") || head.header("sec-websocket-key").is_some()
 }
 
 /// Checks the client's handshake (RFC 6455 §4.2.1) and returns the accept key.

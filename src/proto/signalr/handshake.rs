@@ -37,6 +37,8 @@ pub enum HandshakeError {
     Protocol(String),
     /// "The server does not support version N of the 'X' protocol."
     Version { protocol: String, version: i64 },
+    /// "Cannot use the 'X' protocol on the current transport. ..." (a binary protocol over Server-Sent Events)
+    Transport(Protocol),
     /// "An unexpected error occurred during connection handshake."
     Malformed,
 }
@@ -49,11 +51,18 @@ impl fmt::Display for HandshakeError {
             HandshakeError::Version { protocol, version } => {
                 write!(f, "The server does not support version {version} of the '{protocol}' protocol.")
             }
+            HandshakeError::Transport(protocol) => write!(
+                f,
+                "Cannot use the '{}' protocol on the current transport. The transport does not support 'Binary' transfer format.",
+                protocol.name()
+            ),
             HandshakeError::Malformed => f.write_str("An unexpected error occurred during connection handshake."),
         }
     }
 }
 
+/// The version from which on messages are counted for a stateful reconnect (reference 14).
+pub const STATEFUL_RECONNECT_VERSION: u32 = 2;
 /// Highest version of either protocol (reference section 11.3).
 const VERSION_MAX: i32 = 2;
 

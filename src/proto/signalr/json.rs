@@ -87,6 +87,11 @@ pub fn escape(text: &[u8], out: &mut impl bytes::BufMut) {
     escape_chunks(text, |chunk| out.put_slice(chunk));
 }
 
+/// Appends a number in decimal.
+pub fn integer(number: impl itoa::Integer, out: &mut impl bytes::BufMut) {
+    out.put_slice(itoa::Buffer::new().format(number).as_bytes());
+}
+
 /// Appends the unescaped text of a JSON string's contents (valid JSON). Lone surrogates become U+FFFD.
 pub fn unescape(contents: &[u8], out: &mut impl bytes::BufMut) {
     unescape_chunks(contents, |chunk| out.put_slice(chunk));

@@ -6,8 +6,33 @@ pub mod json;
 pub mod msgpack;
 pub mod negotiate;
 pub mod record;
+pub mod transcode;
+
+pub use handshake::Protocol;
 
 use crate::limits::ARGUMENTS_KEPT;
+
+/// Reads one record of either protocol: JSON without its 0x1E, which must be UTF-8 (the caller checked), or a MessagePack body
+/// without its length prefix, which may be any bytes.
+pub fn parse(protocol: Protocol, record: &[u8]) -> Result<Message, MessageError> {
+    match protocol {
+        Protocol::Json => json::parse(record),
+        Protocol::MessagePack => msgpack::parse(record),
+    }
+}
+
+/// Appends the plain text of a message's `target`, `invocation_id` or `error`. Half a surrogate pair becomes U+FFFD.
+pub fn plain_text(protocol: Protocol, contents: &[u8], out: &mut impl bytes::BufMut) {
+    plain_chunks(protocol, contents, |chunk| out.put_slice(chunk));
+}
+
+/// `plain_text`, given out in pieces, none of which splits a character.
+pub(crate) fn plain_chunks(protocol: Protocol, contents: &[u8], mut f: impl FnMut(&[u8])) {
+    match protocol {
+        Protocol::Json => json::unescape_chunks(contents, f),
+        Protocol::MessagePack => f(contents),
+    }
+}
 
 /// A byte range inside the record a view was made from.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -39,6 +64,14 @@ pub enum Kind {
     Sequence,
     /// A type this version does not know: skipped, like ASP.NET does.
     Unknown,
+}
+
+impl Kind {
+    /// Does a stateful reconnect count it (reference 14)?
+    pub fn is_counted(self) -> bool {
+        use Kind::*;
+        matches!(self, Invocation | StreamItem | Completion | StreamInvocation | CancelInvocation)
+    }
 }
 
 /// A view of one hub message: ranges into the record, nothing copied.

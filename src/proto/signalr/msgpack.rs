@@ -13,7 +13,7 @@ use rmp::decode::{self, Bytes};
 /// A str that the node itself has to understand must be UTF-8, or it is `PropertyType`; other values are only stepped over.
 pub fn parse(body: &[u8]) -> Result<Message, MessageError> {
     let mut reader = Reader::new(body);
-    if !is_array(reader.marker()?) {
+    if !is_array_marker(reader.marker()?) {
         return Err(MessageError::NotAMessage);
     }
     let mut items = Items { left: reader.array_len()? };
@@ -130,6 +130,11 @@ pub fn is_nil(value: &[u8]) -> bool {
     value.first().is_some_and(|&first| Marker::from_u8(first) == Marker::Null)
 }
 
+/// Whether an encoded value is a map.
+pub fn is_map(value: &[u8]) -> bool {
+    value.first().is_some_and(|&first| is_map_marker(Marker::from_u8(first)))
+}
+
 /// Appends one record: the body that `f` appends, behind its length prefix.
 ///
 /// The length is known only afterwards. Nearly every body has 128 to 16 383 bytes and so a prefix of two; where it has not, the
@@ -183,6 +188,17 @@ pub mod write {
         text_len(text.len(), out);
         out.extend_from_slice(text);
     }
+    /// A str of what `f` appends, which must be UTF-8 and whose length is known only afterwards: its head is written behind it
+    /// and the two are swapped.
+    pub fn text_with(out: &mut Vec<u8>, f: impl FnOnce(&mut Vec<u8>)) {
+        let start = out.len();
+        f(out);
+        let end = out.len();
+        debug_assert!(core::str::from_utf8(&out[start..]).is_ok());
+        text_len(end - start, out);
+        let head = out.len() - end;
+        out[start..].rotate_right(head);
+    }
 
     /// Lends the vector to `rmp`, which without `std` writes to its own buffer type. Nothing is copied.
     fn with<R>(out: &mut Vec<u8>, f: impl FnOnce(&mut ByteBuf) -> R) {
@@ -208,38 +224,38 @@ fn is_empty(span: &Span) -> bool {
     span.start == span.end
 }
 
-fn is_array(marker: Marker) -> bool {
+pub(super) fn is_array_marker(marker: Marker) -> bool {
     matches!(marker, Marker::FixArray(_) | Marker::Array16 | Marker::Array32)
 }
 
-fn is_text(marker: Marker) -> bool {
+pub(super) fn is_text_marker(marker: Marker) -> bool {
     matches!(marker, Marker::FixStr(_) | Marker::Str8 | Marker::Str16 | Marker::Str32)
 }
 
-fn is_map(marker: Marker) -> bool {
+pub(super) fn is_map_marker(marker: Marker) -> bool {
     matches!(marker, Marker::FixMap(_) | Marker::Map16 | Marker::Map32)
 }
 
 /// Walks over encoded values. A value of the wrong type is `PropertyType`, a cut one `Syntax`.
-struct Reader<'a> {
-    body: &'a [u8],
+pub(super) struct Reader<'a> {
+    pub(super) body: &'a [u8],
     bytes: Bytes<'a>,
 }
 
-type Read<T> = Result<T, MessageError>;
+pub(super) type Read<T> = Result<T, MessageError>;
 
 impl<'a> Reader<'a> {
-    fn new(body: &'a [u8]) -> Self {
+    pub(super) fn new(body: &'a [u8]) -> Self {
         debug_assert!(body.len() <= u32::MAX as usize, "spans are 32 bits wide");
         Reader { body, bytes: Bytes::new(body) }
     }
 
-    fn at(&self) -> usize {
+    pub(super) fn at(&self) -> usize {
         self.body.len() - self.bytes.remaining_slice().len()
     }
 
     /// The next value's marker, without stepping over it.
-    fn marker(&self) -> Read<Marker> {
+    pub(super) fn marker(&self) -> Read<Marker> {
         self.bytes.remaining_slice().first().map(|&first| Marker::from_u8(first)).ok_or(MessageError::Syntax)
     }
 
@@ -252,21 +268,21 @@ impl<'a> Reader<'a> {
         if count > self.bytes.remaining_slice().len() as u64 { Err(MessageError::Syntax) } else { Ok(()) }
     }
 
-    fn array_len(&mut self) -> Read<u32> {
-        self.require(is_array)?;
+    pub(super) fn array_len(&mut self) -> Read<u32> {
+        self.require(is_array_marker)?;
         let length = decode::read_array_len(&mut self.bytes).map_err(|_| MessageError::Syntax)?;
         self.check_count(u64::from(length))?;
         Ok(length)
     }
 
-    fn map_len(&mut self) -> Read<u32> {
-        self.require(is_map)?;
+    pub(super) fn map_len(&mut self) -> Read<u32> {
+        self.require(is_map_marker)?;
         let length = decode::read_map_len(&mut self.bytes).map_err(|_| MessageError::Syntax)?;
         self.check_count(2 * u64::from(length))?;
         Ok(length)
     }
 
-    fn integer(&mut self) -> Read<i128> {
+    pub(super) fn integer(&mut self) -> Read<i128> {
         // i128 holds every encodable integer, so that a number out of range is not taken for one of the wrong type.
         use decode::NumValueReadError::{InvalidDataRead, InvalidMarkerRead, OutOfRange, TypeMismatch};
         decode::read_int(&mut self.bytes).map_err(|error| match error {
@@ -275,19 +291,47 @@ impl<'a> Reader<'a> {
         })
     }
 
-    fn boolean(&mut self) -> Read<bool> {
+    pub(super) fn boolean(&mut self) -> Read<bool> {
         self.require(|marker| matches!(marker, Marker::True | Marker::False))?;
         decode::read_bool(&mut self.bytes).map_err(|_| MessageError::Syntax)
     }
 
     fn text(&mut self) -> Read<Span> {
-        self.require(is_text)?;
-        let length = decode::read_str_len(&mut self.bytes).map_err(|_| MessageError::Syntax)?;
-        let start = self.at();
-        self.advance(u64::from(length))?;
-        let span = Span::new(start, self.at());
+        let span = self.unchecked_text()?;
         core::str::from_utf8(span.of(self.body)).map_err(|_| MessageError::PropertyType)?;
         Ok(span)
+    }
+
+    /// A str's bytes, whatever they are.
+    pub(super) fn unchecked_text(&mut self) -> Read<Span> {
+        self.require(is_text_marker)?;
+        let length = decode::read_str_len(&mut self.bytes).map_err(|_| MessageError::Syntax)?;
+        self.contents(length)
+    }
+
+    pub(super) fn binary(&mut self) -> Read<Span> {
+        let length = decode::read_bin_len(&mut self.bytes).map_err(|_| MessageError::Syntax)?;
+        self.contents(length)
+    }
+
+    /// An extension's type and data.
+    pub(super) fn extension(&mut self) -> Read<(i8, Span)> {
+        let head = decode::read_ext_meta(&mut self.bytes).map_err(|_| MessageError::Syntax)?;
+        Ok((head.typeid, self.contents(head.size)?))
+    }
+
+    pub(super) fn f32(&mut self) -> Read<f32> {
+        decode::read_f32(&mut self.bytes).map_err(|_| MessageError::Syntax)
+    }
+
+    pub(super) fn f64(&mut self) -> Read<f64> {
+        decode::read_f64(&mut self.bytes).map_err(|_| MessageError::Syntax)
+    }
+
+    fn contents(&mut self, length: u32) -> Read<Span> {
+        let start = self.at();
+        self.advance(u64::from(length))?;
+        Ok(Span::new(start, self.at()))
     }
 
     fn text_or_nil(&mut self) -> Read<Option<Span>> {
@@ -337,12 +381,12 @@ impl<'a> Reader<'a> {
         let mut depth = 0;
         loop {
             let marker = self.marker()?;
-            if is_array(marker) || is_map(marker) {
+            if is_array_marker(marker) || is_map_marker(marker) {
                 if depth + outer_depth as usize >= DEPTH {
                     return Err(MessageError::TooDeep);
                 }
                 left[depth] =
-                    if is_map(marker) { 2 * u64::from(self.map_len()?) } else { u64::from(self.array_len()?) };
+                    if is_map_marker(marker) { 2 * u64::from(self.map_len()?) } else { u64::from(self.array_len()?) };
                 depth += 1;
             } else {
                 self.scalar(marker)?;
@@ -386,7 +430,7 @@ impl<'a> Reader<'a> {
         self.advance(length)
     }
 
-    fn advance(&mut self, length: u64) -> Read<()> {
+    pub(super) fn advance(&mut self, length: u64) -> Read<()> {
         let rest = self.bytes.remaining_slice();
         let length = usize::try_from(length).map_err(|_| MessageError::Syntax)?;
         self.bytes = Bytes::new(rest.get(length..).ok_or(MessageError::Syntax)?);

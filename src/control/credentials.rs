@@ -1,0 +1,147 @@
+//! What a node proves itself and others with: certificates and keys, read at start and again when their files change.
+use super::plane::ShardHandle;
+use super::plane::send_order;
+use crate::bus::ShardOrder;
+use crate::config::{Config, Identity as IdentityConfig, TlsVersion};
+use crate::identity::{Identity, KeySource, Settings};
+use crate::limits::CREDENTIALS_LOOK_MS;
+use crate::tls::{ClientTls, MinimumVersion, ServerCertificates};
+use rustls::{ClientConfig, ServerConfig};
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+use tracing::{info, warn};
+
+/// Length and time of change of each file; None for one that cannot be looked at.
+type Stamps = Vec<Option<(u64, SystemTime)>>;
+
+pub(super) struct Credentials {
+    certificates: Option<ServerCertificates>,
+    identity: Option<IdentityConfig>,
+    identity_stamps: Stamps,
+}
+
+impl Credentials {
+    pub(super) fn load(config: &Config) -> io::Result<(Credentials, Option<Arc<Identity>>)> {
+        let certificates = match &config.tls {
+            None => None,
+            Some(tls) => {
+                let minimum = match tls.minimum_version {
+                    TlsVersion::V1_2 => MinimumVersion::Tls12,
+                    TlsVersion::V1_3 => MinimumVersion::Tls13,
+                };
+                let loaded = ServerCertificates::load(&tls.certificate_file, &tls.key_file, minimum);
+                Some(loaded.map_err(|error| io::Error::other(format!("tls: {error}")))?)
+            }
+        };
+        let stamps = config.identity.as_ref().map_or(Vec::new(), |identity| stamps(identity));
+        let identity = match &config.identity {
+            None => None,
+            Some(identity) => Some(read_identity(identity).map_err(io::Error::other)?),
+        };
+        let credentials = Credentials { certificates, identity: config.identity.clone(), identity_stamps: stamps };
+        Ok((credentials, identity.map(Arc::new)))
+    }
+
+    pub(super) fn server_tls(&self) -> Option<&Arc<ServerConfig>> {
+        self.certificates.as_ref().map(ServerCertificates::config)
+    }
+
+    /// Looks at the files now and then, and at once when asked; for ever.
+    pub(super) async fn watch(mut self, shards: Vec<ShardHandle>, mut asked: tokio::sync::mpsc::Receiver<()>) {
+        if self.certificates.is_none() && self.identity.is_none() {
+            return;
+        }
+        let mut must = false;
+        loop {
+            self.look(&shards, must).await;
+            must = match tokio::time::timeout(Duration::from_millis(CREDENTIALS_LOOK_MS), asked.recv()).await {
+                Ok(None) => return,
+                Ok(Some(())) => true,
+                Err(_) => false,
+            };
+        }
+    }
+
+    async fn look(&mut self, shards: &[ShardHandle], must: bool) {
+        if let Some(certificates) = &self.certificates
+            && (must || certificates.changed())
+        {
+            match certificates.reload() {
+                Ok(()) => info!("the certificate was read again; new connections see it"),
+                Err(error) => warn!("the certificate stays as it was: {error}"),
+            }
+        }
+        let Some(identity) = &self.identity else { return };
+        let now = stamps(identity);
+        if !must && now == self.identity_stamps {
+            return;
+        }
+        self.identity_stamps = now;
+        match read_identity(identity) {
+            Ok(identity) => {
+                let identity = Arc::new(identity);
+                for shard in shards {
+                    send_order(&shard.orders, ShardOrder::Identity(identity.clone())).await;
+                }
+                info!("the keys for tokens were read again");
+            }
+            Err(error) => warn!("the keys for tokens stay as they were: {error}"),
+        }
+    }
+}
+
+fn stamps(identity: &IdentityConfig) -> Stamps {
+    let stamp = |path: &PathBuf| {
+        let metadata = std::fs::metadata(path).ok()?;
+        Some((metadata.len(), metadata.modified().ok()?))
+    };
+    identity.public_key_files.iter().chain(&identity.jwks_file).map(stamp).collect()
+}
+
+fn read_identity(config: &IdentityConfig) -> Result<Identity, String> {
+    let read =
+        |path: &Path| std::fs::read(path).map_err(|error| format!("identity: cannot read {}: {error}", path.display()));
+    let mut keys = Vec::new();
+    if let Some(secret) = &config.signing_key {
+        keys.push(KeySource::Secret(secret.bytes().to_vec()));
+    }
+    for path in &config.public_key_files {
+        keys.push(KeySource::Pem(read(path)?));
+    }
+    if let Some(path) = &config.jwks_file {
+        let text = String::from_utf8(read(path)?)
+            .map_err(|_| format!("identity: {} is not UTF-8, so no JWKS", path.display()))?;
+        keys.push(KeySource::Jwks(text));
+    }
+    let settings = Settings {
+        keys,
+        audiences: config.audience.clone(),
+        issuers: config.issuer.clone(),
+        clock_skew: config.clock_skew,
+        user_id_claims: config.user_id_claims.clone(),
+        forward_claims: config.forward_claims.clone(),
+    };
+    let identity = Identity::new(&settings).map_err(|error| format!("identity: {error}"))?;
+    if identity.skipped() > 0 {
+        warn!(
+            "{} keys of the JWKS are not for verifying RS256, ES256 or HS256 and are passed over",
+            identity.skipped()
+        );
+    }
+    Ok(identity)
+}
+
+/// What lanes need for an https app server.
+pub(super) fn lane_tls(config: &Config) -> io::Result<Option<Arc<ClientConfig>>> {
+    let upstream = &config.upstream;
+    if !upstream.url.tls {
+        return Ok(None);
+    }
+    let own = upstream.client_certificate.as_ref();
+    let own = own.map(|own| (own.certificate_file.as_path(), own.key_file.as_path()));
+    ClientTls::load(upstream.ca_file.as_deref(), own)
+        .map(Some)
+        .map_err(|error| io::Error::other(format!("upstream {}: {error}", upstream.url.text)))
+}

@@ -1,0 +1,580 @@
+//! Clients whose socket comes and goes: Server-Sent Events with their POSTs, long polling, WebSockets with stateful reconnect.
+//!
+//! Such a client has a place in the table of its own, without a socket. What is queued for it is moved at the end of the turn to the
+//! connection that carries it at present: its WebSocket, its event stream, the poll that waits.
+//!
+//! ```text
+//!   POST --body--> client --queue--> [carrier] WebSocket | event stream | waiting poll
+//!                    ^  |                         |
+//!                    |  +--no carrier: until------+ gone
+//!                    +------------- the next poll, the resumed WebSocket
+//! ```
+use super::Shard;
+use super::client::with_client;
+use super::connections::Found;
+use super::socket::{Carried, Client, Conn, Input, Life, NO_SOCKET, Parked, Socket, Stage, User, linger_until};
+use crate::ids::{SlotKey, Time};
+use crate::metrics::Counter;
+use crate::proto::http::{self, Cors, Head, HttpError, PollReply};
+use crate::session::client::ClientSession;
+use crate::session::fault::End;
+use crate::session::form::Transport;
+use crate::session::resume::Outbound;
+use crate::session::token::{ConnectionId, Opened};
+use crate::sys::Io;
+use tracing::debug;
+
+/// A request that begins or carries on a client.
+pub(super) struct Begun<'a, 'h> {
+    /// The connection it came on.
+    pub(super) key: SlotKey,
+    pub(super) head: &'a Head<'h>,
+    pub(super) authenticated: Option<Box<User>>,
+    pub(super) cors: Cors<'h>,
+}
+
+/// A client found by its connection id.
+struct Owner {
+    key: SlotKey,
+    transport: Transport,
+    carrier: Option<SlotKey>,
+}
+
+impl<I: Io> Shard<I> {
+    fn owner(&mut self, id: &ConnectionId) -> Option<Owner> {
+        let Found::Held(key) = self.connections.find(id) else { return None };
+        match self.conns.get(key) {
+            Some(Conn { stage: Stage::Client(Client { session, carried: Some(carried), .. }), .. }) => {
+                Some(Owner { key, transport: session.form().transport, carrier: carried.carrier })
+            }
+            _ => None,
+        }
+    }
+
+    /// May this token begin a connection? Otherwise it is told why not.
+    fn check_unused(&self, token: &Opened) -> Result<(), HttpError> {
+        match self.connections.find(&token.token.connection) {
+            Found::Unknown if token.is_fresh => Ok(()),
+            Found::Unknown => Err(HttpError::UnknownConnection),
+            // What is left of a polling client is fetched by polls.
+            Found::Held(_) => Err(HttpError::UnknownConnection),
+            Found::Used(key) => match self.conns.get(key) {
+                Some(Conn { stage: Stage::Client(_), .. }) => Err(HttpError::AlreadyActive),
+                _ => Err(HttpError::UnknownConnection),
+            },
+        }
+    }
+
+    /// A valid upgrade: a client of its own socket, or one that may change it.
+    pub(super) fn on_upgrade(
+        &mut self,
+        now: Time,
+        begun: Begun<'_, '_>,
+        accept: &[u8; 28],
+        token: Option<Opened>,
+        early: &[u8],
+    ) -> Result<(), HttpError> {
+        let key = begun.key;
+        let Some(token) = token else {
+            self.upgrade(now, begun, accept);
+            self.early_bytes(now, key, early);
+            return Ok(());
+        };
+        let connection = token.token.connection;
+        if let Some(owner) = self.owner(&connection) {
+            if owner.transport != Transport::WebSockets {
+                return Err(HttpError::TransportChanged);
+            }
+            self.resume(now, owner.key, begun, accept)?;
+            self.early_bytes(now, key, early);
+            return Ok(());
+        }
+        self.check_unused(&token)?;
+        match (token.token.resumable, self.settings.resume_bytes_max) {
+            (true, Some(_)) => {
+                let client = self.begin(now, &begun, Transport::WebSockets, connection)?;
+                self.carry(key, client, |out| http::upgrade_reply(accept, out));
+            }
+            _ => {
+                self.connections.used(now, connection, key);
+                self.upgrade(now, begun, accept);
+            }
+        }
+        self.early_bytes(now, key, early);
+        Ok(())
+    }
+
+    /// Frames that came right behind the upgrade.
+    fn early_bytes(&mut self, now: Time, key: SlotKey, early: &[u8]) {
+        if early.is_empty() {
+            return;
+        }
+        let mut early = early.to_vec();
+        match self.conns.get(key).map(|conn| &conn.stage) {
+            Some(Stage::Client(_)) => self.on_client_bytes(now, key, Input::Bytes(&mut early)),
+            Some(&Stage::Carrier(client)) => self.on_carrier_bytes(now, client, Input::Bytes(&mut early)),
+            _ => {}
+        }
+    }
+
+    pub(super) fn on_event_stream(&mut self, now: Time, begun: Begun<'_, '_>, token: Opened) -> Result<(), HttpError> {
+        let connection = token.token.connection;
+        if let Some(owner) = self.owner(&connection) {
+            return Err(match owner.transport {
+                Transport::ServerSentEvents => HttpError::AlreadyActive,
+                _ => HttpError::TransportChanged,
+            });
+        }
+        self.check_unused(&token)?;
+        let client = self.begin(now, &begun, Transport::ServerSentEvents, connection)?;
+        self.carry(begun.key, client, |out| http::event_stream_reply(begun.cors, out));
+        Ok(())
+    }
+
+    /// A poll: answered at once, or (None) when there is something to say.
+    pub(super) fn on_poll(
+        &mut self,
+        now: Time,
+        begun: Begun<'_, '_>,
+        token: Opened,
+        keep_alive: bool,
+    ) -> Result<Option<PollReply>, HttpError> {
+        let connection = token.token.connection;
+        if let Found::Held(left) = self.connections.find(&connection)
+            && let Some(Conn { socket, stage: Stage::LastPolls(_) }) = self.conns.get_mut(left)
+        {
+            if socket.queue.is_empty() {
+                self.remove_carried(left, connection);
+                return Ok(Some(PollReply::Ended));
+            }
+            self.answer_poll(begun.key, left, begun.cors, keep_alive, now);
+            return Ok(None);
+        }
+        let Some(owner) = self.owner(&connection) else {
+            self.check_unused(&token)?;
+            let client = self.begin(now, &begun, Transport::LongPolling, connection)?;
+            self.no_carrier(now, client);
+            return Ok(Some(PollReply::First));
+        };
+        if owner.transport != Transport::LongPolling {
+            return Err(HttpError::TransportChanged);
+        }
+        if let Some(older) = owner.carrier {
+            self.end_poll(now, older, PollReply::Ended);
+        }
+        if let Some(user) = begun.authenticated {
+            // The server takes over the user of each poll (reference 1.2).
+            self.set_user(owner.key, user);
+        }
+        let until = now.after(self.settings.poll_timeout);
+        let Some(Conn { socket, stage: Stage::Client(Client { carried: Some(carried), .. }) }) =
+            self.conns.get_mut(owner.key)
+        else {
+            return Err(HttpError::UnknownConnection);
+        };
+        carried.carrier = Some(begun.key);
+        carried.until = until;
+        let has_something = !socket.queue.is_empty();
+        if let Some(Conn { stage: Stage::Http(http), .. }) = self.conns.get_mut(begun.key) {
+            let cors = begun.cors.to_owned_cors();
+            http.parked = Some(Parked { client: owner.key, cors, keep_alive });
+            http.until = Time::NEVER;
+            self.wheel.clear(begun.key.slot);
+        }
+        if has_something {
+            self.pumped.push(owner.key);
+            self.pump();
+        } else {
+            self.wheel.set(owner.key.slot, until);
+        }
+        Ok(None)
+    }
+
+    pub(super) fn on_post(
+        &mut self,
+        now: Time,
+        token: Opened,
+        authenticated: Option<Box<User>>,
+        body: &[u8],
+    ) -> Result<(), HttpError> {
+        let connection = token.token.connection;
+        let Some(owner) = self.owner(&connection) else {
+            return Err(match self.connections.find(&connection) {
+                Found::Used(key) if matches!(self.conns.get(key), Some(Conn { stage: Stage::Client(_), .. })) => {
+                    HttpError::PostToWebSocket
+                }
+                _ => HttpError::UnknownConnection,
+            });
+        };
+        if owner.transport == Transport::WebSockets {
+            return Err(HttpError::PostToWebSocket);
+        }
+        if let Some(user) = authenticated {
+            self.set_user(owner.key, user);
+        }
+        self.on_client_body(now, owner.key, body);
+        Ok(())
+    }
+
+    pub(super) fn on_delete(&mut self, now: Time, token: Opened) -> Result<(), HttpError> {
+        let connection = token.token.connection;
+        match (self.owner(&connection), self.connections.find(&connection)) {
+            (Some(Owner { key, transport: Transport::LongPolling, .. }), _) => {
+                self.client_ends(now, key, End::Deleted);
+                Ok(())
+            }
+            (None, Found::Held(left)) => {
+                self.remove_carried(left, connection);
+                Ok(())
+            }
+            (None, Found::Unknown) => Err(HttpError::UnknownConnection),
+            (None, Found::Used(key)) if !matches!(self.conns.get(key), Some(Conn { stage: Stage::Client(_), .. })) => {
+                Err(HttpError::UnknownConnection)
+            }
+            _ => Err(HttpError::DeleteNotLongPolling),
+        }
+    }
+
+    /// Makes a client with a place of its own.
+    fn begin(
+        &mut self,
+        now: Time,
+        begun: &Begun<'_, '_>,
+        transport: Transport,
+        id: ConnectionId,
+    ) -> Result<SlotKey, HttpError> {
+        if self.conns.len() >= self.settings.connections_max {
+            return Err(HttpError::Overloaded);
+        }
+        let over = |key| Conn { socket: Socket::new(key, NO_SOCKET), stage: Stage::Over };
+        let key = self.conns.insert_with(over).ok_or(HttpError::Overloaded)?;
+        let is_resumable = transport == Transport::WebSockets;
+        let session = ClientSession::new(now, transport, is_resumable, &self.settings.client);
+        let outbound = is_resumable.then(Outbound::default);
+        let carried = Carried { id, carrier: None, until: Time::NEVER, outbound };
+        self.make_client(now, key, begun, session, Some(Box::new(carried)));
+        self.connections.used(now, id, key);
+        self.connections.hold(id, key);
+        Ok(key)
+    }
+
+    /// The connection is the client's socket from now on; `reply` begins what is sent on it.
+    fn carry(&mut self, key: SlotKey, client: SlotKey, reply: impl FnOnce(&mut Vec<u8>)) {
+        let Shard { conns, frames, dirty, wheel, pool, .. } = self;
+        if let Some(Conn { socket, stage }) = conns.get_mut(key) {
+            socket.out(frames, dirty, reply);
+            if let Stage::Http(http) = core::mem::replace(stage, Stage::Carrier(client)) {
+                pool.give(http.buffer);
+            }
+            wheel.clear(key.slot);
+        }
+        if let Some(Conn { stage: Stage::Client(Client { carried: Some(carried), .. }), .. }) = conns.get_mut(client) {
+            carried.carrier = Some(key);
+            carried.until = Time::NEVER;
+        }
+    }
+
+    /// A WebSocket of a client that is there: it goes on over this one (reference 14), which replaces the one it has.
+    fn resume(&mut self, now: Time, client: SlotKey, begun: Begun<'_, '_>, accept: &[u8; 28]) -> Result<(), HttpError> {
+        let Some(Conn { socket, stage: Stage::Client(Client { session, carried: Some(carried), .. }) }) =
+            self.conns.get_mut(client)
+        else {
+            return Err(HttpError::UnknownConnection);
+        };
+        let older = carried.carrier.take();
+        let sequence = match &carried.outbound {
+            Some(outbound) if session.is_resumable() && outbound.is_whole() => outbound.sequence(),
+            // It has its socket, and no stateful reconnect.
+            _ if older.is_some() => {
+                carried.carrier = older;
+                return Err(HttpError::AlreadyActive);
+            }
+            _ => {
+                self.client_ends(now, client, End::Inactive);
+                return Err(HttpError::UnknownConnection);
+            }
+        };
+        // What was queued and has not left is among what is sent again.
+        self.frames.clear(&mut socket.queue);
+        if let Some(older) = older {
+            self.drop_carrier(now, older);
+        }
+        self.carry(begun.key, client, |out| http::upgrade_reply(accept, out));
+        with_client!(self, now, client, |session, side, _io, pool| {
+            session.resume(now, sequence, &side.gate.settings.client, pool, &mut side);
+        });
+        let Shard { conns, frames, dirty, .. } = self;
+        if let Some(Conn { socket, stage: Stage::Client(Client { carried: Some(carried), .. }) }) =
+            conns.get_mut(client)
+            && let Some(outbound) = &carried.outbound
+        {
+            outbound.replay(frames, &mut socket.queue);
+            socket.mark(dirty);
+        }
+        if let Some(user) = begun.authenticated {
+            self.set_user(client, user);
+        }
+        self.metrics.add(Counter::Resumed, 1);
+        debug!(?client, "client resumed");
+        self.on_client_time(now, client);
+        Ok(())
+    }
+
+    pub(super) fn on_carrier_bytes(&mut self, now: Time, client: SlotKey, input: Input<'_>) {
+        let is_socket = match self.conns.get(client) {
+            Some(Conn { stage: Stage::Client(client), .. }) => client.session.form().transport == Transport::WebSockets,
+            _ => false,
+        };
+        // Nothing is awaited on an event stream's connection; what comes anyway is thrown away.
+        if is_socket {
+            self.on_client_bytes(now, client, input);
+        }
+    }
+
+    /// A connection that carries a client is at its end.
+    pub(super) fn carrier_ends(&mut self, now: Time, key: SlotKey, client: SlotKey, end: End) {
+        let Shard { conns, .. } = self;
+        let survives = matches!(end, End::PeerGone | End::SocketError(_))
+            && matches!(conns.get(client), Some(Conn { stage: Stage::Client(Client { session, carried: Some(carried), .. }), .. })
+                if session.is_resumable()
+                    && carried.carrier == Some(key)
+                    && carried.outbound.as_ref().is_some_and(Outbound::is_whole));
+        if survives {
+            self.drop_carrier(now, key);
+            self.no_carrier(now, client);
+            return self.metrics.add(Counter::Detached, 1);
+        }
+        let is_its = matches!(conns.get(client), Some(Conn { stage: Stage::Client(Client { carried: Some(carried), .. }), .. })
+            if carried.carrier == Some(key));
+        if is_its {
+            self.client_ends(now, client, end);
+        } else {
+            self.drop_carrier(now, key);
+        }
+    }
+
+    /// Ends a connection that carried a client, without a word.
+    fn drop_carrier(&mut self, now: Time, key: SlotKey) {
+        let Shard { conns, io, frames, metrics, .. } = self;
+        if let Some(Conn { socket, stage }) = conns.get_mut(key) {
+            *stage = Stage::Over;
+            socket.end(io, frames, metrics);
+            self.join(now, key);
+        }
+    }
+
+    /// A client without a carrier has `disconnect_timeout` to get another one.
+    pub(super) fn no_carrier(&mut self, now: Time, client: SlotKey) {
+        let until = now.after(self.settings.disconnect_timeout);
+        let Shard { conns, wheel, .. } = self;
+        if let Some(Conn { stage: Stage::Client(Client { carried: Some(carried), .. }), .. }) = conns.get_mut(client) {
+            carried.carrier = None;
+            carried.until = until;
+            wheel.set(client.slot, until);
+        }
+    }
+
+    /// The connection of a waiting poll is gone.
+    pub(super) fn poll_gone(&mut self, now: Time, key: SlotKey, client: SlotKey) {
+        if matches!(self.conns.get(client), Some(Conn { stage: Stage::Client(Client { carried: Some(carried), .. }), .. })
+            if carried.carrier == Some(key))
+        {
+            self.no_carrier(now, client);
+        }
+    }
+
+    /// The deadline of a carried client. None: it is over.
+    pub(super) fn on_carried_time(&mut self, now: Time, client: SlotKey) -> Option<Time> {
+        let Some(Conn { stage: Stage::Client(Client { carried: Some(carried), .. }), .. }) = self.conns.get(client)
+        else {
+            return Some(Time::NEVER);
+        };
+        let (until, carrier) = (carried.until, carried.carrier);
+        if now < until {
+            return Some(until);
+        }
+        match carrier {
+            // Nothing to say for the whole time of a poll.
+            Some(poll) => {
+                self.end_poll(now, poll, PollReply::TimedOut);
+                self.no_carrier(now, client);
+                Some(now.after(self.settings.disconnect_timeout))
+            }
+            None => {
+                self.client_ends(now, client, End::Inactive);
+                None
+            }
+        }
+    }
+
+    /// Answers a waiting poll without content.
+    pub(super) fn end_poll(&mut self, now: Time, key: SlotKey, answer: PollReply) {
+        let Some(Conn { stage: Stage::Http(http), .. }) = self.conns.get_mut(key) else { return };
+        let Some(Parked { cors, keep_alive, .. }) = http.parked.take() else { return };
+        let mut reply = self.pool.take();
+        http::poll_reply(answer, cors.as_cors(), keep_alive, &mut reply);
+        self.send_reply(now, key, &reply, keep_alive, 0);
+        self.pool.give(reply);
+        self.serve_later(key);
+    }
+
+    /// Requests may have come behind the poll.
+    fn serve_later(&mut self, key: SlotKey) {
+        if matches!(self.conns.get(key), Some(Conn { stage: Stage::Http(http), .. }) if !http.buffer.is_empty()) {
+            self.unserved.push(key);
+        }
+    }
+
+    /// Answers a poll with everything that is queued for its client.
+    fn answer_poll(&mut self, key: SlotKey, client: SlotKey, cors: Cors<'_>, keep_alive: bool, now: Time) {
+        let Some(bytes) = self.conns.get(client).map(|conn| conn.socket.queue.bytes()) else { return };
+        let mut reply = self.pool.take();
+        http::poll_reply(PollReply::Data { bytes: bytes as usize }, cors, keep_alive, &mut reply);
+        let mut queue = match self.conns.get_mut(client) {
+            Some(conn) => core::mem::take(&mut conn.socket.queue),
+            None => return,
+        };
+        let Shard { conns, frames, .. } = self;
+        if let Some(Conn { socket, .. }) = conns.get_mut(key)
+            && socket.life == Life::Open
+        {
+            frames.append(&mut socket.queue, |out| out.extend_from_slice(&reply));
+            frames.splice(&mut queue, &mut socket.queue);
+        }
+        frames.clear(&mut queue);
+        self.pool.give(reply);
+        // Nothing more, but its state and deadline.
+        self.send_reply(now, key, b"", keep_alive, 0);
+        self.serve_later(key);
+    }
+
+    /// Moves what is queued for carried clients to the connections that carry them.
+    pub(super) fn pump(&mut self) {
+        let now = self.io.now();
+        while let Some(client) = self.pumped.pop() {
+            self.pump_one(now, client);
+        }
+    }
+
+    pub(super) fn pump_one(&mut self, now: Time, client: SlotKey) {
+        let Some(Conn { socket, stage: Stage::Client(state) }) = self.conns.get_mut(client) else { return };
+        let (transport, Some(carried)) = (state.session.form().transport, &state.carried) else { return };
+        let Some(carrier) = carried.carrier else {
+            match transport {
+                // It waits for the next poll, up to the bound that every client has.
+                Transport::LongPolling => {
+                    if socket.queue.bytes() > self.settings.send_queue_bytes_max {
+                        self.ending.push((client, End::SlowClient));
+                    }
+                }
+                // What counts is kept to be sent again.
+                _ => drop(self.frames.clear(&mut socket.queue)),
+            }
+            return;
+        };
+        if socket.queue.is_empty() {
+            return;
+        }
+        if transport == Transport::LongPolling {
+            let Some(Conn { stage: Stage::Http(http), .. }) = self.conns.get_mut(carrier) else { return };
+            let Some(Parked { cors, keep_alive, .. }) = http.parked.take() else { return };
+            self.answer_poll(carrier, client, cors.as_cors(), keep_alive, now);
+            return self.no_carrier(now, client);
+        }
+        let mut queue = core::mem::take(&mut socket.queue);
+        let Shard { conns, frames, dirty, .. } = self;
+        if let Some(Conn { socket, .. }) = conns.get_mut(carrier)
+            && socket.life == Life::Open
+        {
+            frames.splice(&mut queue, &mut socket.queue);
+            socket.mark(dirty);
+        }
+        frames.clear(&mut queue);
+    }
+
+    /// A carried client has ended and its last words are queued: they leave, and its place is freed.
+    pub(super) fn carried_ends(
+        &mut self,
+        now: Time,
+        client: SlotKey,
+        carried: Carried,
+        transport: Transport,
+        end: &End,
+    ) {
+        let Carried { id, carrier, outbound, .. } = carried;
+        if let Some(mut outbound) = outbound {
+            outbound.release(&mut self.frames);
+        }
+        let told = end.told().close_code.is_some();
+        match (transport, carrier) {
+            (Transport::LongPolling, carrier) => {
+                let Some(Conn { socket, .. }) = self.conns.get(client) else { return };
+                let has_words = !socket.queue.is_empty();
+                if let Some(poll) = carrier {
+                    let parked = match self.conns.get_mut(poll) {
+                        Some(Conn { stage: Stage::Http(http), .. }) => http.parked.take(),
+                        _ => None,
+                    };
+                    if let Some(parked) = parked {
+                        if has_words && told {
+                            self.answer_poll(poll, client, parked.cors.as_cors(), parked.keep_alive, now);
+                        } else {
+                            if let Some(Conn { stage: Stage::Http(http), .. }) = self.conns.get_mut(poll) {
+                                http.parked = Some(parked);
+                            }
+                            self.end_poll(now, poll, PollReply::Ended);
+                            return self.remove_carried(client, id);
+                        }
+                    }
+                }
+                if !told || self.stopping.is_some() {
+                    return self.remove_carried(client, id);
+                }
+                // The next poll fetches the last words, or learns by a 204 that there are no more.
+                if let Some(conn) = self.conns.get_mut(client) {
+                    conn.stage = Stage::LastPolls(id);
+                    self.wheel.set(client.slot, now.after(self.settings.disconnect_timeout));
+                }
+            }
+            (_, Some(carrier)) => {
+                let Shard { conns, frames, dirty, io, metrics, wheel, .. } = self;
+                let mut queue = match conns.get_mut(client) {
+                    Some(conn) => core::mem::take(&mut conn.socket.queue),
+                    None => return,
+                };
+                if let Some(Conn { socket, stage }) = conns.get_mut(carrier) {
+                    *stage = Stage::Over;
+                    if told && socket.life == Life::Open {
+                        frames.splice(&mut queue, &mut socket.queue);
+                        socket.mark(dirty);
+                        socket.drain(io);
+                        wheel.set(carrier.slot, linger_until(now));
+                    } else {
+                        socket.end(io, frames, metrics);
+                    }
+                }
+                frames.clear(&mut queue);
+                self.join(now, carrier);
+                self.remove_carried(client, id);
+            }
+            (_, None) => self.remove_carried(client, id),
+        }
+    }
+
+    /// Frees a carried client's place. What it has not fetched is dropped.
+    pub(super) fn remove_carried(&mut self, key: SlotKey, id: ConnectionId) {
+        self.connections.release(&id);
+        if let Some(mut conn) = self.conns.remove(key) {
+            debug_assert!(!conn.socket.has_fd());
+            self.wheel.clear(key.slot);
+            self.metrics.add(Counter::DroppedUnsent, u64::from(self.frames.clear(&mut conn.socket.queue)));
+        }
+    }
+
+    /// Requests that came behind a poll that has been answered now.
+    pub(super) fn serve_unserved(&mut self, now: Time) {
+        for key in core::mem::take(&mut self.unserved) {
+            self.serve_requests(now, key);
+        }
+    }
+}
