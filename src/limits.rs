@@ -213,6 +213,8 @@ pub const ACCEPT_REST_MS: u64 = 100;
 pub const UPSTREAM_MESSAGE_BYTES_DEFAULT: u32 = 32 * 1024;
 /// As large as a record we take from an app server.
 pub const UPSTREAM_MESSAGE_BYTES_MAX: u32 = LANE_RECORD_BYTES_MAX as u32;
+/// How long a starting node waits for an address that somebody else holds: a predecessor that has just been killed lets go in time.
+pub const LISTEN_PATIENCE_MS: u64 = 1_000;
 /// How often certificate and key files are looked at for changes.
 pub const CREDENTIALS_LOOK_MS: u64 = 10_000;
 /// Log lines of one kind that peers cause, a shard and window: enough to see what happens, too few to fill a disk.
