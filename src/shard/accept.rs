@@ -127,7 +127,8 @@ impl<I: Io> Shard<I> {
         self.io.prepare_client(fd, self.settings.send_buffer_bytes);
         let until = now.after(self.settings.request_head_timeout);
         let mut http = HttpStage::new(Peer { local, remote, is_unix }, until);
-        http.proxied = self.settings.proxy_protocol;
+        // Whoever is no proxy of ours comes directly, and would be a client that makes up an address.
+        http.proxied = self.settings.proxy_protocol && self.settings.trusted.admits((!is_unix).then_some(remote.ip()));
         self.add_connection(now, fd, secure, http);
     }
 
@@ -174,7 +175,7 @@ impl<I: Io> Shard<I> {
     /// The beginning of a connection from a load balancer that says whose it is (PROXY protocol). What follows its header is the
     /// client's.
     pub(super) fn on_proxy_header(&mut self, now: Time, key: SlotKey, mut input: Input<'_>) {
-        let Shard { io, conns, pool, settings, .. } = self;
+        let Shard { io, conns, pool, .. } = self;
         let Some(Conn { stage: Stage::Http(http), .. }) = conns.get_mut(key) else { return };
         if http.buffer.capacity() == 0 {
             http.buffer = pool.take();

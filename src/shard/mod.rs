@@ -67,7 +67,7 @@ pub struct Settings {
     pub client: ClientSettings,
     /// Whose word on the real client is taken.
     pub trusted: Trusted,
-    /// Every connection begins with a PROXY header of one of them.
+    /// Every connection of one of them begins with a PROXY header.
     pub proxy_protocol: bool,
     pub authentication: Option<Authentication>,
     /// Bytes kept for a client's stateful reconnect; None: not offered.
