@@ -181,10 +181,8 @@ impl<I: Io> Shard<I> {
             http.buffer = pool.take();
         }
         http.buffer.extend_from_slice(input.bytes(io));
-        let peer = (!http.peer.is_unix).then_some(http.peer.remote.ip());
-        let header =
-            if settings.trusted.admits(peer) { proxy::parse(&http.buffer) } else { Err(proxy::ProxyError::Missing) };
-        match header {
+        let peer = http.peer;
+        match proxy::parse(&http.buffer) {
             Ok(None) => {}
             Ok(Some((used, addresses))) => {
                 http.proxied = false;
