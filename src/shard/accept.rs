@@ -198,10 +198,8 @@ impl<I: Io> Shard<I> {
             Err(fault) => {
                 self.metrics.add(Counter::refusal(HttpError::ProxyProtocol.label()), 1);
                 if let Some(suppressed) = self.quiet.proxy.admit(now) {
-                    let peer = peer.map_or("a Unix socket".to_string(), |peer| peer.to_string());
-                    warn!(
-                        "a connection from {peer} is dropped: its PROXY header is wrong ({fault:?}), or it is not in `trusted_proxies`{suppressed}"
-                    );
+                    let peer = peer.remote.ip();
+                    warn!(%peer, "a connection of a trusted proxy is dropped, it does not begin with a PROXY header ({fault:?}){suppressed}");
                 }
                 self.connection_ends(now, key, End::PeerGone);
             }
