@@ -426,7 +426,11 @@ impl<I: Io> Shard<I> {
         for is_client in [true, false] {
             for slot in 0..self.conns.slots() {
                 let Some(key) = self.conns.key_at(slot) else { continue };
-                if is_client == matches!(self.conns.get(key), Some(Conn { stage: Stage::Client(_), .. })) {
+                // Whoever is not open has been told, and its last words are on their way.
+                if let Some(Conn { socket, stage }) = self.conns.get(key)
+                    && socket.life == Life::Open
+                    && is_client == matches!(stage, Stage::Client(_))
+                {
                     self.connection_ends(now, key, End::Stopping);
                 }
             }
