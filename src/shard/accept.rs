@@ -498,6 +498,13 @@ impl<I: Io> Shard<I> {
             Stage::Over => {}
         }
         let Some(conn) = self.conns.get_mut(key) else { return };
+        // The answer to its last request has still to leave: at our end, and where the peer has shut only its side.
+        let has_answer =
+            matches!(conn.stage, Stage::Http(_)) && conn.socket.life == Life::Open && conn.socket.has_unsent();
+        if has_answer && matches!(end, End::Stopping | End::PeerGone) {
+            conn.socket.drain(&mut self.io);
+            return self.wheel.set(key.slot, linger_until(now));
+        }
         conn.socket.end(&mut self.io, &mut self.frames, &mut self.metrics);
         self.join(now, key);
     }
