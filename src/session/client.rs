@@ -132,6 +132,7 @@ impl ClientSession {
         pool: &mut BytePool,
         env: &mut impl ClientEnv,
     ) {
+        debug_assert!(self.is_resumable());
         self.ws = Decoder::new(Role::Server);
         // Half a record that was cut off with the old socket comes again, whole.
         self.assembler.release(pool);
@@ -221,7 +222,8 @@ impl ClientSession {
             || current.get(),
             too_large,
             |record, pool| {
-                let is_json = current.get().protocol == Protocol::Json;
+                // A handshake has its own answer to that.
+                let is_json = current.get().protocol == Protocol::Json && !handshaking.get();
                 if is_json && state.unchecked && core::str::from_utf8(record).is_err() {
                     return Err(End::NotUtf8);
                 }
@@ -377,7 +379,11 @@ impl State {
             }
             Kind::Sequence => match &mut self.inbound {
                 Some(inbound) => {
-                    inbound.on_sequence(message.sequence_id.unwrap_or_default()).map_err(|_| End::SequenceGap)
+                    let due = inbound.ack_due();
+                    let number = message.sequence_id.unwrap_or_default();
+                    inbound.on_sequence(now, number).map_err(|_| End::SequenceGap)?;
+                    self.hurried |= inbound.ack_due() < due;
+                    Ok(())
                 }
                 None => {
                     env.note(Note::Ignored);
