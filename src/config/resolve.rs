@@ -9,6 +9,7 @@ use super::{
 };
 use crate::limits::*;
 use crate::proto::dotnetify::context::HeaderPolicy;
+use crate::proto::http::ForwardedHeader;
 use core::time::Duration;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
@@ -304,6 +305,10 @@ impl Draft {
             trusted_proxies: match &self.values[Key::TrustedProxies as usize] {
                 Some(Value::Proxies(proxies)) => proxies.clone(),
                 _ => Vec::new(),
+            },
+            forwarded_header: match self.text(Key::ForwardedHeader) {
+                Some("Forwarded") => ForwardedHeader::Forwarded,
+                _ => ForwardedHeader::XForwardedFor,
             },
             proxy_protocol: self.boolean(Key::ProxyProtocol, false),
             hub_path: text(Key::HubPath, "/dotnetify"),
