@@ -681,6 +681,25 @@ mod tests {
     }
 
     #[test]
+    fn one_header_of_proxies_is_read_and_its_case_does_not_matter() {
+        let header = |said: &[(&str, &str)]| resolve("", said, app()).map(|resolved| resolved.config.forwarded_header);
+        assert_eq!(header(&[]), Ok(ForwardedHeader::XForwardedFor));
+        for (said, expected) in [
+            ("forwarded", ForwardedHeader::Forwarded),
+            ("Forwarded", ForwardedHeader::Forwarded),
+            ("x-forwarded-for", ForwardedHeader::XForwardedFor),
+            ("X-FORWARDED-FOR", ForwardedHeader::XForwardedFor),
+        ] {
+            assert_eq!(header(&[("SIGNALRING_FORWARDED_HEADER", said)]), Ok(expected), "{said}");
+        }
+        // Not a list: who reads both lets clients choose.
+        for wrong in ["X-Forwarded-For, Forwarded", "X-Real-IP", ""] {
+            let faults = header(&[("SIGNALRING_FORWARDED_HEADER", wrong)]).unwrap_err();
+            assert!(faults[0].contains("forwarded_header") || faults[0].contains("FORWARDED_HEADER"), "{faults:?}");
+        }
+    }
+
+    #[test]
     fn an_overridden_fault_is_still_a_fault() {
         let found = resolve("shards = 0\n", &[], app().with(Key::Shards, "2")).unwrap_err();
         assert_eq!(found, ["n.toml:1: shards: 0 is out of range; it takes 1 to 256"]);
