@@ -346,6 +346,40 @@ fn token(address: SocketAddr) -> String {
 }
 
 #[test]
+fn an_origin_of_the_other_scheme_is_another_where_a_trusted_proxy_says_the_scheme() {
+    let said = |node: &Node, scheme: &str, headers: &str| {
+        let origin = format!("Origin: {scheme}://{}\r\n{headers}", node.address);
+        match Socket::upgrade(node.address, "/dotnetify", &origin) {
+            Ok(_) => 101,
+            Err(reply) => reply.status,
+        }
+    };
+    let theirs = |proto: &str| {
+        format!("X-Forwarded-For: 192.0.2.1\r\nX-Forwarded-Proto: {proto}\r\nForwarded: for=192.0.2.2\r\n")
+    };
+    let rfc = |proto: &str| format!("Forwarded: for=192.0.2.2;proto={proto}\r\nX-Forwarded-For: 192.0.2.1\r\n");
+    let trust = ["--trusted-proxy", "127.0.0.1"];
+    let (_app, believed) = start(&trust);
+    let (_app, believed_by_rfc) = start(&[&trust[..], &["--forwarded-header", "forwarded"]].concat());
+    for (node, headers, other) in [
+        (&believed, &theirs as &dyn Fn(&str) -> String, &rfc as &dyn Fn(&str) -> String),
+        (&believed_by_rfc, &rfc, &theirs),
+    ] {
+        for (scheme, opposite) in [("https", "http"), ("http", "https")] {
+            assert_eq!(said(node, scheme, &headers(scheme)), 101, "{scheme}");
+            assert_eq!(said(node, opposite, &headers(scheme)), 403, "{opposite}, by {scheme}");
+            // The header that is not read says nothing of the scheme.
+            assert_eq!(said(node, opposite, &other(scheme)), 101, "{opposite}");
+            assert_eq!(said(node, scheme, ""), 101, "nobody said");
+        }
+        node.counts_refusals(&["origin_forbidden"], 2);
+    }
+    // Who is not trusted cannot say it.
+    let (_app, node) = start(&[]);
+    assert_eq!(said(&node, "http", &theirs("https")), 101);
+}
+
+#[test]
 fn origins_without_a_list() {
     let (_app, node) = start(&[]);
     let same = format!("Origin: http://{}\r\n", node.address);

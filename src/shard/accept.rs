@@ -40,6 +40,15 @@ enum Served {
     Incomplete { body_bytes: u64 },
 }
 
+/// A request as it is served.
+struct Asked<'a, 'h> {
+    head: &'a Head<'h>,
+    /// What followed the head.
+    rest: &'a [u8],
+    /// Where it came from, if a proxy is trusted to say so.
+    client: Option<http::Forwarded>,
+}
+
 /// An answer to be sent.
 struct Reply {
     bytes: Vec<u8>,
@@ -293,8 +302,10 @@ impl<I: Io> Shard<I> {
             }
         };
         let mut reply = Reply { bytes: self.pool.take(), keep_alive: false };
-        let action = http::route(&head, &self.settings.http, &mut reply.bytes);
-        let outcome = self.act(now, key, &head, action, &buffer[head_bytes..], &mut reply);
+        let (client, https) = self.came_from(key, &head);
+        let action = http::route(&head, &self.settings.http, https, &mut reply.bytes);
+        let asked = Asked { head: &head, rest: &buffer[head_bytes..], client };
+        let outcome = self.act(now, key, asked, action, &mut reply);
         if !matches!(outcome, Ok(Served::Incomplete { .. } | Served::Elsewhere(_))) {
             self.metrics.add(Counter::HttpRequests, 1);
         }
@@ -320,15 +331,24 @@ impl<I: Io> Shard<I> {
         }
     }
 
+    /// Who a request's client is behind trusted proxies, and whether it came over TLS, where that is known.
+    fn came_from(&self, key: SlotKey, head: &Head<'_>) -> (Option<http::Forwarded>, Option<bool>) {
+        let Some(Conn { socket, stage: Stage::Http(http) }) = self.conns.get(key) else { return (None, None) };
+        let peer = (!http.peer.is_unix).then_some(http.peer.remote.ip());
+        let client = http::client_of(head, peer, &self.settings.trusted);
+        let https = if socket.secure.is_some() { Some(true) } else { client.and_then(|client| client.https) };
+        (client, https)
+    }
+
     fn act<'h>(
         &mut self,
         now: Time,
         key: SlotKey,
-        head: &Head<'h>,
+        asked: Asked<'_, 'h>,
         action: Action<'h>,
-        rest: &[u8],
         reply: &mut Reply,
     ) -> Result<Served, Refused<'h>> {
+        let Asked { head, rest, client } = asked;
         let out = &mut reply.bytes;
         let (id, cors, keep_alive) = match &action {
             Action::Replied { keep_alive, refused, cors } => {
@@ -390,17 +410,17 @@ impl<I: Io> Shard<I> {
                 self.metrics.add(Counter::Negotiations, 1);
             }
             Action::Upgrade { accept, .. } => {
-                let who = Begun { key, head, authenticated, cors };
+                let who = Begun { key, head, client, authenticated, cors };
                 self.on_upgrade(now, who, &accept, token, rest).map_err(refused)?;
                 return Ok(Served::Done);
             }
             Action::EventStream { .. } => {
-                let who = Begun { key, head, authenticated, cors };
+                let who = Begun { key, head, client, authenticated, cors };
                 self.on_event_stream(now, who, token.expect("it has an id")).map_err(refused)?;
                 return Ok(Served::Done);
             }
             Action::Poll { .. } => {
-                let who = Begun { key, head, authenticated, cors };
+                let who = Begun { key, head, client, authenticated, cors };
                 match self.on_poll(now, who, token.expect("it has an id"), keep_alive).map_err(refused)? {
                     Some(answer) => http::poll_reply(answer, cors, keep_alive, out),
                     None => return Ok(Served::Done),

@@ -29,6 +29,8 @@ pub(super) struct Begun<'a, 'h> {
     /// The connection it came on.
     pub(super) key: SlotKey,
     pub(super) head: &'a Head<'h>,
+    /// Where it came from, if a proxy is trusted to say so.
+    pub(super) client: Option<http::Forwarded>,
     pub(super) authenticated: Option<Box<User>>,
     pub(super) cors: Cors<'h>,
 }

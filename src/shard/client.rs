@@ -204,8 +204,7 @@ impl<I: Io> Shard<I> {
         let Some(Conn { stage: Stage::Http(http), .. }) = conns.get(begun.key) else { return };
         let peer = http.peer;
         let (local, mut remote) = ((peer.local.ip(), peer.local.port()), (peer.remote.ip(), peer.remote.port()));
-        // Who it is behind the proxies that are trusted to say so.
-        if let Some(client) = http::client_of(begun.head, (!peer.is_unix).then_some(remote.0), &settings.trusted) {
+        if let Some(client) = begun.client {
             remote = (client.ip, client.port);
         }
         // The HTTP connection's own name; Kestrel's look like this, too.
