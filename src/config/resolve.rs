@@ -776,9 +776,9 @@ mod tests {
             ),
             ("listen = []\n", "n.toml:1: listen: ", &["is empty"]),
             (
-                "[identity]\nsigning_key = \"0123456789abcdef\"\nrequired = \"request\"\n",
+                "[identity]\nsigning_key = \"0123456789abcde\"\nrequired = \"request\"\n",
                 "n.toml:2: identity.signing_key: ",
-                &["16 bytes", "32 bytes or more"],
+                &["15 bytes", "16 bytes or more"],
             ),
         ] {
             let found = resolve(&file.replace("PEM", PEM), &[], app()).unwrap_err();

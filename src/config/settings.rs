@@ -218,10 +218,10 @@ settings! {
         "PEM file with the certificate's private key";
     TlsMinimumVersion, Tls, "minimum_version", "TLS_MINIMUM_VERSION", "tls-minimum-version", Kind::Choice(&["1.2", "1.3"]), "1.2",
         "Oldest version of TLS that https listeners take";
-    SigningKey, Identity, "signing_key", "IDENTITY_SIGNING_KEY", "identity-signing-key", Kind::Secret { min: SIGNING_KEY_BYTES_MIN }, "none",
+    SigningKey, Identity, "signing_key", "IDENTITY_SIGNING_KEY", "identity-signing-key", Kind::Secret { min: TOKEN_SECRET_BYTES_MIN }, "none",
         "Key of users' tokens (JWT) signed with HS256; other users of the machine can read a command line, so prefer the environment variable or signing_key_file";
     SigningKeyFile, Identity, "signing_key_file", "IDENTITY_SIGNING_KEY_FILE", "identity-signing-key-file",
-        Kind::SecretFile { min: SIGNING_KEY_BYTES_MIN }, "none",
+        Kind::SecretFile { min: TOKEN_SECRET_BYTES_MIN }, "none",
         "File with the signing_key, in place of it";
     PublicKeyFile, Identity, "public_key_file", "IDENTITY_PUBLIC_KEY_FILE", "identity-public-key-file", Kind::Files, "none",
         "PEM file with the public key of users' tokens, or a list of such files";

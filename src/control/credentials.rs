@@ -35,7 +35,7 @@ impl Credentials {
                 Some(loaded.map_err(|error| io::Error::other(format!("tls: {error}")))?)
             }
         };
-        let stamps = config.identity.as_ref().map_or(Vec::new(), |identity| stamps(identity));
+        let stamps = config.identity.as_ref().map_or(Vec::new(), stamps);
         let identity = match &config.identity {
             None => None,
             Some(identity) => Some(read_identity(identity).map_err(io::Error::other)?),

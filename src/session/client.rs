@@ -600,7 +600,6 @@ mod tests {
     fn handshakes_that_fail_are_answered_and_closed_without_a_hub_close() {
         for (request, error) in [
             ("{\"protocol\":\"xml\",\"version\":1}␞", "The protocol 'xml' is not supported."),
-            ("{\"protocol\":\"messagepack\",\"version\":1}␞", "The protocol 'messagepack' is not supported."),
             ("{\"protocol\":\"json\",\"version\":3}␞", "The server does not support version 3 of the 'json' protocol."),
         ] {
             let mut f = Fixture::new();

@@ -222,7 +222,7 @@ mod tests {
                     },
                     1 => for _ in 0..count {
                         match flight.pop_front() {
-                            Some(Some(byte)) => if inbound.counts(Time(0), 1) { taken.push(byte) },
+                            Some(Some(byte)) => taken.extend(inbound.counts(Time(0), 1).then_some(byte)),
                             Some(None) => inbound.on_sequence(sequence).unwrap(),
                             None => {}
                         }

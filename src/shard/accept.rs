@@ -334,8 +334,12 @@ impl<I: Io> Shard<I> {
     ) -> Result<Served, Refused<'h>> {
         let out = &mut reply.bytes;
         let (id, cors, keep_alive) = match &action {
-            Action::Replied { keep_alive, refused } => {
+            Action::Replied { keep_alive, refused, cors } => {
                 if let Some(error) = refused {
+                    if error.is_of_hub() && head.method != "OPTIONS" {
+                        let refused = |error| Refused { error, cors: *cors, keep_alive: *keep_alive };
+                        self.authenticate(head).map_err(refused).inspect_err(|_| out.clear())?;
+                    }
                     self.metrics.add(Counter::refusal(error.label()), 1);
                     if *error == HttpError::OriginForbidden {
                         self.warn_origin(now, head);
@@ -353,24 +357,25 @@ impl<I: Io> Shard<I> {
             Action::Post { id, cors, keep_alive, .. } => (Some(*id), *cors, *keep_alive),
         };
         let refused = |error| Refused { error, cors, keep_alive };
-        let token = match id {
-            None => None,
-            Some(id) => {
-                let opened = self.settings.tokens.open(id, self.unix_seconds());
-                let opened = opened.ok_or(refused(HttpError::UnknownConnection))?;
-                let owner = self.owner_of(&opened);
-                if owner != self.settings.shard {
-                    return Ok(Served::Elsewhere(owner));
-                }
-                Some(opened)
+        let token = id.map(|id| self.settings.tokens.open(id, self.unix_seconds()));
+        if let Some(Some(opened)) = &token {
+            let owner = self.owner_of(opened);
+            if owner != self.settings.shard {
+                return Ok(Served::Elsewhere(owner));
             }
-        };
-        if let Action::Post { body_bytes, .. } = action
-            && (rest.len() as u64) < body_bytes
+        }
+        // A body is only waited for where somebody may take it.
+        if let (Action::Post { body_bytes, .. }, Some(Some(_))) = (&action, &token)
+            && (rest.len() as u64) < *body_bytes
         {
+            let body_bytes = *body_bytes;
             return Ok(Served::Incomplete { body_bytes });
         }
         let authenticated = self.authenticate(head).map_err(refused)?;
+        let token = match token {
+            Some(None) => return Err(refused(HttpError::UnknownConnection)),
+            token => token.flatten(),
+        };
         match action {
             Action::Replied { .. } => unreachable!("answered above"),
             Action::Negotiate { version, stateful_reconnect, .. } => {

@@ -422,11 +422,13 @@ impl<I: Io> Shard<I> {
             self.io.cancel(super::accept::accept_token(index));
             self.io.shutdown(std::os::fd::AsRawFd::as_raw_fd(&listener.socket));
         }
-        // Clients first: what carries them is needed for their last words.
+        // Clients first: what carries them is needed for their last words. Who is on the way out already is left alone.
         for is_client in [true, false] {
             for slot in 0..self.conns.slots() {
                 let Some(key) = self.conns.key_at(slot) else { continue };
-                if is_client == matches!(self.conns.get(key), Some(Conn { stage: Stage::Client(_), .. })) {
+                let Some(conn) = self.conns.get(key) else { continue };
+                let is_open = matches!(conn.socket.life, Life::Open | Life::Leaving);
+                if is_open && is_client == matches!(conn.stage, Stage::Client(_)) {
                     self.connection_ends(now, key, End::Stopping);
                 }
             }

@@ -254,11 +254,11 @@ impl<I: Io> Shard<I> {
         while self.turn() {}
         // Whoever did not close its side in time. The kernel's polls end with the ring, which goes next.
         for slot in 0..self.conns.slots() {
-            if let Some(conn) = self.conns.at_mut(slot) {
-                if conn.socket.has_fd() {
-                    self.io.shutdown(conn.socket.fd);
-                    self.io.close(conn.socket.fd);
-                }
+            if let Some(conn) = self.conns.at_mut(slot)
+                && conn.socket.has_fd()
+            {
+                self.io.shutdown(conn.socket.fd);
+                self.io.close(conn.socket.fd);
             }
         }
         for lane in &mut self.lanes {

@@ -32,8 +32,9 @@ pub struct Transports {
 /// `id` is never empty, and not checked in any way.
 #[derive(Debug)]
 pub enum Action<'h> {
-    /// The whole reply has been appended to `out`; then keep the connection or close it.
-    Replied { keep_alive: bool, refused: Option<HttpError> },
+    /// The whole reply has been appended to `out`; then keep the connection or close it. `cors` is for a caller who refuses for another
+    /// reason that comes first.
+    Replied { keep_alive: bool, refused: Option<HttpError>, cors: Cors<'h> },
     /// Negotiate: the caller makes ids and calls `negotiate_reply`. `stateful_reconnect` is what the client asked for.
     Negotiate { version: u8, stateful_reconnect: bool, cors: Cors<'h>, keep_alive: bool },
     /// A valid WebSocket upgrade: `upgrade_reply`. Without `id` it is a client that skipped negotiate.
@@ -61,7 +62,7 @@ pub fn route<'h>(head: &Head<'h>, policy: &HttpPolicy, out: &mut Vec<u8>) -> Act
         (Some(endpoint), method) if head.content_length > body_bytes_max(endpoint, method, policy) => {
             Err(HttpError::BodyTooLarge)
         }
-        (Some(_), "OPTIONS") => cors::preflight(head, cors, out).map(|()| kept(head)),
+        (Some(_), "OPTIONS") => cors::preflight(head, cors, out).map(|()| kept(head, cors)),
         (Some(_), _) if cors == Cors::Forbidden => Err(HttpError::OriginForbidden),
         (Some(Endpoint::Negotiate), "POST") => Ok(match negotiate::version(head) {
             Ok(version) => {
@@ -70,7 +71,7 @@ pub fn route<'h>(head: &Head<'h>, policy: &HttpPolicy, out: &mut Vec<u8>) -> Act
             }
             Err(error) => {
                 negotiate::error_reply(error, cors, keep_alive, out);
-                kept(head)
+                kept(head, cors)
             }
         }),
         (Some(Endpoint::Hub), "GET") => transport(head, cors, policy.transports),
@@ -85,7 +86,7 @@ pub fn route<'h>(head: &Head<'h>, policy: &HttpPolicy, out: &mut Vec<u8>) -> Act
         // What follows a body too large to skip, or an upgrade that failed, is no request.
         let keep_alive = keep_alive && head.content_length <= HTTP_BODY_BYTES_MAX && !upgrade::is_meant(head);
         reply::refusal(error, allow, head.method != "HEAD", cors, keep_alive, out);
-        Action::Replied { keep_alive, refused: Some(error) }
+        Action::Replied { keep_alive, refused: Some(error), cors }
     })
 }
 
@@ -124,8 +125,8 @@ fn body_bytes_max(endpoint: Endpoint, method: &str, policy: &HttpPolicy) -> u64 
     }
 }
 
-fn kept<'h>(head: &Head<'_>) -> Action<'h> {
-    Action::Replied { keep_alive: head.keep_alive, refused: None }
+fn kept<'h>(head: &Head<'_>, cors: Cors<'h>) -> Action<'h> {
+    Action::Replied { keep_alive: head.keep_alive, refused: None, cors }
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -183,11 +184,11 @@ mod tests {
         let head = parse_head(text.as_bytes()).ok().unwrap();
         let mut out = Vec::new();
         let words = match route(&head, &policy, &mut out) {
-            Action::Replied { keep_alive, refused: None } => {
+            Action::Replied { keep_alive, refused: None, .. } => {
                 assert_eq!(keep_alive, head.keep_alive);
                 "replied".to_string()
             }
-            Action::Replied { keep_alive, refused: Some(error) } => {
+            Action::Replied { keep_alive, refused: Some(error), .. } => {
                 let said =
                     if keep_alive { &b"\r\nConnection: keep-alive\r\n"[..] } else { b"\r\nConnection: close\r\n" };
                 assert!(memchr::memmem::find(&out, said).is_some(), "{}", out.escape_ascii());
