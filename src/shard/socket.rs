@@ -11,6 +11,7 @@ use crate::ids::{LaneIndex, OriginId, ShardId, SlotKey, Time};
 use crate::limits::LINGER_MS;
 use crate::mem::frames::{FramePool, SendQueue};
 use crate::metrics::{Counter, ShardMetrics};
+use crate::proto::dotnetify::context::Tail;
 use crate::proto::http::OwnedCors;
 use crate::session::client::ClientSession;
 use crate::session::groups::Memberships;
@@ -288,13 +289,19 @@ pub(super) struct Client {
     pub(super) memberships: Memberships,
     /// Among the lane's users, where it has a user id.
     pub(super) as_user: Memberships,
-    /// The constant part of its context, ready to be copied into each message: of its own connection ...
+    /// The constant part of its context: values of its own connection ...
     pub(super) connection: Box<[u8]>,
-    /// ... and of its headers, which other clients may have alike.
+    /// ... and its headers, ready to be copied into each message, which other clients may have alike.
     pub(super) headers: Rc<[u8]>,
     pub(super) user: Option<Box<User>>,
     /// What it has because it may change its socket; None for a plain WebSocket, which lives and ends with its own.
     pub(super) carried: Option<Box<Carried>>,
+}
+
+impl Client {
+    pub(super) fn context(&self) -> Tail<'_> {
+        Tail::Client { connection: &self.connection, headers: &self.headers }
+    }
 }
 
 /// Who a client is, from a verified token.
