@@ -228,7 +228,6 @@ impl<I: Io> Shard<I> {
 
     /// Answers every whole request in the buffer.
     pub(super) fn serve_requests(&mut self, now: Time, key: SlotKey) {
-        let mut served = false;
         loop {
             let Some(Conn { socket, stage: Stage::Http(http) }) = self.conns.get_mut(key) else { return };
             if socket.life != Life::Open || http.parked.is_some() || http.buffer.len() < http.wanted {
@@ -248,14 +247,7 @@ impl<I: Io> Shard<I> {
             }
             let head_bytes = match http::head_end(&http.buffer, &mut http.scanned) {
                 Ok(Some(end)) => end,
-                Ok(None) => {
-                    if served {
-                        // The beginning of the next request came with the last one: its time runs from now, not idly.
-                        http.until = now.after(self.settings.request_head_timeout);
-                        self.wheel.set(key.slot, http.until);
-                    }
-                    return;
-                }
+                Ok(None) => return self.request_begins(now, key),
                 Err(error) => return self.refuse_request(now, key, error, Cors::None),
             };
             http.scanned = 0;
@@ -265,21 +257,28 @@ impl<I: Io> Shard<I> {
             if let Some(Conn { stage: Stage::Http(http), .. }) = self.conns.get_mut(key) {
                 http.buffer = buffer;
                 match outcome {
-                    // What follows the head: the body, the next request.
+                    // What follows the head: the body, the next request. A poll that had to wait stops the loop above.
                     Served::Another | Served::Done => drop(http.buffer.drain(..head_bytes)),
                     Served::Incomplete { body_bytes } => {
                         http.wanted = head_bytes + body_bytes as usize;
-                        return;
+                        return self.request_begins(now, key);
                     }
                     Served::Elsewhere(shard) => return self.begin_leaving(now, key, shard),
                 }
             } else {
                 self.pool.give(buffer);
             }
-            if !matches!(outcome, Served::Another) {
-                return;
-            }
-            served = true;
+        }
+    }
+
+    /// A part of a request is there. If it came behind another one, its time runs from now, and not as long as a connection may idle.
+    fn request_begins(&mut self, now: Time, key: SlotKey) {
+        let until = now.after(self.settings.request_head_timeout);
+        if let Some(Conn { stage: Stage::Http(http), .. }) = self.conns.get_mut(key)
+            && until < http.until
+        {
+            http.until = until;
+            self.wheel.set(key.slot, until);
         }
     }
 

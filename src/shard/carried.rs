@@ -140,6 +140,10 @@ impl<I: Io> Shard<I> {
         keep_alive: bool,
     ) -> Result<Option<PollReply>, HttpError> {
         let connection = token.token.connection;
+        // Its answer comes later, from elsewhere: what is a body must not be taken for the next request then.
+        if let Some(Conn { stage: Stage::Http(http), .. }) = self.conns.get_mut(begun.key) {
+            http.body_left = begun.head.content_length;
+        }
         if let Found::Held(left) = self.connections.find(&connection)
             && let Some(Conn { socket, stage: Stage::LastPolls(_) }) = self.conns.get_mut(left)
         {
@@ -411,9 +415,10 @@ impl<I: Io> Shard<I> {
     pub(super) fn end_poll(&mut self, now: Time, key: SlotKey, answer: PollReply) {
         let Some(Conn { stage: Stage::Http(http), .. }) = self.conns.get_mut(key) else { return };
         let Some(Parked { cors, keep_alive, .. }) = http.parked.take() else { return };
+        let body_left = http.body_left;
         let mut reply = self.pool.take();
         http::poll_reply(answer, cors.as_cors(), keep_alive, &mut reply);
-        self.send_reply(now, key, &reply, keep_alive, 0);
+        self.send_reply(now, key, &reply, keep_alive, body_left);
         self.pool.give(reply);
         self.serve_later(key);
     }
@@ -435,16 +440,18 @@ impl<I: Io> Shard<I> {
             None => return,
         };
         let Shard { conns, frames, .. } = self;
-        if let Some(Conn { socket, .. }) = conns.get_mut(key)
+        let mut body_left = 0;
+        if let Some(Conn { socket, stage: Stage::Http(http) }) = conns.get_mut(key)
             && socket.life == Life::Open
         {
+            body_left = http.body_left;
             frames.append(&mut socket.queue, |out| out.extend_from_slice(&reply));
             frames.splice(&mut queue, &mut socket.queue);
         }
         frames.clear(&mut queue);
         self.pool.give(reply);
         // Nothing more, but its state and deadline.
-        self.send_reply(now, key, b"", keep_alive, 0);
+        self.send_reply(now, key, b"", keep_alive, body_left);
         self.serve_later(key);
     }
 
