@@ -466,7 +466,9 @@ impl<I: Io> Shard<I> {
     pub(super) fn on_connection_time(&mut self, now: Time, key: SlotKey) {
         let Some(conn) = self.conns.get_mut(key) else { return };
         match (conn.socket.life, &conn.stage) {
-            (Life::Open, Stage::Http(http)) if now < http.until => self.wheel.set(key.slot, http.until),
+            (Life::Open | Life::Leaving, Stage::Http(http)) if now < http.until => {
+                self.wheel.set(key.slot, http.until);
+            }
             (Life::Open, Stage::Http(http)) if !http.buffer.is_empty() && !http.proxied => {
                 self.refuse_request(now, key, HttpError::HeadTimeout, Cors::None);
             }

@@ -166,8 +166,9 @@ impl<I: Io> Shard<I> {
     }
 
     fn receive(&mut self, key: SlotKey) {
+        // What one on its way to another shard has to say may wait for it in the kernel: it goes when no receive is in flight.
         if let Some((socket, io)) = self.socket_and_io(key)
-            && socket.life != Life::Ending
+            && !matches!(socket.life, Life::Ending | Life::Leaving)
         {
             socket.receive(io, group_of(key));
         }
@@ -341,6 +342,10 @@ impl<I: Io> Shard<I> {
                 if socket.drained(io) {
                     // The peer's end may have been there before ours: it does not become readable twice.
                     socket.receive(io, group_of(*key));
+                }
+                if socket.life == Life::Leaving {
+                    // Perhaps that was all it waited for.
+                    self.join(now, *key);
                 }
             }
         }
