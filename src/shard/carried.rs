@@ -189,7 +189,8 @@ impl<I: Io> Shard<I> {
             self.pumped.push(owner.key);
             self.pump();
         } else {
-            self.wheel.set(owner.key.slot, until);
+            // Never later than what else is due: who polls all the time would put off its handshake's end, or its token's.
+            self.wheel.set_no_later(owner.key.slot, until);
         }
         Ok(None)
     }
@@ -374,7 +375,7 @@ impl<I: Io> Shard<I> {
         if let Some(Conn { stage: Stage::Client(Client { carried: Some(carried), .. }), .. }) = conns.get_mut(client) {
             carried.carrier = None;
             carried.until = until;
-            wheel.set(client.slot, until);
+            wheel.set_no_later(client.slot, until);
         }
     }
 
