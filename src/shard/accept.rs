@@ -474,7 +474,8 @@ impl<I: Io> Shard<I> {
             }
             (Life::Open, Stage::Client(_)) => self.on_client_time(now, key),
             (Life::Open, Stage::Carrier(_)) => {}
-            (Life::Open, &Stage::LastPolls(id)) => self.remove_carried(key, id),
+            (Life::Open, &Stage::LastPolls(_, until)) if now < until => self.wheel.set(key.slot, until),
+            (Life::Open, &Stage::LastPolls(id, _)) => self.remove_carried(key, id),
             // An idle HTTP connection; or a peer that does not close its side in time.
             _ => {
                 conn.socket.end(&mut self.io, &mut self.frames, &mut self.metrics);
@@ -489,7 +490,7 @@ impl<I: Io> Shard<I> {
         match &mut conn.stage {
             Stage::Client(_) => return self.client_ends(now, key, end),
             &mut Stage::Carrier(client) => return self.carrier_ends(now, key, client, end),
-            &mut Stage::LastPolls(id) => return self.remove_carried(key, id),
+            &mut Stage::LastPolls(id, _) => return self.remove_carried(key, id),
             Stage::Http(http) => {
                 self.pool.give(core::mem::take(&mut http.buffer));
                 if let Some(parked) = http.parked.take() {

@@ -145,7 +145,7 @@ impl<I: Io> Shard<I> {
             http.body_left = begun.head.content_length;
         }
         if let Found::Held(left) = self.connections.find(&connection)
-            && let Some(Conn { socket, stage: Stage::LastPolls(_) }) = self.conns.get_mut(left)
+            && let Some(Conn { socket, stage: Stage::LastPolls(..) }) = self.conns.get_mut(left)
         {
             if socket.queue.is_empty() {
                 self.remove_carried(left, connection);
@@ -540,8 +540,9 @@ impl<I: Io> Shard<I> {
                 }
                 // The next poll fetches the last words, or learns by a 204 that there are no more.
                 if let Some(conn) = self.conns.get_mut(client) {
-                    conn.stage = Stage::LastPolls(id);
-                    self.wheel.set(client.slot, now.after(self.settings.disconnect_timeout));
+                    let until = now.after(self.settings.disconnect_timeout);
+                    conn.stage = Stage::LastPolls(id, until);
+                    self.wheel.set(client.slot, until);
                 }
             }
             (_, Some(carrier)) => {

@@ -214,7 +214,7 @@ impl<I: Io> Shard<I> {
             Some(Stage::Http(_)) => self.on_http_bytes(now, key, input),
             Some(Stage::Client(_)) => self.on_client_bytes(now, key, input),
             Some(&Stage::Carrier(client)) => self.on_carrier_bytes(now, client, input),
-            Some(Stage::LastPolls(_) | Stage::Over) | None => {}
+            Some(Stage::LastPolls(..) | Stage::Over) | None => {}
         }
     }
 
