@@ -469,9 +469,9 @@ impl<I: Io> Shard<I> {
         let (transport, Some(carried)) = (state.session.form().transport, &state.carried) else { return };
         let Some(carrier) = carried.carrier else {
             match transport {
-                // It waits for the next poll, up to the bound that every client has.
+                // It waits for the next poll, up to the bound that every client has; there, too, one large message alone is no fault.
                 Transport::LongPolling => {
-                    if socket.queue.bytes() > self.settings.send_queue_bytes_max {
+                    if self.frames.bytes_behind_head(&socket.queue) > self.settings.send_queue_bytes_max {
                         self.ending.push((client, End::SlowClient));
                     }
                 }
