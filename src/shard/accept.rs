@@ -237,7 +237,6 @@ impl<I: Io> Shard<I> {
 
     /// Answers every whole request in the buffer.
     pub(super) fn serve_requests(&mut self, now: Time, key: SlotKey) {
-        let mut served = false;
         loop {
             let Some(Conn { socket, stage: Stage::Http(http) }) = self.conns.get_mut(key) else { return };
             if socket.life != Life::Open || http.parked.is_some() || http.buffer.len() < http.wanted {
@@ -257,14 +256,7 @@ impl<I: Io> Shard<I> {
             }
             let head_bytes = match http::head_end(&http.buffer, &mut http.scanned) {
                 Ok(Some(end)) => end,
-                Ok(None) => {
-                    if served {
-                        // The beginning of the next request came with the last one: its time runs from now, not idly.
-                        http.until = now.after(self.settings.request_head_timeout);
-                        self.wheel.set(key.slot, http.until);
-                    }
-                    return;
-                }
+                Ok(None) => return self.request_begins(now, key),
                 Err(error) => return self.refuse_request(now, key, error, Cors::None),
             };
             http.scanned = 0;
@@ -274,21 +266,28 @@ impl<I: Io> Shard<I> {
             if let Some(Conn { stage: Stage::Http(http), .. }) = self.conns.get_mut(key) {
                 http.buffer = buffer;
                 match outcome {
-                    // What follows the head: the body, the next request.
+                    // What follows the head: the body, the next request. A poll that had to wait stops the loop above.
                     Served::Another | Served::Done => drop(http.buffer.drain(..head_bytes)),
                     Served::Incomplete { body_bytes } => {
                         http.wanted = head_bytes + body_bytes as usize;
-                        return;
+                        return self.request_begins(now, key);
                     }
                     Served::Elsewhere(shard) => return self.begin_leaving(now, key, shard),
                 }
             } else {
                 self.pool.give(buffer);
             }
-            if !matches!(outcome, Served::Another) {
-                return;
-            }
-            served = true;
+        }
+    }
+
+    /// A part of a request is there. If it came behind another one, its time runs from now, and not as long as a connection may idle.
+    fn request_begins(&mut self, now: Time, key: SlotKey) {
+        let until = now.after(self.settings.request_head_timeout);
+        if let Some(Conn { stage: Stage::Http(http), .. }) = self.conns.get_mut(key)
+            && until < http.until
+        {
+            http.until = until;
+            self.wheel.set(key.slot, until);
         }
     }
 
@@ -487,13 +486,16 @@ impl<I: Io> Shard<I> {
     pub(super) fn on_connection_time(&mut self, now: Time, key: SlotKey) {
         let Some(conn) = self.conns.get_mut(key) else { return };
         match (conn.socket.life, &conn.stage) {
-            (Life::Open, Stage::Http(http)) if now < http.until => self.wheel.set(key.slot, http.until),
+            (Life::Open | Life::Leaving, Stage::Http(http)) if now < http.until => {
+                self.wheel.set(key.slot, http.until);
+            }
             (Life::Open, Stage::Http(http)) if !http.buffer.is_empty() && !http.proxied => {
                 self.refuse_request(now, key, HttpError::HeadTimeout, Cors::None);
             }
             (Life::Open, Stage::Client(_)) => self.on_client_time(now, key),
             (Life::Open, Stage::Carrier(_)) => {}
-            (Life::Open, &Stage::LastPolls(id)) => self.remove_carried(key, id),
+            (Life::Open, &Stage::LastPolls(_, until)) if now < until => self.wheel.set(key.slot, until),
+            (Life::Open, &Stage::LastPolls(id, _)) => self.remove_carried(key, id),
             // An idle HTTP connection; or a peer that does not close its side in time.
             _ => {
                 conn.socket.end(&mut self.io, &mut self.frames, &mut self.metrics);
@@ -508,7 +510,7 @@ impl<I: Io> Shard<I> {
         match &mut conn.stage {
             Stage::Client(_) => return self.client_ends(now, key, end),
             &mut Stage::Carrier(client) => return self.carrier_ends(now, key, client, end),
-            &mut Stage::LastPolls(id) => return self.remove_carried(key, id),
+            &mut Stage::LastPolls(id, _) => return self.remove_carried(key, id),
             Stage::Http(http) => {
                 self.pool.give(core::mem::take(&mut http.buffer));
                 if let Some(parked) = http.parked.take() {

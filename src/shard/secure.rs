@@ -97,6 +97,12 @@ impl<I: Io> Shard<I> {
         if let Some(suppressed) = self.quiet.tls.admit(now) {
             info!("a client's TLS failed: {error}{suppressed}");
         }
+        if let Some(Conn { stage: Stage::Http(http), .. }) = self.conns.get_mut(key)
+            && let Some(parked) = http.parked.take()
+        {
+            // What there is to say from now on waits for the next poll.
+            self.poll_gone(now, key, parked.client);
+        }
         let Shard { conns, io, frames, dirty, wheel, .. } = self;
         match conns.get_mut(key) {
             // The alert that says what is wrong has still to leave; nothing else can.

@@ -231,8 +231,8 @@ pub(super) enum Stage {
     Client(Client),
     /// The socket of a client that has a place of its own.
     Carrier(SlotKey),
-    /// A polling client that has ended; what it has not fetched waits for its last polls.
-    LastPolls(ConnectionId),
+    /// A polling client that has ended; what it has not fetched waits for its last polls, until then.
+    LastPolls(ConnectionId, Time),
     /// Only the socket is left.
     Over,
 }

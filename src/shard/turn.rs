@@ -166,8 +166,9 @@ impl<I: Io> Shard<I> {
     }
 
     fn receive(&mut self, key: SlotKey) {
+        // What one on its way to another shard has to say may wait for it in the kernel: it goes when no receive is in flight.
         if let Some((socket, io)) = self.socket_and_io(key)
-            && socket.life != Life::Ending
+            && !matches!(socket.life, Life::Ending | Life::Leaving)
         {
             socket.receive(io, group_of(key));
         }
@@ -213,7 +214,7 @@ impl<I: Io> Shard<I> {
             Some(Stage::Http(_)) => self.on_http_bytes(now, key, input),
             Some(Stage::Client(_)) => self.on_client_bytes(now, key, input),
             Some(&Stage::Carrier(client)) => self.on_carrier_bytes(now, client, input),
-            Some(Stage::LastPolls(_) | Stage::Over) | None => {}
+            Some(Stage::LastPolls(..) | Stage::Over) | None => {}
         }
     }
 
@@ -341,6 +342,10 @@ impl<I: Io> Shard<I> {
                 if socket.drained(io) {
                     // The peer's end may have been there before ours: it does not become readable twice.
                     socket.receive(io, group_of(*key));
+                }
+                if socket.life == Life::Leaving {
+                    // Perhaps that was all it waited for.
+                    self.join(now, *key);
                 }
             }
         }
