@@ -487,6 +487,16 @@ mod tests {
         }
 
         #[test]
+        fn origins_and_what_proxies_say_are_judged(
+            request in prop_oneof!["GET /hub\\?id=1", "POST /hub/negotiate", "OPTIONS /hub", "DELETE /hub\\?id=1"],
+            host in "(a|app\\.example\\.com)(:80|:443)?",
+            origin in "(Origin: (https?://(a|app\\.example\\.com)(:80|:443)?|null)\r\n)?",
+            said in "((X-Forwarded-For|Forwarded): (for=)?1\\.2\\.3\\.4\r\n){0,2}",
+        ) {
+            http_head(format!("{request} HTTP/1.1\r\nHost: {host}\r\n{origin}{said}\r\n").as_bytes());
+        }
+
+        #[test]
         fn any_bytes_are_heads(bytes in proptest::collection::vec(any::<u8>(), 0..100)) {
             http_head(&bytes);
         }
