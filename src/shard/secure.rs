@@ -34,8 +34,16 @@ impl Secure {
         pool: &mut BytePool,
         plain: &mut Vec<u8>,
     ) -> Result<Opened, TlsError> {
-        let Secure { tls, sealed, .. } = self;
-        frames.derive(sealed, |_, out| tls.open(input, pool, plain, out))
+        let Secure { tls, sealed, said_goodbye } = self;
+        let opened = frames.derive(sealed, |_, out| tls.open(input, pool, plain, out));
+        // An alert says it all.
+        *said_goodbye |= opened.is_err();
+        opened
+    }
+
+    /// Before the end of what we send there has still to be close_notify.
+    pub(super) fn owes_goodbye(&self) -> bool {
+        !self.said_goodbye && !self.tls.is_handshaking()
     }
 
     /// Seals what is queued, as far as it may wait here. With nothing more to come, the goodbye follows (RFC 8446 section 6.1).
@@ -46,7 +54,10 @@ impl Secure {
             return Ok(());
         }
         let bytes = (queue.bytes() as usize).min(TLS_SEALED_BYTES_MAX);
-        frames.derive(sealed, |frames, out| tls.seal(frames.parts(queue, bytes), out))?;
+        let result = frames.derive(sealed, |frames, out| tls.seal(frames.parts(queue, bytes), out));
+        // Nothing can be sealed any more, a goodbye no more than the rest.
+        *said_goodbye |= result.is_err();
+        result?;
         frames.advance(queue, bytes as u32);
         if life == Life::Draining && queue.is_empty() && !core::mem::replace(said_goodbye, true) {
             frames.derive(sealed, |_, out| tls.close_notify(out));
