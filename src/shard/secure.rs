@@ -5,7 +5,7 @@ use super::lane::lane_of;
 use super::socket::{Conn, Life, Socket, Stage, linger_until};
 use super::turn::socket_of;
 use crate::ids::{SlotKey, Time};
-use crate::limits::TLS_SEALED_BYTES_MAX;
+use crate::limits::{SEND_BATCH, TLS_SEALED_BYTES_MAX};
 use crate::mem::frames::{FramePool, SendQueue};
 use crate::mem::pool::BytePool;
 use crate::metrics::Counter;
@@ -53,13 +53,18 @@ impl Secure {
         if !sealed.is_empty() || tls.is_handshaking() {
             return Ok(());
         }
+        let is_last = life == Life::Draining && !*said_goodbye;
+        if queue.is_empty() && !is_last {
+            return Ok(());
+        }
         let bytes = (queue.bytes() as usize).min(TLS_SEALED_BYTES_MAX);
         let result = frames.derive(sealed, |frames, out| tls.seal(frames.parts(queue, bytes), out));
         // Nothing can be sealed any more, a goodbye no more than the rest.
         *said_goodbye |= result.is_err();
         result?;
         frames.advance(queue, bytes as u32);
-        if life == Life::Draining && queue.is_empty() && !core::mem::replace(said_goodbye, true) {
+        if is_last && queue.is_empty() {
+            *said_goodbye = true;
             frames.derive(sealed, |_, out| tls.close_notify(out));
         }
         Ok(())
@@ -79,11 +84,14 @@ impl Secure {
 }
 
 impl<I: Io> Shard<I> {
-    /// Seals what is queued on the sockets that are to be sent to.
-    pub(super) fn seal_dirty(&mut self) {
+    /// Seals what is queued on the sockets that the next batch takes from the list, and no others: a fan-out has many batches, and
+    /// neither its time nor its memory should be that of all sockets in each of them.
+    ///
+    /// True if it has to be called again: the end of a connection whose TLS failed may have put others on the list.
+    pub(super) fn seal_dirty(&mut self) -> bool {
         let mut failed = Vec::new();
         let Shard { conns, lanes, frames, dirty, .. } = self;
-        for key in dirty {
+        for key in dirty.iter().rev().take(SEND_BATCH) {
             let Some(Socket { secure: Some(secure), queue, life, .. }) = socket_of(conns, lanes, *key) else {
                 continue;
             };
@@ -94,9 +102,11 @@ impl<I: Io> Shard<I> {
             }
         }
         let now = self.io.now();
+        let is_changed = !failed.is_empty();
         for (key, error) in failed {
             self.on_tls_error(now, key, error);
         }
+        is_changed
     }
 
     pub(super) fn on_tls_error(&mut self, now: Time, key: SlotKey, error: TlsError) {
