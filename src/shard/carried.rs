@@ -557,8 +557,9 @@ impl<I: Io> Shard<I> {
                     *stage = Stage::Over;
                     if told && socket.life == Life::Open {
                         frames.splice(&mut queue, &mut socket.queue);
-                        socket.mark(dirty);
                         socket.drain(io);
+                        // Behind it: there may be nothing to say but TLS's goodbye.
+                        socket.mark(dirty);
                         wheel.set(carrier.slot, linger_until(now));
                     } else {
                         socket.end(io, frames, metrics);

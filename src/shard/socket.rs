@@ -160,7 +160,10 @@ impl Socket {
 
     /// Is there anything that has not left yet?
     pub(super) fn has_unsent(&self) -> bool {
-        !self.queue.is_empty() || self.secure.as_ref().is_some_and(|secure| !secure.sealed.is_empty())
+        let secure = self.secure.as_ref();
+        !self.queue.is_empty()
+            || secure
+                .is_some_and(|secure| !secure.sealed.is_empty() || self.life == Life::Draining && secure.owes_goodbye())
     }
 
     /// What goes to the kernel next.

@@ -260,18 +260,14 @@ impl<I: Io> Shard<I> {
     /// Sends everything queued in this turn, in batches.
     fn flush(&mut self) {
         while !self.dirty.is_empty() {
-            if self.settings.has_tls {
-                self.seal_dirty();
-            }
+            while self.settings.has_tls && self.seal_dirty() {}
             self.sending.clear();
             self.short.clear();
             let Shard { io, conns, lanes, frames, dirty, sending, short, ending, pumped, settings, .. } = self;
             let frames = &*frames;
             io.send_batch(
                 |batch| {
-                    while sending.len() < SEND_BATCH
-                        && let Some(key) = dirty.pop()
-                    {
+                    for key in dirty.drain(dirty.len().saturating_sub(SEND_BATCH)..).rev() {
                         let Some(socket) = socket_of(conns, lanes, key) else { continue };
                         socket.dirty = false;
                         if !socket.has_fd() {
