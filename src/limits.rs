@@ -189,7 +189,7 @@ pub const HTTP_IDLE_MS: u64 = 60_000;
 pub const USED_TOKENS_MAX: usize = 65_536;
 /// Groups one client may be in.
 pub const GROUPS_PER_CLIENT_MAX: u32 = 1024;
-/// Orders waiting between a shard and the control plane.
+/// Orders waiting for a shard, from the control plane and from other shards, and for the control plane.
 pub const BUS_ORDERS: usize = 1024;
 /// Connections of the admin endpoint at once: operators and scrapers, not clients.
 pub const ADMIN_CONNECTIONS_MAX: usize = 64;

@@ -1,6 +1,8 @@
-//! The control plane: starting and stopping a node, and one thread on tokio-uring that dials lanes and answers the admin endpoint.
+//! The control plane: starting and stopping a node, and one thread on tokio-uring that dials lanes, answers the admin endpoint, and reads
+//! certificates and keys again when they change.
 //!
-//! It carries no client's bytes. What it does for shards it hands over the bus: a connected socket, an order to stop.
+//! It carries no client's bytes. What it does for shards it hands over the bus: a connected socket, with its TLS if it has any, new keys,
+//! an order to stop.
 
 mod admin;
 mod backoff;

@@ -1,8 +1,16 @@
-//! One core: its ring, listener, clients and lanes, in one loop (`turn`). Nothing here is shared with another thread except
-//! the bus and the published metrics.
+//! One core: its ring, listeners, clients and lanes, in one loop (`turn`). Nothing here is shared with another thread except the bus, the
+//! published metrics, and the configurations of TLS.
 //!
 //! A turn is: completions -> timers -> orders from the bus -> lanes -> sends. Handlers never touch the kernel directly: they queue
 //! bytes and mark the socket dirty, and all sends of the turn leave in batches at its end.
+//!
+//! ```text
+//! accept        connections and their requests, until one begins a client      handover      to the shard that owns what they ask for
+//! client        clients: requests, deadlines, ends                             carried       ... whose socket comes and goes
+//! connections   which connection ids are in use                                authenticate  who a request comes from
+//! lane          the way to the app server, and what waits in front of it       delivery      the way back
+//! socket        lives of sockets, what is in flight for them                   secure        TLS between a socket and the rest
+//! ```
 
 mod accept;
 mod authenticate;
