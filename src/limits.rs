@@ -185,6 +185,9 @@ pub const LANE_KEEP_ALIVE_MS: u64 = 15_000;
 pub const LINGER_MS: u64 = 5_000;
 /// An HTTP connection between two requests.
 pub const HTTP_IDLE_MS: u64 = 60_000;
+/// Bodies of POSTs that came before their connection's first poll or event stream, of one shard together. Python's signalrcore sends
+/// its handshake that early.
+pub const EARLY_BODIES_BYTES_MAX: usize = 4 * 1024 * 1024;
 /// Used tokens a shard remembers so that each begins one connection only; an entry takes about 100 bytes.
 pub const USED_TOKENS_MAX: usize = 65_536;
 /// Groups one client may be in.

@@ -303,6 +303,8 @@ fn check_request(record: &[u8], message: &Message) {
 /// `headers::authorization` finds in an argument what serde_json finds. Where it is found twice under names that differ in case, serde_json's map
 /// does not say which was the last.
 pub fn authorization(argument: &[u8]) {
+    // As a view of a message gives it: without the white space around it.
+    let argument = argument.trim_ascii();
     type Members<'a> = BTreeMap<String, &'a RawValue>;
     let ours = headers::authorization(argument);
     if let Some(ours) = ours {

@@ -130,7 +130,15 @@ impl<I: Io> Shard<I> {
         self.check_unused(&token)?;
         let client = self.begin(now, &begun, Transport::ServerSentEvents, connection)?;
         self.carry(begun.key, client, |out| http::event_stream_reply(begun.cors, out));
+        self.early_body(now, client, &connection);
         Ok(())
+    }
+
+    /// What the client POSTed before it had a transport.
+    fn early_body(&mut self, now: Time, client: SlotKey, connection: &ConnectionId) {
+        if let Some(body) = self.connections.take_early(now, connection) {
+            self.on_client_body(now, client, &body);
+        }
     }
 
     /// A poll: answered at once, or (None) when there is something to say.
@@ -160,6 +168,7 @@ impl<I: Io> Shard<I> {
             self.check_unused(&token)?;
             let client = self.begin(now, &begun, Transport::LongPolling, connection)?;
             self.no_carrier(now, client);
+            self.early_body(now, client, &connection);
             return Ok(Some(PollReply::First));
         };
         if owner.transport != Transport::LongPolling {
@@ -206,6 +215,12 @@ impl<I: Io> Shard<I> {
     ) -> Result<(), HttpError> {
         let connection = token.token.connection;
         let Some(owner) = self.owner(&connection) else {
+            if self.check_unused(&token).is_ok() {
+                let until = now.after(self.settings.disconnect_timeout);
+                let bytes_max = self.settings.http.post_body_bytes_max as usize;
+                let kept = self.connections.keep_early(now, until, connection, body, bytes_max);
+                return if kept { Ok(()) } else { Err(HttpError::Overloaded) };
+            }
             return Err(match self.connections.find(&connection) {
                 Found::Used(key) if matches!(self.conns.get(key), Some(Conn { stage: Stage::Client(_), .. })) => {
                     HttpError::PostToWebSocket

@@ -257,6 +257,8 @@ impl<I: Io> Shard<I> {
         let token = turn::own_token(crate::sys::Op::Doorbell);
         let bell = shard.orders.bell().fd();
         shard.io.arm_readable(bell, token);
+        // Whoever looks before the first turn sees a shard whose lanes are down, not one without lanes.
+        shard.publish();
         shard
     }
 

@@ -384,7 +384,7 @@ impl<I: Io> Shard<I> {
         }
     }
 
-    fn publish(&mut self) {
+    pub(super) fn publish(&mut self) {
         let (mut clients, mut waiting, mut bytes, mut notices, mut groups, mut up) = (0, 0, 0, 0, 0, 0);
         for lane in &self.lanes {
             clients += u64::from(lane.clients);
