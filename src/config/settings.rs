@@ -13,6 +13,7 @@ pub enum Key {
     TokenKey,
     TokenKeyFile,
     TrustedProxies,
+    ForwardedHeader,
     ProxyProtocol,
     HubPath,
     AllowedOrigins,
@@ -160,7 +161,10 @@ settings! {
     TokenKeyFile, Top, "token_key_file", "TOKEN_KEY_FILE", "token-key-file", Kind::SecretFile { min: TOKEN_KEY_BYTES_MIN }, "none",
         "File with the token_key, in place of it";
     TrustedProxies, Top, "trusted_proxies", "TRUSTED_PROXIES", "trusted-proxy", Kind::Proxies, "none",
-        "Whose X-Forwarded-For, X-Forwarded-Proto, Forwarded and PROXY headers are believed; unix for those who connect over a Unix socket";
+        "Who is believed what it says of its clients' addresses, in the forwarded_header or a PROXY header; unix for those who connect over a Unix socket";
+    ForwardedHeader, Top, "forwarded_header", "FORWARDED_HEADER", "forwarded-header",
+        Kind::Choice(&["X-Forwarded-For", "Forwarded"]), "X-Forwarded-For",
+        "What trusted proxies write: X-Forwarded-For (with X-Forwarded-Proto) or Forwarded (RFC 7239); the other is not read, since a proxy that does not write it may pass on a client's own";
     ProxyProtocol, Top, "proxy_protocol", "PROXY_PROTOCOL", "proxy-protocol", Kind::Boolean, "false",
         "Whether every connection from a trusted proxy must begin with a PROXY header (version 1 or 2); needs trusted_proxies";
     HubPath, Top, "hub_path", "HUB_PATH", "hub-path", Kind::HubPath, "/dotnetify",

@@ -231,7 +231,7 @@ fn shard_settings(
             },
             post_body_bytes_max: POST_BODY_MESSAGES_MAX as u64 * u64::from(config.hub.maximum_receive_message_size),
         },
-        trusted: trusted(&config.trusted_proxies),
+        trusted: trusted(config),
         proxy_protocol: config.proxy_protocol,
         authentication: config.identity.as_ref().zip(identity).map(|(settings, identity)| Authentication {
             identity: identity.clone(),
@@ -276,10 +276,15 @@ fn lane_protocol(config: &Config) -> Protocol {
     if config.upstream.use_message_pack { Protocol::MessagePack } else { Protocol::Json }
 }
 
-fn trusted(proxies: &[TrustedProxy]) -> Trusted {
+fn trusted(config: &Config) -> Trusted {
+    let proxies = &config.trusted_proxies;
     let networks = proxies.iter().filter_map(|proxy| match proxy {
         TrustedProxy::Network(network) => Some(*network),
         TrustedProxy::Unix => None,
     });
-    Trusted { networks: networks.collect(), unix: proxies.contains(&TrustedProxy::Unix) }
+    Trusted {
+        networks: networks.collect(),
+        unix: proxies.contains(&TrustedProxy::Unix),
+        header: config.forwarded_header,
+    }
 }

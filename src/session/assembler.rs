@@ -46,7 +46,7 @@ impl Assembler {
             // Asked for each record, because a record can change it (the handshake does).
             let framing = framing();
             if self.carry.is_empty() {
-                match find(framing, rest) {
+                match find(framing, rest, 0) {
                     Found::Whole { record, bytes } => {
                         let (whole, tail) = rest.split_at(bytes);
                         rest = tail;
@@ -63,9 +63,10 @@ impl Assembler {
             }
             let Some(wanted) = missing(framing, &self.carry, rest) else { return Err(too_large()) };
             let (taken, tail) = rest.split_at(wanted);
+            let seen = self.carry.len();
             self.carry.extend_from_slice(taken);
             rest = tail;
-            match find(framing, &self.carry) {
+            match find(framing, &self.carry, seen) {
                 Found::Whole { record, bytes } => {
                     debug_assert_eq!(bytes, self.carry.len());
                     let carry = core::mem::take(&mut self.carry);
@@ -86,10 +87,11 @@ impl Assembler {
     }
 }
 
-/// The record at the start of `bytes`.
-fn find(framing: Framing, bytes: &[u8]) -> Found {
+/// The record at the start of `bytes`. In the first `seen` of them no separator was found before, and none is sought again: a record
+/// that comes byte by byte must not cost its length for each of them.
+fn find(framing: Framing, bytes: &[u8], seen: usize) -> Found {
     let (record, whole) = match framing.protocol {
-        Protocol::Json => match find_separator(bytes) {
+        Protocol::Json => match find_separator(&bytes[seen..]).map(|end| seen + end) {
             Some(end) => (0..end, end + 1),
             // At least the separator is still to come.
             None if bytes.len() + 1 > framing.bytes_max => return Found::TooLarge,
@@ -158,6 +160,17 @@ mod tests {
         assert!(pack(&[b"\x05"]).is_err());
         assert!(pack(&[b"\x80", b"\x01"]).is_err());
         assert!(pack(&[b"\xff\xff\xff\xff", b"\x08"]).is_err(), "over 2 GB");
+    }
+
+    #[test]
+    fn a_record_that_comes_byte_by_byte_costs_its_length_once() {
+        let mut record = vec![b'x'; 256 * 1024];
+        record.push(0x1e);
+        let pieces: Vec<&[u8]> = record.chunks(1).collect();
+        let start = std::time::Instant::now();
+        assert_eq!(collect(Protocol::Json, &pieces, record.len()).unwrap().len(), 1);
+        // A fraction of a second; minutes if each byte makes all before it be looked at again.
+        assert!(start.elapsed() < std::time::Duration::from_secs(20), "{:?}", start.elapsed());
     }
 
     proptest! {

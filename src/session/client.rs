@@ -85,8 +85,8 @@ enum Phase {
     Open {
         /// Our next ping.
         ping_due: Time,
-        /// Last message, once the first ping has armed the client timeout (reference 13.4).
-        heard: Option<Time>,
+        /// Last message, once the first ping has armed the client timeout (reference 13.4); never before that.
+        heard: Time,
     },
 }
 
@@ -132,6 +132,7 @@ impl ClientSession {
         pool: &mut BytePool,
         env: &mut impl ClientEnv,
     ) {
+        debug_assert!(self.is_resumable());
         self.ws = Decoder::new(Role::Server);
         // Half a record that was cut off with the old socket comes again, whole.
         self.assembler.release(pool);
@@ -143,7 +144,9 @@ impl ClientSession {
         }
         if let Phase::Open { ping_due, heard } = phase {
             *ping_due = now.after(settings.keep_alive);
-            *heard = heard.map(|_| now);
+            if *heard != Time::NEVER {
+                *heard = now;
+            }
         }
         let form = *form;
         env.out(|out| form.write(out, |out| encode::sequence(form.protocol, sequence, out)));
@@ -221,7 +224,8 @@ impl ClientSession {
             || current.get(),
             too_large,
             |record, pool| {
-                let is_json = current.get().protocol == Protocol::Json;
+                // A handshake has its own answer to that.
+                let is_json = current.get().protocol == Protocol::Json && !handshaking.get();
                 if is_json && state.unchecked && core::str::from_utf8(record).is_err() {
                     return Err(End::NotUtf8);
                 }
@@ -257,7 +261,7 @@ impl ClientSession {
             // Polls keep themselves alive: neither side pings, nobody times anybody out (reference 9.3).
             Phase::Open { .. } if form.transport == Transport::LongPolling => Ok(Time::NEVER),
             Phase::Open { ping_due, heard } => {
-                let silent_at = heard.map_or(Time::NEVER, |heard| heard.after(settings.client_timeout));
+                let silent_at = heard.after(settings.client_timeout);
                 if now >= silent_at {
                     return Err(End::ClientTimeout);
                 }
@@ -313,7 +317,7 @@ impl State {
         let form = self.form;
         env.out(|out| form.write(out, handshake::write_accept));
         env.note(Note::HandshakeDone(request.protocol));
-        self.phase = Phase::Open { ping_due: now.after(settings.keep_alive), heard: None };
+        self.phase = Phase::Open { ping_due: now.after(settings.keep_alive), heard: Time::NEVER };
         self.hurried = true;
         if request.version < handshake::STATEFUL_RECONNECT_VERSION {
             // Negotiated, but the protocol has no word for it (reference 11.3).
@@ -332,9 +336,9 @@ impl State {
         let protocol = self.form.protocol;
         let message = signalr::parse(protocol, record).map_err(End::Message)?;
         if let Phase::Open { heard, .. } = &mut self.phase
-            && (heard.is_some() || message.kind == Kind::Ping)
+            && (*heard != Time::NEVER || message.kind == Kind::Ping)
         {
-            *heard = Some(now);
+            *heard = now;
         }
         if let Some(inbound) = &mut self.inbound
             && message.kind.is_counted()
@@ -377,7 +381,11 @@ impl State {
             }
             Kind::Sequence => match &mut self.inbound {
                 Some(inbound) => {
-                    inbound.on_sequence(message.sequence_id.unwrap_or_default()).map_err(|_| End::SequenceGap)
+                    let due = inbound.ack_due();
+                    let number = message.sequence_id.unwrap_or_default();
+                    inbound.on_sequence(now, number).map_err(|_| End::SequenceGap)?;
+                    self.hurried |= inbound.ack_due() < due;
+                    Ok(())
                 }
                 None => {
                     env.note(Note::Ignored);
@@ -433,7 +441,8 @@ pub fn write_refusal(form: Form, vm_id: &[u8], refusal: Refusal, out: &mut Vec<u
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::proto::ws::header;
+    use crate::proto::signalr::MessageError;
+    use crate::proto::ws::{WsError, header};
 
     const SETTINGS: ClientSettings = ClientSettings {
         handshake_timeout: Duration::from_secs(15),
@@ -445,6 +454,9 @@ mod tests {
     #[derive(Default)]
     struct World {
         out: Vec<u8>,
+        /// How many messages of `out` are counted.
+        counted: u64,
+        acknowledged: Vec<u64>,
         forwarded: Vec<String>,
         notes: Vec<Note>,
         refuse: Option<Refusal>,
@@ -455,9 +467,12 @@ mod tests {
             write(&mut self.out)
         }
         fn message(&mut self, form: Form, write: impl FnOnce(&mut Vec<u8>)) {
+            self.counted += 1;
             form.write(&mut self.out, write);
         }
-        fn acknowledged(&mut self, _: u64) {}
+        fn acknowledged(&mut self, number: u64) {
+            self.acknowledged.push(number);
+        }
         fn forward(&mut self, request: &Request, record: &[u8]) -> Result<(), Refusal> {
             self.refuse.map_or(Ok(()), Err)?;
             let vm = String::from_utf8_lossy(request.vm_id.of(record)).into_owned();
@@ -471,7 +486,7 @@ mod tests {
     }
 
     impl World {
-        /// Everything written so far as text and close codes.
+        /// What has been written so far over a WebSocket: records of text frames as text, those of binary frames in hexadecimal.
         fn said(&mut self) -> Vec<String> {
             let mut bytes = core::mem::take(&mut self.out);
             let mut decoder = Decoder::new(Role::Client);
@@ -484,6 +499,7 @@ mod tests {
                     Some(Event::Data { range, start: true, end: true, binary: false }) => {
                         said.push(String::from_utf8(piece[range].to_vec()).unwrap().replace('\u{1e}', "␞"));
                     }
+                    Some(Event::Data { range, start: true, end: true, binary: true }) => said.push(hex(&piece[range])),
                     Some(Event::Close { code }) => said.push(format!("close {code:?}")),
                     Some(Event::Pong) => {
                         said.push(format!("pong {}", String::from_utf8_lossy(decoder.control_payload())));
@@ -493,6 +509,15 @@ mod tests {
             }
             said
         }
+
+        /// What has been written so far without WebSocket frames.
+        fn raw(&mut self) -> String {
+            String::from_utf8(core::mem::take(&mut self.out)).unwrap().replace('\u{1e}', "␞")
+        }
+    }
+
+    fn hex(bytes: &[u8]) -> String {
+        bytes.iter().map(|byte| format!("{byte:02x}")).collect::<Vec<_>>().join(" ")
     }
 
     fn frame(opcode: Opcode, fin: bool, payload: &[u8]) -> Vec<u8> {
@@ -506,6 +531,13 @@ mod tests {
         frame(Opcode::Text, true, payload.replace('␞', "\u{1e}").as_bytes())
     }
 
+    fn binary(payload: &[u8]) -> Vec<u8> {
+        frame(Opcode::Binary, true, payload)
+    }
+
+    const JSON: &str = "{\"protocol\":\"json\",\"version\":1}␞";
+    const MESSAGE_PACK: &str = "{\"protocol\":\"messagepack\",\"version\":1}␞";
+
     struct Fixture {
         session: ClientSession,
         pool: BytePool,
@@ -515,9 +547,12 @@ mod tests {
 
     impl Fixture {
         fn new() -> Fixture {
+            Fixture::on(Transport::WebSockets, false)
+        }
+        fn on(transport: Transport, resumable: bool) -> Fixture {
             let now = Time::from_millis(5000);
             Fixture {
-                session: ClientSession::new(now, Transport::WebSockets, false, &SETTINGS),
+                session: ClientSession::new(now, transport, resumable, &SETTINGS),
                 pool: BytePool::new(),
                 world: World::default(),
                 now,
@@ -525,13 +560,46 @@ mod tests {
         }
         fn open() -> Fixture {
             let mut fixture = Fixture::new();
-            fixture.hear(&text("{\"protocol\":\"json\",\"version\":1}␞")).unwrap();
+            fixture.hear(&text(JSON)).unwrap();
             assert_eq!(fixture.world.said(), ["{}␞"]);
+            fixture
+        }
+        /// As the JavaScript client begins: its handshake is a string.
+        fn open_message_pack() -> Fixture {
+            let mut fixture = Fixture::new();
+            fixture.hear(&text(MESSAGE_PACK)).unwrap();
+            assert_eq!(fixture.world.said(), ["7b 7d 1e"]);
+            fixture
+        }
+        /// A client that asked for a stateful reconnect.
+        fn open_resumable() -> Fixture {
+            let mut fixture = Fixture::on(Transport::WebSockets, true);
+            assert!(!fixture.session.is_resumable());
+            fixture.hear(&text("{\"protocol\":\"json\",\"version\":2}␞")).unwrap();
+            assert_eq!(fixture.world.said(), ["{}␞"]);
+            assert!(fixture.session.is_resumable() && fixture.session.take_hurry() && !fixture.session.take_hurry());
+            fixture
+        }
+        fn open_without_socket(transport: Transport) -> Fixture {
+            let mut fixture = Fixture::on(transport, false);
+            fixture.hear_body(JSON).unwrap();
+            let answer = if transport == Transport::LongPolling { "{}␞" } else { "data: {}␞\r\n\r\n" };
+            assert_eq!(fixture.world.raw(), answer);
             fixture
         }
         fn hear(&mut self, bytes: &[u8]) -> Result<(), End> {
             let mut bytes = bytes.to_vec();
             let result = self.session.on_bytes(self.now, &mut bytes, &SETTINGS, &mut self.pool, &mut self.world);
+            self.closed(result)
+        }
+        fn hear_body(&mut self, body: &str) -> Result<(), End> {
+            self.hear_bytes(body.replace('␞', "\u{1e}").as_bytes())
+        }
+        fn hear_bytes(&mut self, body: &[u8]) -> Result<(), End> {
+            let result = self.session.on_body(self.now, body, &SETTINGS, &mut self.pool, &mut self.world);
+            self.closed(result)
+        }
+        fn closed(&mut self, result: Result<(), End>) -> Result<(), End> {
             if let Err(end) = &result {
                 self.session.close(end, &mut self.pool, &mut self.world);
             }
@@ -541,7 +609,39 @@ mod tests {
             self.now = self.now.after(Duration::from_secs(seconds));
             self.session.on_time(self.now, &SETTINGS, &mut self.world)
         }
+        /// A new socket, on which we go on with message `sequence`.
+        fn resume(&mut self, sequence: u64) {
+            self.session.resume(self.now, sequence, &SETTINGS, &mut self.pool, &mut self.world);
+        }
     }
+
+    /// A MessagePack record: its length, at most 127, and its body.
+    fn record(body: &[u8]) -> Vec<u8> {
+        assert!(body.len() < 128);
+        [&[body.len() as u8], body].concat()
+    }
+
+    /// `[1, {}, <id>, <target>, <arguments>]`, with the list of streams that .NET adds where `streams` is given; `id`, `arguments`
+    /// and `streams` are encoded.
+    fn invocation(id: &[u8], target: &str, arguments: &[u8], streams: Option<&[u8]>) -> Vec<u8> {
+        let mut body = vec![if streams.is_some() { 0x96 } else { 0x95 }, 0x01, 0x80];
+        body.extend(id);
+        body.push(0xa0 | target.len() as u8);
+        body.extend(target.bytes());
+        body.extend(arguments);
+        body.extend(streams.unwrap_or_default());
+        record(&body)
+    }
+
+    const NIL: &[u8] = b"\xc0";
+    /// The id "7", encoded.
+    const SEVEN: &[u8] = b"\xa17";
+    /// `["V", {"a": 1}]`.
+    const V_AND_MAP: &[u8] = b"\x92\xa1V\x81\xa1a\x01";
+    /// Reference 12.2: `[3, {}, "7", 3, nil]`.
+    const SEVEN_IS_NULL: &str = "07 95 03 80 a1 37 03 c0";
+    /// `[7, "Connection closed with an error.", true]`.
+    const FAILED: &str = "25 93 07 d9 20 43 6f 6e 6e 65 63 74 69 6f 6e 20 63 6c 6f 73 65 64 20 77 69 74 68 20 61 6e 20 65 72 72 6f 72 2e c3";
 
     #[test]
     fn requests_go_on_and_are_completed_at_once() {
@@ -645,5 +745,450 @@ mod tests {
             assert!(f.hear(&bytes).is_err());
             assert_eq!(f.world.said(), said);
         }
+    }
+
+    #[test]
+    fn a_handshake_that_is_not_utf8_is_answered() {
+        let mut f = Fixture::new();
+        assert_eq!(f.hear(&binary(b"{\"protocol\":\"\xff\"}\x1e")), Err(End::Handshake(HandshakeError::Malformed)));
+        let refusal = "{\"error\":\"An unexpected error occurred during connection handshake.\"}␞";
+        assert_eq!(f.world.said(), [refusal, "close Some(1000)"]);
+    }
+
+    // ---- MessagePack --------------------------------------------------------------------------------------------
+
+    #[test]
+    fn invocations_of_five_and_six_items_are_forwarded_as_json() {
+        let mut f = Fixture::open_message_pack();
+        let five = invocation(SEVEN, "Request_VM", V_AND_MAP, None);
+        let six = invocation(NIL, "update_vm", V_AND_MAP, Some(b"\x90"));
+        let dispose = invocation(NIL, "Dispose_VM", b"\x91\xa1V", None);
+        f.hear(&binary(&[five, six, dispose].concat())).unwrap();
+        let forwarded = [
+            "RequestVm \"V\" Some(\"{\\\"a\\\":1}\")",
+            "UpdateVm \"V\" Some(\"{\\\"a\\\":1}\")",
+            "DisposeVm \"V\" None",
+        ];
+        assert_eq!(f.world.forwarded, forwarded);
+        assert_eq!(f.world.said(), [SEVEN_IS_NULL]);
+        assert_eq!(f.world.notes[0], Note::HandshakeDone(Protocol::MessagePack));
+    }
+
+    #[test]
+    fn handshake_and_messages_may_share_a_frame_that_is_cut_anywhere() {
+        // As .NET's client writes: everything in binary frames.
+        let request = invocation(SEVEN, "Request_VM", V_AND_MAP, Some(b"\x90"));
+        let handshake = MESSAGE_PACK.replace('␞', "\u{1e}");
+        let all = [handshake.as_bytes(), &record(b"\x91\x06"), &request].concat();
+        let expected = ["7b 7d 1e", SEVEN_IS_NULL];
+        for cut in 0..=all.len() {
+            let mut f = Fixture::new();
+            f.hear(&binary(&all[..cut])).unwrap();
+            f.hear(&binary(&all[cut..])).unwrap();
+            assert_eq!(f.world.said(), expected, "two messages, cut at {cut}");
+            let mut f = Fixture::new();
+            f.hear(&frame(Opcode::Binary, false, &all[..cut])).unwrap();
+            f.hear(&frame(Opcode::Continuation, true, &all[cut..])).unwrap();
+            assert_eq!(f.world.said(), expected, "two fragments, cut at {cut}");
+            assert_eq!(f.world.notes[1], Note::Ping);
+        }
+        // ... and what is behind the handshake is bounded as a message, not as a handshake.
+        let mut f = Fixture::new();
+        let long = [0xff, 0x07].into_iter().chain(core::iter::repeat_n(0, 1023));
+        let all = handshake.bytes().chain(long).collect::<Vec<_>>();
+        assert_eq!(f.hear(&binary(&all)), Err(End::MessageTooLarge));
+        assert_eq!(f.world.said(), ["7b 7d 1e", FAILED, "close Some(1000)"]);
+    }
+
+    #[test]
+    fn opcodes_mean_nothing_but_that_text_is_utf8() {
+        // Reference 7.2: the server ignores opcodes. RFC 6455 section 8.1: text that is not UTF-8 fails the connection, in .NET, too.
+        let mut f = Fixture::open();
+        f.hear(&binary(b"{\"type\":6}\x1e")).unwrap();
+        assert_eq!(f.world.notes.last(), Some(&Note::Ping));
+        let mut f = Fixture::open_message_pack();
+        let request = invocation(SEVEN, "Request_VM", V_AND_MAP, None);
+        let name = request.iter().position(|byte| *byte == b'R').unwrap();
+        f.hear(&binary(&request[..name])).unwrap();
+        f.hear(&text("Request_VM")).unwrap();
+        f.hear(&binary(&request[name + 10..])).unwrap();
+        assert_eq!((f.world.forwarded.len(), f.world.said()), (1, vec![SEVEN_IS_NULL.to_string()]));
+        assert_eq!(f.hear(&frame(Opcode::Text, true, b"\x02\x91\x06")), Err(End::WebSocket(WsError::InvalidUtf8)));
+        assert_eq!(f.world.said(), ["close Some(1007)"]);
+    }
+
+    #[test]
+    fn refused_handshakes_of_messagepack_clients_are_text() {
+        for (request, error) in [
+            ("{\"protocol\":\"blazorpack\",\"version\":1}\x1e", "The protocol 'blazorpack' is not supported."),
+            (
+                "{\"protocol\":\"messagepack\",\"version\":3}\x1e",
+                "The server does not support version 3 of the 'messagepack' protocol.",
+            ),
+            ("\x02\u{11}\x06\x1e", "An unexpected error occurred during connection handshake."),
+        ] {
+            let mut f = Fixture::new();
+            assert!(matches!(f.hear(&binary(request.as_bytes())), Err(End::Handshake(_))));
+            assert_eq!(f.world.said(), [format!("{{\"error\":\"{error}\"}}␞"), "close Some(1000)".into()]);
+        }
+    }
+
+    #[test]
+    fn wrong_invocations_are_answered_in_messagepack() {
+        let failed = |target: &str| format!("Failed to invoke '{target}' due to an error on the server.");
+        let cases: [(Vec<u8>, RequestError, String); 6] = [
+            (
+                invocation(SEVEN, "Invoke", V_AND_MAP, None),
+                RequestError::UnknownMethod,
+                "Unknown hub method 'Invoke'".into(),
+            ),
+            (invocation(SEVEN, "Request_VM", b"\x91\xa1V", None), RequestError::ArgumentCount, failed("Request_VM")),
+            (invocation(SEVEN, "Update_VM", b"\x92\xa1V\x01", None), RequestError::ArgumentType, failed("Update_VM")),
+            (invocation(SEVEN, "Request_VM", b"\x92\x01\xc0", None), RequestError::ArgumentType, failed("Request_VM")),
+            // An upload stream.
+            (
+                invocation(SEVEN, "Update_VM", V_AND_MAP, Some(b"\x91\xa19")),
+                RequestError::ArgumentCount,
+                failed("Update_VM"),
+            ),
+            (
+                {
+                    let mut stream = invocation(SEVEN, "Dispose_VM", b"\x91\xa1V", Some(b"\x90"));
+                    stream[2] = 4;
+                    stream
+                },
+                RequestError::Streaming,
+                "The client attempted to invoke the non-streaming 'Dispose_VM' method with a streaming invocation."
+                    .into(),
+            ),
+        ];
+        for (bytes, error, told) in cases {
+            let mut f = Fixture::open_message_pack();
+            f.hear(&binary(&bytes)).unwrap();
+            assert_eq!(f.world.notes.last(), Some(&Note::RequestError(error)));
+            let mut body = b"\x95\x03\x80\xa17\x01".to_vec();
+            if told.len() < 32 {
+                body.push(0xa0 | told.len() as u8);
+            } else {
+                body.extend([0xd9, told.len() as u8]);
+            }
+            body.extend(told.bytes());
+            assert_eq!(f.world.said(), [hex(&record(&body))]);
+            assert!(f.world.forwarded.is_empty());
+        }
+    }
+
+    #[test]
+    fn a_refused_request_of_a_messagepack_client_is_two_strings() {
+        let mut f = Fixture::open_message_pack();
+        f.world.refuse = Some(Refusal::QueueFull);
+        f.hear(&binary(&invocation(SEVEN, "Request_VM", V_AND_MAP, None))).unwrap();
+        let said = f.world.said();
+        assert_eq!(said[0], SEVEN_IS_NULL);
+        // [1, {}, nil, "Response_VM", [["V", str8 ... and no streams.
+        let head = [b"\x96\x01\x80\xc0\xabResponse_VM\x91\x92\xa1V\xd9".as_slice()].concat();
+        assert!(said[1].contains(&hex(&head)) && said[1].ends_with(" 90"), "{said:?}");
+        assert!(said[1].contains(&hex(b"{\"ExceptionType\":\"ForwardingException\",")), "{said:?}");
+        assert_eq!(f.world.notes.last(), Some(&Note::Refused(Refusal::QueueFull)));
+    }
+
+    #[test]
+    fn messagepack_pings_both_ways() {
+        let mut f = Fixture::open_message_pack();
+        f.pass(15).unwrap();
+        assert_eq!(f.world.said(), ["02 91 06"]);
+        f.hear(&binary(b"\x02\x91\x06")).unwrap();
+        f.pass(29).unwrap();
+        assert_eq!(f.pass(1), Err(End::ClientTimeout));
+    }
+
+    #[test]
+    fn messagepack_ends_are_told_as_the_map_says() {
+        let closed: &[&str] = &["close Some(1000)"];
+        let failed: &[&str] = &[FAILED, "close Some(1000)"];
+        let over = [&[0x80, 0x08][..], &[0; 1024]].concat();
+        let cases: [(&[u8], End, &[&str]); 12] = [
+            // The forms of Close (reference 12.2).
+            (b"\x03\x92\x07\xc0", End::PeerClose, closed),
+            (b"\x04\x93\x07\xc0\xc2", End::PeerClose, closed),
+            (b"\x07\x93\x07\xa3bye\xc3", End::PeerClose, closed),
+            // Too large: certain when the prefix is there.
+            (&over[..2], End::MessageTooLarge, failed),
+            (b"\xff\xff\xff\xff\x08", End::MessageTooLarge, failed),
+            // Garbage.
+            (b"\x00", End::Message(MessageError::Syntax), failed),
+            (b"\x01\x90", End::Message(MessageError::MissingType), failed),
+            (b"\x02{}", End::Message(MessageError::NotAMessage), failed),
+            (b"\x02\x92\x06", End::Message(MessageError::Syntax), failed),
+            (b"\x02\x91\xc1", End::Message(MessageError::PropertyType), failed),
+            (b"\x07\x95\x03\x80\xa17\x05\xc0", End::Message(MessageError::ResultKind), failed),
+            // A nil where a completion's id must be.
+            (b"\x05\x94\x03\x80\xc0\x02", End::Message(MessageError::MissingProperty), failed),
+        ];
+        for (bytes, end, said) in cases {
+            let mut f = Fixture::open_message_pack();
+            assert_eq!(f.hear(&binary(bytes)), Err(end), "{bytes:02x?}");
+            assert_eq!(f.world.said(), said);
+        }
+        // The largest that is taken: 1024 bytes, two of them its length.
+        let mut f = Fixture::open_message_pack();
+        let mut largest = vec![0xfe, 0x07, 0x92, 0x06, 0xc5, 0x03, 0xf9];
+        largest.resize(1024, 0);
+        f.hear(&binary(&largest)).unwrap();
+        assert_eq!(f.world.notes.last(), Some(&Note::Ping));
+    }
+
+    // ---- Server-Sent Events and long polling --------------------------------------------------------------------
+
+    const REQUEST: &str = "{\"type\":1,\"invocationId\":\"7\",\"target\":\"Request_VM\",\"arguments\":[\"V\",null]}␞";
+    const COMPLETION: &str = "{\"type\":3,\"invocationId\":\"7\",\"result\":null}␞";
+    const CLOSE: &str = "{\"type\":7,\"error\":\"Connection closed with an error.\",\"allowReconnect\":true}␞";
+
+    #[test]
+    fn what_an_event_stream_is_told_are_events() {
+        let mut f = Fixture::open_without_socket(Transport::ServerSentEvents);
+        // A record over two bodies, and a character, too.
+        let body = REQUEST.replace("null", "{\"é\":1}").replace('␞', "\u{1e}");
+        let cut = body.find('é').unwrap() + 1;
+        f.hear_bytes(&body.as_bytes()[..cut]).unwrap();
+        f.hear_bytes(&body.as_bytes()[cut..]).unwrap();
+        assert_eq!(f.world.forwarded, ["RequestVm \"V\" Some(\"{\\\"é\\\":1}\")"]);
+        assert_eq!(f.world.raw(), format!("data: {COMPLETION}\r\n\r\n"));
+        f.pass(15).unwrap();
+        assert_eq!(f.world.raw(), "data: {\"type\":6}␞\r\n\r\n");
+        // Its pings come in POSTs, and arm the timeout.
+        f.hear_body("{\"type\":6}␞").unwrap();
+        f.pass(29).unwrap();
+        f.world.raw();
+        assert_eq!(f.pass(1), Err(End::ClientTimeout));
+        f.session.close(&End::ClientTimeout, &mut f.pool, &mut f.world);
+        assert_eq!(f.world.raw(), format!("data: {CLOSE}\r\n\r\n"), "and no frame of a WebSocket");
+    }
+
+    #[test]
+    fn messagepack_over_an_event_stream_is_refused() {
+        let mut f = Fixture::on(Transport::ServerSentEvents, false);
+        let error = HandshakeError::Transport(Protocol::MessagePack);
+        assert_eq!(f.hear_body(MESSAGE_PACK), Err(End::Handshake(error)));
+        let told = "Cannot use the 'messagepack' protocol on the current transport. The transport does not support 'Binary' transfer format.";
+        assert_eq!(f.world.raw(), format!("data: {{\"error\":\"{told}\"}}␞\r\n\r\n"));
+        assert!(!f.session.is_open() && f.world.notes.is_empty());
+    }
+
+    #[test]
+    fn polls_get_records_and_neither_pings_nor_a_timeout() {
+        let mut f = Fixture::open_without_socket(Transport::LongPolling);
+        f.hear_body(&format!("{{\"type\":6}}␞{REQUEST}")).unwrap();
+        assert_eq!(f.world.raw(), COMPLETION);
+        for _ in 0..10 {
+            assert_eq!(f.pass(100), Ok(Time::NEVER));
+        }
+        assert_eq!(f.world.raw(), "");
+        assert_eq!(f.hear_bytes(b"{\"type\":6,\"x\":\"\xff\"}\x1e"), Err(End::NotUtf8));
+        assert_eq!(f.world.raw(), CLOSE);
+    }
+
+    #[test]
+    fn polls_have_the_handshakes_deadline() {
+        let mut f = Fixture::on(Transport::LongPolling, false);
+        assert_eq!(f.pass(14), Ok(Time::from_millis(20_000)));
+        assert_eq!(f.pass(1), Err(End::Handshake(HandshakeError::Canceled)));
+        f.session.close(&End::Handshake(HandshakeError::Canceled), &mut f.pool, &mut f.world);
+        assert_eq!(f.world.raw(), "{\"error\":\"Handshake was canceled.\"}␞");
+    }
+
+    #[test]
+    fn messagepack_over_polls_is_raw_bytes() {
+        let mut f = Fixture::on(Transport::LongPolling, false);
+        // The JavaScript client's first POST is the handshake alone.
+        f.hear_body(MESSAGE_PACK).unwrap();
+        let request = invocation(SEVEN, "Request_VM", V_AND_MAP, None);
+        let body = [&request[..], b"\x02\x91\x06", &request].concat();
+        for byte in body {
+            f.hear_bytes(&[byte]).unwrap();
+        }
+        assert_eq!(f.world.forwarded.len(), 2);
+        let out = core::mem::take(&mut f.world.out);
+        assert_eq!(hex(&out), format!("7b 7d 1e {SEVEN_IS_NULL} {SEVEN_IS_NULL}"));
+        assert_eq!(f.hear_bytes(b"\x03\x92\x07\xc0"), Err(End::PeerClose));
+        assert!(f.world.out.is_empty());
+    }
+
+    // ---- stateful reconnect (reference 14) ----------------------------------------------------------------------
+
+    const UPDATE: &str = "{\"type\":1,\"target\":\"Update_VM\",\"arguments\":[\"V\",{}]}␞";
+
+    fn sequence(number: u64) -> Vec<u8> {
+        text(&format!("{{\"type\":9,\"sequenceId\":{number}}}␞"))
+    }
+
+    #[test]
+    fn what_is_counted_is_acknowledged_after_a_second() {
+        let mut f = Fixture::open_resumable();
+        // Not counted: nothing to acknowledge.
+        f.hear(&text("{\"type\":6}␞{\"type\":8,\"sequenceId\":5}␞{\"type\":42}␞")).unwrap();
+        assert!(!f.session.take_hurry());
+        assert_eq!(f.world.acknowledged, [5]);
+        // Counted, whatever comes of it.
+        for message in [
+            UPDATE,
+            "{\"type\":1,\"target\":\"Nope\",\"arguments\":[]}␞",
+            "{\"type\":2,\"invocationId\":\"9\",\"item\":1}␞",
+            "{\"type\":3,\"invocationId\":\"s1\",\"result\":1}␞",
+            "{\"type\":4,\"invocationId\":\"9\",\"target\":\"Nope\",\"arguments\":[]}␞",
+            "{\"type\":5,\"invocationId\":\"9\"}␞",
+        ] {
+            f.hear(&text(message)).unwrap();
+        }
+        assert!(f.session.take_hurry(), "an Ack is due before anything else");
+        f.world.said();
+        let due = f.now.after(Duration::from_secs(1));
+        assert_eq!(f.pass(0), Ok(due));
+        assert!(f.world.said().is_empty());
+        f.pass(1).unwrap();
+        assert_eq!(f.world.said(), ["{\"type\":8,\"sequenceId\":6}␞"]);
+        f.pass(1).unwrap();
+        assert!(f.world.said().is_empty(), "there is nothing new to acknowledge");
+    }
+
+    #[test]
+    fn an_ack_does_not_wait_where_the_peer_may() {
+        let mut f = Fixture::open_resumable();
+        let update = UPDATE.replace("{}", &format!("{{\"a\":\"{}\"}}", "x".repeat(900)));
+        f.hear(&text(&update)).unwrap();
+        assert!(f.session.take_hurry());
+        f.pass(0).unwrap();
+        let mut count = 1;
+        while !f.session.take_hurry() {
+            f.hear(&text(&update)).unwrap();
+            count += 1;
+        }
+        assert!((40..60).contains(&count), "{count} messages of 950 bytes");
+        f.pass(0).unwrap();
+        assert_eq!(f.world.said(), [format!("{{\"type\":8,\"sequenceId\":{count}}}␞")]);
+    }
+
+    #[test]
+    fn completions_are_counted_and_what_is_about_the_connection_is_not() {
+        let mut f = Fixture::open_resumable();
+        f.world.refuse = Some(Refusal::QueueFull);
+        f.hear(&text(REQUEST)).unwrap();
+        f.hear(&text(&REQUEST.replace("Request_VM", "Nope"))).unwrap();
+        assert_eq!((f.world.counted, f.world.said().len()), (3, 3), "two completions and a refusal");
+        f.pass(15).unwrap();
+        f.resume(1);
+        f.hear(&frame(Opcode::Ping, true, b"?")).unwrap();
+        f.session.close(&End::Stopping, &mut f.pool, &mut f.world);
+        let said = f.world.said();
+        let expected = [
+            "{\"type\":6}␞",
+            "{\"type\":8,\"sequenceId\":2}␞",
+            "{\"type\":9,\"sequenceId\":1}␞",
+            "pong ?",
+            "{\"type\":7,\"allowReconnect\":true}␞",
+            "close Some(1000)",
+        ];
+        assert_eq!((f.world.counted, said), (3, expected.map(String::from).to_vec()));
+    }
+
+    #[test]
+    fn a_resumed_client_goes_on_where_its_sequence_says() {
+        let mut f = Fixture::open_resumable();
+        f.hear(&text(&UPDATE.repeat(3))).unwrap();
+        f.hear(&text(&format!("{UPDATE}{}", &UPDATE[..20]))).unwrap();
+        f.hear(&frame(Opcode::Text, false, b"half a message")).unwrap();
+        assert_eq!(f.world.forwarded.len(), 4);
+        f.session.take_hurry();
+        f.resume(17);
+        assert!(f.session.take_hurry());
+        assert_eq!(f.world.said(), ["{\"type\":9,\"sequenceId\":17}␞"]);
+        // Before its Sequence nothing is acted on. Half a record and half a message went down with the old socket.
+        f.hear(&text(&UPDATE.repeat(2))).unwrap();
+        assert_eq!((f.world.forwarded.len(), f.world.notes.last()), (4, Some(&Note::Repeated)));
+        f.hear(&text("{\"type\":8,\"sequenceId\":16}␞")).unwrap();
+        assert_eq!(f.world.acknowledged, [16]);
+        // 3 and 4 come again, 5 is new.
+        f.hear(&sequence(3)).unwrap();
+        f.hear(&text(&UPDATE.repeat(2))).unwrap();
+        assert_eq!(f.world.forwarded.len(), 4);
+        f.hear(&text(UPDATE)).unwrap();
+        assert_eq!(f.world.forwarded.len(), 5);
+        f.pass(1).unwrap();
+        assert_eq!(f.world.said(), ["{\"type\":8,\"sequenceId\":5}␞"]);
+    }
+
+    #[test]
+    fn an_ack_that_was_lost_is_said_again() {
+        let mut f = Fixture::open_resumable();
+        f.hear(&text(&UPDATE.repeat(2))).unwrap();
+        f.pass(1).unwrap();
+        assert_eq!(f.world.said(), ["{\"type\":8,\"sequenceId\":2}␞"]);
+        f.resume(1);
+        f.pass(0).unwrap();
+        assert_eq!(f.world.said(), ["{\"type\":9,\"sequenceId\":1}␞"]);
+        f.hear(&sequence(1)).unwrap();
+        assert!(f.session.take_hurry());
+        f.pass(0).unwrap();
+        assert_eq!(f.world.said(), ["{\"type\":8,\"sequenceId\":2}␞"]);
+    }
+
+    #[test]
+    fn a_sequence_that_leaves_out_messages_is_the_end() {
+        let mut f = Fixture::open_resumable();
+        f.hear(&text(&UPDATE.repeat(2))).unwrap();
+        f.resume(1);
+        f.world.said();
+        assert_eq!(f.hear(&sequence(4)), Err(End::SequenceGap));
+        assert_eq!(f.world.said(), [CLOSE, "close Some(1000)"]);
+    }
+
+    #[test]
+    fn nobody_is_timed_out_for_the_time_without_a_socket() {
+        let mut f = Fixture::open_resumable();
+        f.hear(&text("{\"type\":6}␞")).unwrap();
+        f.now = f.now.after(Duration::from_secs(100));
+        f.resume(1);
+        assert_eq!(f.pass(14), Ok(f.now.after(Duration::from_secs(1))));
+        assert_eq!(f.world.said().len(), 1, "the Sequence");
+        f.pass(1).unwrap();
+        assert_eq!(f.world.said(), ["{\"type\":6}␞"]);
+        assert_eq!(f.pass(15), Err(End::ClientTimeout));
+    }
+
+    #[test]
+    fn a_handshake_of_version_1_switches_it_off() {
+        let mut f = Fixture::on(Transport::WebSockets, true);
+        f.hear(&text(JSON)).unwrap();
+        assert!(f.session.is_open() && !f.session.is_resumable());
+        f.world.said();
+        f.hear(&text(UPDATE)).unwrap();
+        f.hear(&sequence(100)).unwrap();
+        f.hear(&text("{\"type\":8,\"sequenceId\":1}␞")).unwrap();
+        assert_eq!(f.world.notes[2..], [Note::Ignored, Note::Ignored]);
+        assert!(f.world.acknowledged.is_empty());
+        f.pass(14).unwrap();
+        assert!(f.world.said().is_empty(), "no Ack");
+        // Nor does version 2 switch on what was not negotiated.
+        let mut f = Fixture::new();
+        f.hear(&text("{\"protocol\":\"json\",\"version\":2}␞")).unwrap();
+        assert!(!f.session.is_resumable());
+    }
+
+    #[test]
+    fn a_messagepack_client_resumes() {
+        let mut f = Fixture::on(Transport::WebSockets, true);
+        f.hear(&text("{\"protocol\":\"messagepack\",\"version\":2}␞")).unwrap();
+        let request = invocation(SEVEN, "Request_VM", V_AND_MAP, None);
+        f.hear(&binary(&request.repeat(2))).unwrap();
+        f.hear(&binary(&request[..9])).unwrap();
+        f.world.said();
+        f.resume(300);
+        // Reference 12.2: Sequence 300, in binary at once.
+        assert_eq!(f.world.said(), ["05 92 09 cd 01 2c"]);
+        f.hear(&binary(&[b"\x05\x92\x08\xcd\x01\x2c\x03\x92\x09\x02", &request.repeat(2)[..]].concat())).unwrap();
+        assert_eq!((f.world.acknowledged.as_slice(), f.world.forwarded.len()), (&[300][..], 3));
+        f.world.said();
+        f.pass(1).unwrap();
+        assert_eq!(f.world.said(), ["03 92 08 03"]);
     }
 }

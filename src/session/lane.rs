@@ -170,7 +170,8 @@ fn on_record(protocol: Protocol, record: &[u8], env: &mut impl LaneEnv) -> Resul
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::proto::ws::header;
+    use crate::proto::signalr::MessageError;
+    use crate::proto::ws::{WsError, header};
 
     #[derive(Default)]
     struct World {
@@ -250,5 +251,113 @@ mod tests {
         let close = text("{\"type\":7,\"error\":\"by\\u0065\",\"allowReconnect\":true}␞");
         let end = session.on_bytes(Time(1), &mut close.clone(), &mut pool, &mut world);
         assert_eq!(end, Err(LaneEnd::ServerClose { error: Some("bye".into()), allow_reconnect: true }));
+    }
+
+    // ---- MessagePack --------------------------------------------------------------------------------------------
+
+    fn frame(opcode: Opcode, fin: bool, payload: &[u8]) -> Vec<u8> {
+        [header(opcode, fin, payload.len() as u64, None).as_ref(), payload].concat()
+    }
+
+    fn binary(payload: &[u8]) -> Vec<u8> {
+        frame(Opcode::Binary, true, payload)
+    }
+
+    /// `[1, {}, nil, "Response_VM", [["SendAsync", ["V", "{}"], {"$fwdConnId": "abc"}]], []]`, as .NET writes it.
+    const SEND_PACKED: &[u8] =
+        b"\x33\x96\x01\x80\xc0\xabResponse_VM\x91\x93\xa9SendAsync\x92\xa1V\xa2{}\x81\xaa$fwdConnId\xa3abc\x90";
+
+    fn hear(session: &mut LaneSession, world: &mut World, bytes: &[u8]) -> Result<(), LaneEnd> {
+        session.on_bytes(Time(1), &mut bytes.to_vec(), &mut BytePool::new(), world)
+    }
+
+    fn packed() -> (LaneSession, World) {
+        (LaneSession::new(Time(0), Protocol::MessagePack), World::default())
+    }
+
+    #[test]
+    fn messagepack_deliveries_arrive_whole_however_they_are_cut() {
+        let records = [SEND_PACKED, b"\x02\x91\x06", SEND_PACKED].concat();
+        let whole = binary(&records);
+        for cut in 0..whole.len() {
+            let (mut session, mut pool, mut world) =
+                (LaneSession::new(Time(0), Protocol::MessagePack), BytePool::new(), World::default());
+            for part in [&whole[..cut], &whole[cut..]] {
+                session.on_bytes(Time(1), &mut part.to_vec(), &mut pool, &mut world).unwrap();
+            }
+            assert_eq!(
+                (world.delivered.as_slice(), world.notes.as_slice()),
+                (&["V {}"; 2].map(String::from)[..], &[LaneNote::Ping][..])
+            );
+        }
+        // Cut between messages and between fragments, too.
+        for cut in 0..=records.len() {
+            let (mut session, mut world) = packed();
+            hear(&mut session, &mut world, &binary(&records[..cut])).unwrap();
+            hear(&mut session, &mut world, &frame(Opcode::Binary, false, &records[cut..])).unwrap();
+            hear(&mut session, &mut world, &frame(Opcode::Continuation, true, b"")).unwrap();
+            assert_eq!(world.delivered.len(), 2);
+        }
+    }
+
+    #[test]
+    fn a_messagepack_lane_pings_in_binary_frames() {
+        let (mut session, mut world) = packed();
+        session.on_time(Time::from_millis(15_000), &mut world).unwrap();
+        let mut decoder = Decoder::new(Role::Server);
+        let (used, event) = decoder.next(&mut world.out).unwrap();
+        let Some(Event::Data { binary: true, start: true, end: true, range }) = event else { panic!("{event:?}") };
+        assert_eq!((&world.out[range], used), (&b"\x02\x91\x06"[..], world.out.len()));
+    }
+
+    #[test]
+    fn messagepack_lanes_end_and_what_they_do_not_know_is_counted() {
+        let (mut session, mut world) = packed();
+        // [3, {}, "1", 3, nil], an unknown type, [1, {}, nil, "Hello", []].
+        hear(
+            &mut session,
+            &mut world,
+            &binary(b"\x07\x95\x03\x80\xa11\x03\xc0\x02\x91\x2a\x0b\x95\x01\x80\xc0\xa5Hello\x90"),
+        )
+        .unwrap();
+        assert_eq!(
+            world.notes,
+            [LaneNote::Ignored, LaneNote::Ignored, LaneNote::NotADelivery(ResponseError::NotAResponse)]
+        );
+        let close = |error: Option<&str>, allow_reconnect| LaneEnd::ServerClose {
+            error: error.map(String::from),
+            allow_reconnect,
+        };
+        let cases: [(&[u8], LaneEnd); 6] = [
+            (b"\x07\x93\x07\xa3bye\xc3", close(Some("bye"), true)),
+            (b"\x04\x93\x07\xc0\xc2", close(None, false)),
+            (b"\x03\x92\x07\xc0", close(None, false)),
+            (b"\x00", LaneEnd::Message(MessageError::Syntax)),
+            (b"\x01\x06", LaneEnd::Message(MessageError::NotAMessage)),
+            // 16 MiB and a byte are announced.
+            (b"\xfd\xff\xff\x07\x96", LaneEnd::RecordTooLarge),
+        ];
+        for (bytes, end) in cases {
+            let (mut session, mut world) = packed();
+            assert_eq!(hear(&mut session, &mut world, &binary(bytes)), Err(end));
+        }
+        let (mut session, mut world) = packed();
+        assert_eq!(hear(&mut session, &mut world, &binary(b"\xfc\xff\xff\x07\x96")), Ok(()), "just 16 MiB");
+    }
+
+    #[test]
+    fn bytes_of_a_json_lane_are_checked_in_whatever_frame_they_come() {
+        for (bytes, end) in [
+            (binary(b"{\"type\":6,\"x\":\"\xff\"}\x1e"), Err(LaneEnd::NotUtf8)),
+            (frame(Opcode::Text, true, b"{\"x\":\"\xff"), Err(LaneEnd::WebSocket(WsError::InvalidUtf8))),
+            (binary("{\"type\":6,\"x\":\"é\"}\x1e".as_bytes()), Ok(())),
+        ] {
+            let (mut session, mut world) = (LaneSession::new(Time(0), Protocol::Json), World::default());
+            assert_eq!(hear(&mut session, &mut world, &bytes), end);
+        }
+        // Half in a binary frame, half in a text frame.
+        let (mut session, mut world) = (LaneSession::new(Time(0), Protocol::Json), World::default());
+        hear(&mut session, &mut world, &binary(b"{\"type\":6,\"x\":\"\xff")).unwrap();
+        assert_eq!(hear(&mut session, &mut world, &text("\"}␞")), Err(LaneEnd::NotUtf8));
     }
 }

@@ -57,12 +57,18 @@ impl Inbound {
         self.is_waiting = true;
     }
 
-    pub fn on_sequence(&mut self, number: u64) -> Result<(), Gap> {
+    /// The next message that arrives has this number.
+    pub fn on_sequence(&mut self, now: Time, number: u64) -> Result<(), Gap> {
         if number > self.taken + 1 {
             return Err(Gap);
         }
         self.next = number;
         self.is_waiting = false;
+        if number <= self.taken {
+            // It is about to send what we have: our Ack was lost with the old socket. Its buffer may be full, and then it sends
+            // nothing new that would bring about another Ack.
+            self.ack_due = now;
+        }
         Ok(())
     }
 
@@ -101,6 +107,7 @@ impl Outbound {
     /// until the peer has acknowledged those, too; returns how many were.
     pub fn keep(&mut self, frame: &FrameRef, frames: &mut FramePool, bytes_max: usize) -> u32 {
         self.kept_bytes += frames.len_of(frame);
+        frames.tighten(frame);
         self.kept.push_back(frames.another(frame));
         let mut forgotten = 0;
         while self.kept_bytes > bytes_max {
@@ -166,8 +173,8 @@ mod tests {
         assert!(inbound.counts(Time(0), 10) && inbound.counts(Time(0), 10));
         inbound.resumed();
         assert!(!inbound.counts(Time(0), 10), "before the Sequence");
-        assert_eq!(inbound.on_sequence(4), Err(Gap));
-        assert_eq!(inbound.on_sequence(2), Ok(()));
+        assert_eq!(inbound.on_sequence(Time(0), 4), Err(Gap));
+        assert_eq!(inbound.on_sequence(Time(0), 2), Ok(()));
         assert!(!inbound.counts(Time(0), 10), "2 was taken before");
         assert!(inbound.counts(Time(0), 10));
         assert_eq!(inbound.acknowledge(), 3);
@@ -181,6 +188,21 @@ mod tests {
         assert_eq!(inbound.ack_due(), Time::from_millis(6000));
         assert!(inbound.counts(Time::from_millis(5950), ACK_AFTER_BYTES));
         assert_eq!(inbound.ack_due(), Time::from_millis(5950));
+    }
+
+    #[test]
+    fn an_ack_that_was_lost_is_said_again() {
+        let mut inbound = Inbound::default();
+        assert!(inbound.counts(Time(0), 10) && inbound.counts(Time(0), 10));
+        assert_eq!(inbound.acknowledge(), 2);
+        // The peer knows of none of it, has no room for a third message, and waits.
+        inbound.resumed();
+        assert_eq!(inbound.on_sequence(Time(7), 1), Ok(()));
+        assert_eq!((inbound.ack_due(), inbound.acknowledge()), (Time(7), 2));
+        // It knows: there is nothing to say.
+        inbound.resumed();
+        assert_eq!(inbound.on_sequence(Time(8), 3), Ok(()));
+        assert_eq!(inbound.ack_due(), Time::NEVER);
     }
 
     #[test]
@@ -223,7 +245,7 @@ mod tests {
                     1 => for _ in 0..count {
                         match flight.pop_front() {
                             Some(Some(byte)) => taken.extend(inbound.counts(Time(0), 1).then_some(byte)),
-                            Some(None) => inbound.on_sequence(sequence).unwrap(),
+                            Some(None) => inbound.on_sequence(Time(0), sequence).unwrap(),
                             None => {}
                         }
                     },

@@ -29,6 +29,8 @@ pub(super) struct Begun<'a, 'h> {
     /// The connection it came on.
     pub(super) key: SlotKey,
     pub(super) head: &'a Head<'h>,
+    /// Where it came from, if a proxy is trusted to say so.
+    pub(super) client: Option<http::Forwarded>,
     pub(super) authenticated: Option<Box<User>>,
     pub(super) cors: Cors<'h>,
 }
@@ -140,8 +142,12 @@ impl<I: Io> Shard<I> {
         keep_alive: bool,
     ) -> Result<Option<PollReply>, HttpError> {
         let connection = token.token.connection;
+        // Its answer comes later, from elsewhere: what is a body must not be taken for the next request then.
+        if let Some(Conn { stage: Stage::Http(http), .. }) = self.conns.get_mut(begun.key) {
+            http.body_left = begun.head.content_length;
+        }
         if let Found::Held(left) = self.connections.find(&connection)
-            && let Some(Conn { socket, stage: Stage::LastPolls(_) }) = self.conns.get_mut(left)
+            && let Some(Conn { socket, stage: Stage::LastPolls(..) }) = self.conns.get_mut(left)
         {
             if socket.queue.is_empty() {
                 self.remove_carried(left, connection);
@@ -185,7 +191,8 @@ impl<I: Io> Shard<I> {
             self.pumped.push(owner.key);
             self.pump();
         } else {
-            self.wheel.set(owner.key.slot, until);
+            // Never later than what else is due: who polls all the time would put off its handshake's end, or its token's.
+            self.wheel.set_no_later(owner.key.slot, until);
         }
         Ok(None)
     }
@@ -370,7 +377,7 @@ impl<I: Io> Shard<I> {
         if let Some(Conn { stage: Stage::Client(Client { carried: Some(carried), .. }), .. }) = conns.get_mut(client) {
             carried.carrier = None;
             carried.until = until;
-            wheel.set(client.slot, until);
+            wheel.set_no_later(client.slot, until);
         }
     }
 
@@ -411,9 +418,10 @@ impl<I: Io> Shard<I> {
     pub(super) fn end_poll(&mut self, now: Time, key: SlotKey, answer: PollReply) {
         let Some(Conn { stage: Stage::Http(http), .. }) = self.conns.get_mut(key) else { return };
         let Some(Parked { cors, keep_alive, .. }) = http.parked.take() else { return };
+        let body_left = http.body_left;
         let mut reply = self.pool.take();
         http::poll_reply(answer, cors.as_cors(), keep_alive, &mut reply);
-        self.send_reply(now, key, &reply, keep_alive, 0);
+        self.send_reply(now, key, &reply, keep_alive, body_left);
         self.pool.give(reply);
         self.serve_later(key);
     }
@@ -435,16 +443,18 @@ impl<I: Io> Shard<I> {
             None => return,
         };
         let Shard { conns, frames, .. } = self;
-        if let Some(Conn { socket, .. }) = conns.get_mut(key)
+        let mut body_left = 0;
+        if let Some(Conn { socket, stage: Stage::Http(http) }) = conns.get_mut(key)
             && socket.life == Life::Open
         {
+            body_left = http.body_left;
             frames.append(&mut socket.queue, |out| out.extend_from_slice(&reply));
             frames.splice(&mut queue, &mut socket.queue);
         }
         frames.clear(&mut queue);
         self.pool.give(reply);
         // Nothing more, but its state and deadline.
-        self.send_reply(now, key, b"", keep_alive, 0);
+        self.send_reply(now, key, b"", keep_alive, body_left);
         self.serve_later(key);
     }
 
@@ -461,9 +471,9 @@ impl<I: Io> Shard<I> {
         let (transport, Some(carried)) = (state.session.form().transport, &state.carried) else { return };
         let Some(carrier) = carried.carrier else {
             match transport {
-                // It waits for the next poll, up to the bound that every client has.
+                // It waits for the next poll, up to the bound that every client has; there, too, one large message alone is no fault.
                 Transport::LongPolling => {
-                    if socket.queue.bytes() > self.settings.send_queue_bytes_max {
+                    if self.frames.bytes_behind_head(&socket.queue) > self.settings.send_queue_bytes_max {
                         self.ending.push((client, End::SlowClient));
                     }
                 }
@@ -532,8 +542,9 @@ impl<I: Io> Shard<I> {
                 }
                 // The next poll fetches the last words, or learns by a 204 that there are no more.
                 if let Some(conn) = self.conns.get_mut(client) {
-                    conn.stage = Stage::LastPolls(id);
-                    self.wheel.set(client.slot, now.after(self.settings.disconnect_timeout));
+                    let until = now.after(self.settings.disconnect_timeout);
+                    conn.stage = Stage::LastPolls(id, until);
+                    self.wheel.set(client.slot, until);
                 }
             }
             (_, Some(carrier)) => {
@@ -546,8 +557,9 @@ impl<I: Io> Shard<I> {
                     *stage = Stage::Over;
                     if told && socket.life == Life::Open {
                         frames.splice(&mut queue, &mut socket.queue);
-                        socket.mark(dirty);
                         socket.drain(io);
+                        // Behind it: there may be nothing to say but TLS's goodbye.
+                        socket.mark(dirty);
                         wheel.set(carrier.slot, linger_until(now));
                     } else {
                         socket.end(io, frames, metrics);

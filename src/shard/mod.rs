@@ -67,7 +67,7 @@ pub struct Settings {
     pub client: ClientSettings,
     /// Whose word on the real client is taken.
     pub trusted: Trusted,
-    /// Every connection begins with a PROXY header of one of them.
+    /// Every connection of one of them begins with a PROXY header.
     pub proxy_protocol: bool,
     pub authentication: Option<Authentication>,
     /// Bytes kept for a client's stateful reconnect; None: not offered.
@@ -179,11 +179,14 @@ impl Random {
 #[derive(Default)]
 pub(crate) struct WallClock {
     last: u64,
+    /// As the system says it, set back or not: tokens of others are measured by it.
+    wall: u64,
 }
 
 impl WallClock {
     /// Once a turn.
     pub(crate) fn set(&mut self, ticks: u64) {
+        self.wall = ticks;
         self.last = self.last.max(ticks);
     }
     pub(crate) fn next(&mut self) -> u64 {
@@ -191,7 +194,7 @@ impl WallClock {
         self.last
     }
     pub(crate) fn unix_seconds(&self) -> u64 {
-        self.last / 10_000_000
+        self.wall / 10_000_000
     }
 }
 
@@ -280,6 +283,15 @@ mod tests {
     use crate::proto::dotnetify::request::RequestError;
     use crate::proto::http::HttpError;
     use crate::session::fault::{self, Refusal};
+
+    #[test]
+    fn time_stamps_only_grow_but_seconds_follow_a_clock_that_is_set_back() {
+        let mut clock = WallClock::default();
+        clock.set(50_000_000);
+        assert_eq!((clock.next(), clock.next()), (50_000_001, 50_000_002));
+        clock.set(20_000_000);
+        assert_eq!((clock.next(), clock.unix_seconds()), (50_000_003, 2));
+    }
 
     /// `session` and `proto` know no metrics: their reasons and the table of names meet here.
     #[test]

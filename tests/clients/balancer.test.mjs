@@ -120,8 +120,14 @@ ${servers(nodes, "")}
 
   for (const [frontend, how] of [["proxy2", "PROXY protocol"], ["forwarded", "X-Forwarded-For"]]) {
     test(`the app server sees the client's address: ${how}, WebSocket`, async () => {
-      // Both nodes, with and without what a client might pretend.
-      for (const headers of [{}, {}, { "X-Forwarded-For": "192.0.2.1" }, { "X-Forwarded-For": "192.0.2.1, 127.0.0.1" }]) {
+      // Both nodes, with and without what a client might pretend. HAProxy passes a client's Forwarded on as it came.
+      for (const headers of [
+        {},
+        {},
+        { "X-Forwarded-For": "192.0.2.1" },
+        { "X-Forwarded-For": "192.0.2.1, 127.0.0.1" },
+        { Forwarded: "for=192.0.2.1" },
+      ]) {
         const raw = await Raw.connect(urlOf(frontend), { localAddress: CLIENT, headers });
         open.push(raw);
         raw.send({ type: 1, target: "Request_VM", arguments: ["HelloWorldVM", { $vmArg: { TickInterval: 0 } }] });

@@ -53,8 +53,10 @@ pub enum Action<'h> {
 ///
 /// OPTIONS preflights on hub path and negotiate are answered 204 with the CORS headers; other methods 405, other paths 404.
 /// Negotiate version errors are HTTP 200 with `{"error":...}` and count as `Replied`.
-pub fn route<'h>(head: &Head<'h>, policy: &HttpPolicy, out: &mut Vec<u8>) -> Action<'h> {
-    let cors = Cors::of(head, policy);
+///
+/// `https`: did the client send it over TLS? `None` where nobody knows. An origin of the other scheme is another origin.
+pub fn route<'h>(head: &Head<'h>, policy: &HttpPolicy, https: Option<bool>, out: &mut Vec<u8>) -> Action<'h> {
+    let cors = Cors::of(head, policy, https);
     let endpoint = Endpoint::of(head.path, &policy.hub_path);
     let keep_alive = head.keep_alive;
     let answered = match (endpoint, head.method) {
@@ -174,6 +176,10 @@ mod tests {
     }
 
     fn ask_for(transports: Transports, request: &str, headers: &str) -> (String, String) {
+        ask_over(None, transports, request, headers)
+    }
+
+    fn ask_over(https: Option<bool>, transports: Transports, request: &str, headers: &str) -> (String, String) {
         let policy = HttpPolicy {
             hub_path: "/dotnetify".to_string(),
             origins: OriginPolicy { allowed: vec!["https://app.example.com".to_string()] },
@@ -183,7 +189,7 @@ mod tests {
         let text = format!("{request} HTTP/1.1\r\nHost: proxy:5000\r\n{headers}\r\n");
         let head = parse_head(text.as_bytes()).ok().unwrap();
         let mut out = Vec::new();
-        let words = match route(&head, &policy, &mut out) {
+        let words = match route(&head, &policy, https, &mut out) {
             Action::Replied { keep_alive, refused: None, .. } => {
                 assert_eq!(keep_alive, head.keep_alive);
                 "replied".to_string()
@@ -425,6 +431,10 @@ mod tests {
         assert_eq!(ask("DELETE /dotnetify?id=t", APP).0, format!("delete t {app}"));
         assert_eq!(ask("POST /dotnetify/negotiate", APP).0, format!("negotiate 0 {app}"));
         assert_eq!(ask("GET /dotnetify", &format!("Origin: http://proxy:5000\r\n{UPGRADE}")).0, "upgrade None None");
+        // The node's own name, of the scheme that the request came by and of the other.
+        let own = "Origin: http://proxy:5000\r\n";
+        assert_eq!(ask_over(Some(false), ALL, "POST /dotnetify/negotiate", own).0, "negotiate 0 None");
+        assert_eq!(ask_over(Some(true), ALL, "POST /dotnetify/negotiate", own).0, "origin_forbidden, kept");
         // An error is readable to the page that may read the answer.
         assert!(refused("GET /elsewhere", APP, HttpError::NotFound).contains("Access-Control-Allow-Origin"));
     }
