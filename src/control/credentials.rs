@@ -101,8 +101,16 @@ fn stamps(identity: &IdentityConfig) -> Stamps {
 }
 
 fn read_identity(config: &IdentityConfig) -> Result<Identity, String> {
-    let read =
-        |path: &Path| std::fs::read(path).map_err(|error| format!("identity: cannot read {}: {error}", path.display()));
+    let read = |path: &Path| {
+        let mut bytes = Vec::new();
+        std::fs::File::open(path)
+            .and_then(|file| file.take(CONFIG_FILE_BYTES_MAX + 1).read_to_end(&mut bytes))
+            .map_err(|error| format!("identity: cannot read {}: {error}", path.display()))?;
+        if bytes.len() as u64 > CONFIG_FILE_BYTES_MAX {
+            return Err(format!("identity: {} is larger than {CONFIG_FILE_BYTES_MAX} bytes", path.display()));
+        }
+        Ok(bytes)
+    };
     let mut keys = Vec::new();
     if let Some(secret) = &config.signing_key {
         keys.push(KeySource::Secret(secret.bytes().to_vec()));

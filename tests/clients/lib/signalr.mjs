@@ -92,7 +92,7 @@ export class Client extends Responses {
     return within(`Dispose_VM ${vmId}`, this.connection.invoke("Dispose_VM", vmId));
   }
   stop() {
-    return this.connection.stop();
+    return within(`${this.name} to stop`, this.connection.stop());
   }
 }
 
