@@ -51,15 +51,19 @@ impl<I: Io> Shard<I> {
         }
     }
 
-    /// May this token begin a connection? Otherwise it is told why not.
-    fn check_unused(&self, token: &Opened) -> Result<(), HttpError> {
+    /// May this token begin a connection over `transport`? Otherwise it is told why not.
+    fn check_unused(&self, token: &Opened, transport: Transport) -> Result<(), HttpError> {
         match self.connections.find(&token.token.connection) {
             Found::Unknown if token.is_fresh => Ok(()),
             Found::Unknown => Err(HttpError::UnknownConnection),
             // What is left of a polling client is fetched by polls.
             Found::Held(_) => Err(HttpError::UnknownConnection),
             Found::Used(key) => match self.conns.get(key) {
-                Some(Conn { stage: Stage::Client(_), .. }) => Err(HttpError::AlreadyActive),
+                // Of those that are not held, all are WebSockets.
+                Some(Conn { stage: Stage::Client(_), .. }) => Err(match transport {
+                    Transport::WebSockets => HttpError::AlreadyActive,
+                    Transport::ServerSentEvents | Transport::LongPolling => HttpError::TransportChanged,
+                }),
                 _ => Err(HttpError::UnknownConnection),
             },
         }
@@ -89,7 +93,7 @@ impl<I: Io> Shard<I> {
             self.early_bytes(now, key, early);
             return Ok(());
         }
-        self.check_unused(&token)?;
+        self.check_unused(&token, Transport::WebSockets)?;
         match (token.token.resumable, self.settings.resume_bytes_max) {
             (true, Some(_)) => {
                 let client = self.begin(now, &begun, Transport::WebSockets, connection)?;
@@ -125,7 +129,7 @@ impl<I: Io> Shard<I> {
                 _ => HttpError::TransportChanged,
             });
         }
-        self.check_unused(&token)?;
+        self.check_unused(&token, Transport::ServerSentEvents)?;
         let client = self.begin(now, &begun, Transport::ServerSentEvents, connection)?;
         self.carry(begun.key, client, |out| http::event_stream_reply(begun.cors, out));
         Ok(())
@@ -147,11 +151,12 @@ impl<I: Io> Shard<I> {
                 self.remove_carried(left, connection);
                 return Ok(Some(PollReply::Ended));
             }
-            self.answer_poll(begun.key, left, begun.cors, keep_alive, now);
+            let parked = parked(left, &begun, keep_alive);
+            self.answer_poll(now, begun.key, &parked);
             return Ok(None);
         }
         let Some(owner) = self.owner(&connection) else {
-            self.check_unused(&token)?;
+            self.check_unused(&token, Transport::LongPolling)?;
             let client = self.begin(now, &begun, Transport::LongPolling, connection)?;
             self.no_carrier(now, client);
             return Ok(Some(PollReply::First));
@@ -162,31 +167,19 @@ impl<I: Io> Shard<I> {
         if let Some(older) = owner.carrier {
             self.end_poll(now, older, PollReply::Ended);
         }
+        let parked = parked(owner.key, &begun, keep_alive);
         if let Some(user) = begun.authenticated {
             // The server takes over the user of each poll (reference 1.2).
             self.set_user(owner.key, user);
         }
-        let until = now.after(self.settings.poll_timeout);
-        let Some(Conn { socket, stage: Stage::Client(Client { carried: Some(carried), .. }) }) =
-            self.conns.get_mut(owner.key)
-        else {
-            return Err(HttpError::UnknownConnection);
-        };
-        carried.carrier = Some(begun.key);
-        carried.until = until;
-        let has_something = !socket.queue.is_empty();
         if let Some(Conn { stage: Stage::Http(http), .. }) = self.conns.get_mut(begun.key) {
-            let cors = begun.cors.to_owned_cors();
-            http.parked = Some(Parked { client: owner.key, cors, keep_alive });
+            http.parked = Some(parked);
             http.until = Time::NEVER;
             self.wheel.clear(begun.key.slot);
         }
-        if has_something {
-            self.pumped.push(owner.key);
-            self.pump();
-        } else {
-            self.wheel.set(owner.key.slot, until);
-        }
+        self.wait_until(now, owner.key, Some(begun.key), now.after(self.settings.poll_timeout));
+        self.pumped.push(owner.key);
+        self.pump();
         Ok(None)
     }
 
@@ -365,12 +358,19 @@ impl<I: Io> Shard<I> {
 
     /// A client without a carrier has `disconnect_timeout` to get another one.
     pub(super) fn no_carrier(&mut self, now: Time, client: SlotKey) {
-        let until = now.after(self.settings.disconnect_timeout);
-        let Shard { conns, wheel, .. } = self;
-        if let Some(Conn { stage: Stage::Client(Client { carried: Some(carried), .. }), .. }) = conns.get_mut(client) {
-            carried.carrier = None;
+        self.wait_until(now, client, None, now.after(self.settings.disconnect_timeout));
+    }
+
+    /// A client waits, with a poll or without a carrier, until then at most.
+    fn wait_until(&mut self, now: Time, key: SlotKey, carrier: Option<SlotKey>, until: Time) {
+        let Some(Conn { stage: Stage::Client(client), .. }) = self.conns.get(key) else { return };
+        // It still has its handshake to do, and a token that may expire.
+        let next = until.min(client.session.handshake_until()).min(self.token_expires(now, client));
+        self.wheel.set(key.slot, next);
+        if let Some(Conn { stage: Stage::Client(Client { carried: Some(carried), .. }), .. }) = self.conns.get_mut(key)
+        {
+            carried.carrier = carrier;
             carried.until = until;
-            wheel.set(client.slot, until);
         }
     }
 
@@ -410,10 +410,10 @@ impl<I: Io> Shard<I> {
     /// Answers a waiting poll without content.
     pub(super) fn end_poll(&mut self, now: Time, key: SlotKey, answer: PollReply) {
         let Some(Conn { stage: Stage::Http(http), .. }) = self.conns.get_mut(key) else { return };
-        let Some(Parked { cors, keep_alive, .. }) = http.parked.take() else { return };
+        let Some(Parked { cors, keep_alive, body_bytes, .. }) = http.parked.take() else { return };
         let mut reply = self.pool.take();
         http::poll_reply(answer, cors.as_cors(), keep_alive, &mut reply);
-        self.send_reply(now, key, &reply, keep_alive, 0);
+        self.send_reply(now, key, &reply, keep_alive, body_bytes);
         self.pool.give(reply);
         self.serve_later(key);
     }
@@ -425,11 +425,12 @@ impl<I: Io> Shard<I> {
         }
     }
 
-    /// Answers a poll with everything that is queued for its client.
-    fn answer_poll(&mut self, key: SlotKey, client: SlotKey, cors: Cors<'_>, keep_alive: bool, now: Time) {
+    /// Answers a poll, which is parked no more, with everything that is queued for its client.
+    fn answer_poll(&mut self, now: Time, key: SlotKey, parked: &Parked) {
+        let &Parked { client, ref cors, keep_alive, body_bytes } = parked;
         let Some(bytes) = self.conns.get(client).map(|conn| conn.socket.queue.bytes()) else { return };
         let mut reply = self.pool.take();
-        http::poll_reply(PollReply::Data { bytes: bytes as usize }, cors, keep_alive, &mut reply);
+        http::poll_reply(PollReply::Data { bytes: bytes as usize }, cors.as_cors(), keep_alive, &mut reply);
         let mut queue = match self.conns.get_mut(client) {
             Some(conn) => core::mem::take(&mut conn.socket.queue),
             None => return,
@@ -444,7 +445,7 @@ impl<I: Io> Shard<I> {
         frames.clear(&mut queue);
         self.pool.give(reply);
         // Nothing more, but its state and deadline.
-        self.send_reply(now, key, b"", keep_alive, 0);
+        self.send_reply(now, key, b"", keep_alive, body_bytes);
         self.serve_later(key);
     }
 
@@ -461,9 +462,9 @@ impl<I: Io> Shard<I> {
         let (transport, Some(carried)) = (state.session.form().transport, &state.carried) else { return };
         let Some(carrier) = carried.carrier else {
             match transport {
-                // It waits for the next poll, up to the bound that every client has.
+                // It waits for the next poll, up to the bound that every client has; one message that is larger is no fault.
                 Transport::LongPolling => {
-                    if socket.queue.bytes() > self.settings.send_queue_bytes_max {
+                    if self.frames.bytes_behind_head(&socket.queue) > self.settings.send_queue_bytes_max {
                         self.ending.push((client, End::SlowClient));
                     }
                 }
@@ -477,8 +478,8 @@ impl<I: Io> Shard<I> {
         }
         if transport == Transport::LongPolling {
             let Some(Conn { stage: Stage::Http(http), .. }) = self.conns.get_mut(carrier) else { return };
-            let Some(Parked { cors, keep_alive, .. }) = http.parked.take() else { return };
-            self.answer_poll(carrier, client, cors.as_cors(), keep_alive, now);
+            let Some(parked) = http.parked.take() else { return };
+            self.answer_poll(now, carrier, &parked);
             return self.no_carrier(now, client);
         }
         let mut queue = core::mem::take(&mut socket.queue);
@@ -517,7 +518,7 @@ impl<I: Io> Shard<I> {
                     };
                     if let Some(parked) = parked {
                         if has_words && told {
-                            self.answer_poll(poll, client, parked.cors.as_cors(), parked.keep_alive, now);
+                            self.answer_poll(now, poll, &parked);
                         } else {
                             if let Some(Conn { stage: Stage::Http(http), .. }) = self.conns.get_mut(poll) {
                                 http.parked = Some(parked);
@@ -546,8 +547,7 @@ impl<I: Io> Shard<I> {
                     *stage = Stage::Over;
                     if told && socket.life == Life::Open {
                         frames.splice(&mut queue, &mut socket.queue);
-                        socket.mark(dirty);
-                        socket.drain(io);
+                        socket.drain(io, dirty);
                         wheel.set(carrier.slot, linger_until(now));
                     } else {
                         socket.end(io, frames, metrics);
@@ -574,7 +574,17 @@ impl<I: Io> Shard<I> {
     /// Requests that came behind a poll that has been answered now.
     pub(super) fn serve_unserved(&mut self, now: Time) {
         for key in core::mem::take(&mut self.unserved) {
+            let Shard { conns, wheel, settings, .. } = self;
+            if let Some(Conn { stage: Stage::Http(http), .. }) = conns.get_mut(key) {
+                // If only a part is there, the rest has a request's time from now on.
+                http.until = now.after(settings.request_head_timeout);
+                wheel.set(key.slot, http.until);
+            }
             self.serve_requests(now, key);
         }
     }
+}
+
+fn parked(client: SlotKey, begun: &Begun<'_, '_>, keep_alive: bool) -> Parked {
+    Parked { client, cors: begun.cors.to_owned_cors(), keep_alive, body_bytes: begun.head.content_length }
 }

@@ -2,7 +2,7 @@
 //! everything that was read of it.
 use super::Shard;
 use super::secure::Secure;
-use super::socket::{Conn, HttpStage, Life, Ops, Stage};
+use super::socket::{Conn, HttpStage, Life, Ops, Stage, linger_until};
 use crate::bus::{Handover, ShardOrder};
 use crate::ids::{ShardId, SlotKey, Time};
 use crate::metrics::Counter;
@@ -20,7 +20,8 @@ impl<I: Io> Shard<I> {
         if socket.ops.has(Ops::READABLE) {
             io.cancel(Token { op: Op::Readable, key });
         }
-        wheel.clear(key.slot);
+        // It may wait for a peer that does not read its last answer.
+        wheel.set(key.slot, linger_until(now));
         self.leave(now, key);
     }
 

@@ -19,12 +19,11 @@ pub(super) struct Secure {
     tls: Box<Tls>,
     /// Records that have not left yet.
     pub(super) sealed: SendQueue,
-    said_goodbye: bool,
 }
 
 impl Secure {
     pub(super) fn new(tls: Box<Tls>) -> Secure {
-        Secure { tls, sealed: SendQueue::default(), said_goodbye: false }
+        Secure { tls, sealed: SendQueue::default() }
     }
 
     pub(super) fn open(
@@ -40,18 +39,23 @@ impl Secure {
 
     /// Seals what is queued, as far as it may wait here. With nothing more to come, the goodbye follows (RFC 8446 section 6.1).
     fn seal(&mut self, queue: &mut SendQueue, life: Life, frames: &mut FramePool) -> Result<(), TlsError> {
-        let Secure { tls, sealed, said_goodbye } = self;
+        let Secure { tls, sealed } = self;
         // What the kernel has not taken yet stays in the queue, where it is bounded.
-        if !sealed.is_empty() || tls.is_handshaking() {
+        if !sealed.is_empty() || !tls.may_seal() {
             return Ok(());
         }
         let bytes = (queue.bytes() as usize).min(TLS_SEALED_BYTES_MAX);
         frames.derive(sealed, |frames, out| tls.seal(frames.parts(queue, bytes), out))?;
         frames.advance(queue, bytes as u32);
-        if life == Life::Draining && queue.is_empty() && !core::mem::replace(said_goodbye, true) {
+        if life == Life::Draining && queue.is_empty() {
             frames.derive(sealed, |_, out| tls.close_notify(out));
         }
         Ok(())
+    }
+
+    /// Is the peer still to be told that nothing follows?
+    pub(super) fn owes_goodbye(&self) -> bool {
+        self.tls.may_seal()
     }
 
     /// For the shard it is handed to; nothing may be unsent.
@@ -102,8 +106,7 @@ impl<I: Io> Shard<I> {
             // The alert that says what is wrong has still to leave; nothing else can.
             Some(Conn { socket, stage: Stage::Http(_) }) => {
                 frames.clear(&mut socket.queue);
-                socket.mark(dirty);
-                socket.drain(io);
+                socket.drain(io, dirty);
                 wheel.set(key.slot, linger_until(now));
             }
             _ => self.connection_ends(now, key, End::Tls(error.label())),

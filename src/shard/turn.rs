@@ -166,8 +166,9 @@ impl<I: Io> Shard<I> {
     }
 
     fn receive(&mut self, key: SlotKey) {
+        // What comes for a connection that leaves stays in the kernel, where it is bounded.
         if let Some((socket, io)) = self.socket_and_io(key)
-            && socket.life != Life::Ending
+            && !matches!(socket.life, Life::Ending | Life::Leaving)
         {
             socket.receive(io, group_of(key));
         }
@@ -220,8 +221,11 @@ impl<I: Io> Shard<I> {
     fn on_end_of_stream(&mut self, now: Time, key: SlotKey) {
         match lane_of(key) {
             Some(lane) => self.lane_ends(now, lane, LaneEnd::Gone),
-            // A peer that shut only its side still gets what we have said; its end is met again when that has left.
-            None if self.conns.get(key).is_some_and(|conn| conn.socket.life == Life::Draining) => {}
+            // A peer that shut only its side still gets what we have said, or will say on another shard; its end is met again.
+            None if self
+                .conns
+                .get(key)
+                .is_some_and(|conn| matches!(conn.socket.life, Life::Draining | Life::Leaving)) => {}
             None => self.connection_ends(now, key, End::PeerGone),
         }
     }
@@ -341,6 +345,9 @@ impl<I: Io> Shard<I> {
                 if socket.drained(io) {
                     // The peer's end may have been there before ours: it does not become readable twice.
                     socket.receive(io, group_of(*key));
+                }
+                if socket.life == Life::Leaving {
+                    self.leave(now, *key);
                 }
             }
         }
