@@ -118,6 +118,14 @@ impl ClientSession {
         self.is_open() && self.state.inbound.is_some()
     }
 
+    /// The end of the handshake's time; never once it is done.
+    pub fn handshake_until(&self) -> Time {
+        match self.state.phase {
+            Phase::Handshaking { until } => until,
+            Phase::Open { .. } => Time::NEVER,
+        }
+    }
+
     /// Has a deadline come nearer since the last call? Then `on_time` wants to be called, which says when next.
     pub fn take_hurry(&mut self) -> bool {
         core::mem::take(&mut self.state.hurried)

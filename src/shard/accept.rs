@@ -8,7 +8,7 @@ use crate::bus::Peer;
 use crate::ids::{ShardId, SlotKey, Time, base64url};
 use crate::limits::*;
 use crate::metrics::Counter;
-use crate::proto::http::{self, Action, Cors, Head, HttpError, Negotiated};
+use crate::proto::http::{self, Action, Cors, Head, HttpError, Negotiated, OwnedCors};
 use crate::proto::proxy;
 use crate::session::fault::End;
 use crate::session::token::{Opened, Token};
@@ -30,9 +30,9 @@ pub struct Listener {
 
 /// What became of the request at the start of a connection's buffer.
 enum Served {
-    /// Answered; the connection may carry another.
-    Another,
-    /// The connection is something else now: a client, a poll that waits, on its way out.
+    /// Answered, with an answer that is the caller's to send.
+    Answered,
+    /// The connection is something else now: a client, a poll that waits or has been answered, on its way out.
     Done,
     /// It is for another shard, as it stands.
     Elsewhere(ShardId),
@@ -147,9 +147,11 @@ impl<I: Io> Shard<I> {
         now: Time,
         fd: i32,
         secure: Option<Box<Secure>>,
-        http: HttpStage,
+        mut http: HttpStage,
     ) -> Option<SlotKey> {
         let (until, is_secure) = (http.until, secure.is_some());
+        let is_surplus = self.conns.len() >= self.settings.connections_max;
+        http.is_surplus = is_surplus;
         let conn = |key| {
             let mut socket = Socket::new(key, fd);
             socket.secure = secure;
@@ -163,14 +165,9 @@ impl<I: Io> Shard<I> {
             return None;
         };
         self.wheel.set(key.slot, until);
-        if self.conns.len() > self.settings.connections_max && !is_secure {
+        // Over TLS nothing can be said before the handshake: then its first request is answered so.
+        if is_surplus && !is_secure {
             self.refuse_request(now, key, HttpError::Overloaded, Cors::None);
-            return None;
-        }
-        if self.conns.len() > self.settings.connections_max {
-            // Nothing can be said before the handshake.
-            self.metrics.add(Counter::refusal(HttpError::Overloaded.label()), 1);
-            self.connection_ends(now, key, End::PeerGone);
             return None;
         }
         self.conns.get_mut(key)?.socket.arm_readable(&mut self.io);
@@ -235,12 +232,15 @@ impl<I: Io> Shard<I> {
         self.serve_requests(now, key);
     }
 
-    /// Answers every whole request in the buffer.
+    /// Answers every whole request in the buffer, as long as none makes the connection something else.
     pub(super) fn serve_requests(&mut self, now: Time, key: SlotKey) {
         loop {
             let Some(Conn { socket, stage: Stage::Http(http) }) = self.conns.get_mut(key) else { return };
             if socket.life != Life::Open || http.parked.is_some() || http.buffer.len() < http.wanted {
                 return;
+            }
+            if http.is_surplus {
+                return self.refuse_request(now, key, HttpError::Overloaded, Cors::None);
             }
             let skipped = http.body_left.min(http.buffer.len() as u64);
             http.buffer.drain(..skipped as usize);
@@ -266,8 +266,8 @@ impl<I: Io> Shard<I> {
             if let Some(Conn { stage: Stage::Http(http), .. }) = self.conns.get_mut(key) {
                 http.buffer = buffer;
                 match outcome {
-                    // What follows the head: the body, the next request. A poll that had to wait stops the loop above.
-                    Served::Another | Served::Done => drop(http.buffer.drain(..head_bytes)),
+                    // What follows the head: the body, the next request.
+                    Served::Answered | Served::Done => drop(http.buffer.drain(..head_bytes)),
                     Served::Incomplete { body_bytes } => {
                         http.wanted = head_bytes + body_bytes as usize;
                         return self.request_begins(now, key);
@@ -314,20 +314,15 @@ impl<I: Io> Shard<I> {
                 self.metrics.add(Counter::refusal(error.label()), 1);
                 http::refuse(error, cors, keep_alive, &mut reply.bytes);
                 reply.keep_alive = keep_alive;
-                Served::Another
+                Served::Answered
             }
         };
         let Reply { bytes, keep_alive } = reply;
-        let mut another = false;
-        if matches!(served, Served::Another) {
+        if matches!(served, Served::Answered) {
             self.send_reply(now, key, &bytes, keep_alive, head.content_length);
-            another = keep_alive;
         }
         self.pool.give(bytes);
-        match served {
-            Served::Another if !another => Served::Done,
-            served => served,
-        }
+        served
     }
 
     /// Who a request's client is behind trusted proxies, and whether it came over TLS, where that is known.
@@ -362,10 +357,11 @@ impl<I: Io> Shard<I> {
                     }
                 }
                 reply.keep_alive = *keep_alive;
-                return Ok(Served::Another);
+                return Ok(Served::Answered);
             }
             Action::Negotiate { cors, keep_alive, .. } => (None, *cors, *keep_alive),
-            Action::Upgrade { id, cors, .. } => (*id, *cors, head.keep_alive),
+            // What follows an upgrade that is refused may be frames.
+            Action::Upgrade { id, cors, .. } => (*id, *cors, false),
             Action::EventStream { id, cors } => (Some(*id), *cors, head.keep_alive),
             Action::Poll { id, cors, keep_alive } | Action::Delete { id, cors, keep_alive } => {
                 (Some(*id), *cors, *keep_alive)
@@ -373,25 +369,24 @@ impl<I: Io> Shard<I> {
             Action::Post { id, cors, keep_alive, .. } => (Some(*id), *cors, *keep_alive),
         };
         let refused = |error| Refused { error, cors, keep_alive };
-        let token = id.map(|id| self.settings.tokens.open(id, self.unix_seconds()));
-        if let Some(Some(opened)) = &token {
+        let token = id.and_then(|id| self.settings.tokens.open(id, self.unix_seconds()));
+        if let Some(opened) = &token {
             let owner = self.owner_of(opened);
             if owner != self.settings.shard {
                 return Ok(Served::Elsewhere(owner));
             }
         }
-        // A body is only waited for where somebody may take it.
-        if let (Action::Post { body_bytes, .. }, Some(Some(_))) = (&action, &token)
-            && (rest.len() as u64) < *body_bytes
+        if let Action::Post { body_bytes, .. } = action
+            && token.is_some()
+            && (rest.len() as u64) < body_bytes
         {
-            let body_bytes = *body_bytes;
             return Ok(Served::Incomplete { body_bytes });
         }
+        // First of all: who may not ask does not learn what there is.
         let authenticated = self.authenticate(head).map_err(refused)?;
-        let token = match token {
-            Some(None) => return Err(refused(HttpError::UnknownConnection)),
-            token => token.flatten(),
-        };
+        if id.is_some() && token.is_none() {
+            return Err(refused(HttpError::UnknownConnection));
+        }
         match action {
             Action::Replied { .. } => unreachable!("answered above"),
             Action::Negotiate { version, stateful_reconnect, .. } => {
@@ -436,7 +431,7 @@ impl<I: Io> Shard<I> {
             }
         }
         reply.keep_alive = keep_alive;
-        Ok(Served::Another)
+        Ok(Served::Answered)
     }
 
     /// Sends the reply to a request. With `keep_alive` the connection waits for the next one, behind the body of this one.
@@ -457,7 +452,7 @@ impl<I: Io> Shard<I> {
             };
             wheel.set(key.slot, http.until);
         } else {
-            socket.drain(io);
+            socket.drain(io, dirty);
             wheel.set(key.slot, linger_until(now));
         }
     }
@@ -472,7 +467,7 @@ impl<I: Io> Shard<I> {
             && socket.life == Life::Open
         {
             socket.out(frames, dirty, |out| out.extend_from_slice(&reply));
-            socket.drain(io);
+            socket.drain(io, dirty);
             wheel.set(key.slot, linger_until(now));
             // What the peer still sends is read and thrown away, or closing would reset the connection under our reply.
             if !socket.ops.has(super::socket::Ops::READABLE) {
@@ -484,13 +479,14 @@ impl<I: Io> Shard<I> {
 
     /// A deadline of a connection has come.
     pub(super) fn on_connection_time(&mut self, now: Time, key: SlotKey) {
-        let Some(conn) = self.conns.get_mut(key) else { return };
+        let Some(conn) = self.conns.get(key) else { return };
         match (conn.socket.life, &conn.stage) {
             (Life::Open | Life::Leaving, Stage::Http(http)) if now < http.until => {
                 self.wheel.set(key.slot, http.until);
             }
             (Life::Open, Stage::Http(http)) if !http.buffer.is_empty() && !http.proxied => {
-                self.refuse_request(now, key, HttpError::HeadTimeout, Cors::None);
+                let cors = self.cors_of(key, &http.buffer);
+                self.refuse_request(now, key, HttpError::HeadTimeout, cors.as_cors());
             }
             (Life::Open, Stage::Client(_)) => self.on_client_time(now, key),
             (Life::Open, Stage::Carrier(_)) => {}
@@ -498,7 +494,10 @@ impl<I: Io> Shard<I> {
             (Life::Open, &Stage::LastPolls(id, _)) => self.remove_carried(key, id),
             // An idle HTTP connection; or a peer that does not close its side in time.
             _ => {
-                conn.socket.end(&mut self.io, &mut self.frames, &mut self.metrics);
+                let Shard { conns, io, frames, metrics, .. } = self;
+                if let Some(Conn { socket, .. }) = conns.get_mut(key) {
+                    socket.end(io, frames, metrics);
+                }
                 self.join(now, key);
             }
         }
@@ -519,16 +518,24 @@ impl<I: Io> Shard<I> {
             }
             Stage::Over => {}
         }
-        let Some(conn) = self.conns.get_mut(key) else { return };
-        // The answer to its last request has still to leave: at our end, and where the peer has shut only its side.
-        let has_answer =
-            matches!(conn.stage, Stage::Http(_)) && conn.socket.life == Life::Open && conn.socket.has_unsent();
-        if has_answer && matches!(end, End::Stopping | End::PeerGone) {
-            conn.socket.drain(&mut self.io);
-            return self.wheel.set(key.slot, linger_until(now));
+        let Shard { conns, io, frames, dirty, wheel, metrics, .. } = self;
+        let Some(Conn { socket, stage }) = conns.get_mut(key) else { return };
+        if matches!((stage, &end), (Stage::Http(_), End::Stopping | End::PeerGone)) && socket.life == Life::Open {
+            // The answer to its last request may have to leave still: also where the peer has shut only its side.
+            socket.drain(io, dirty);
+            if socket.life == Life::Draining {
+                return wheel.set(key.slot, linger_until(now));
+            }
         }
-        conn.socket.end(&mut self.io, &mut self.frames, &mut self.metrics);
+        socket.end(io, frames, metrics);
         self.join(now, key);
+    }
+
+    /// What a page is shown of the answer to a request whose body does not come.
+    fn cors_of(&self, key: SlotKey, buffer: &[u8]) -> OwnedCors {
+        let Ok(Some(end)) = http::head_end(buffer, &mut 0) else { return OwnedCors::default() };
+        let Ok(head) = http::parse_head(&buffer[..end]) else { return OwnedCors::default() };
+        Cors::of(&head, &self.settings.http, self.came_from(key, &head).1).to_owned_cors()
     }
 
     /// A connection id and its token, both as text.

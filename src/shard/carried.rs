@@ -53,15 +53,19 @@ impl<I: Io> Shard<I> {
         }
     }
 
-    /// May this token begin a connection? Otherwise it is told why not.
-    fn check_unused(&self, token: &Opened) -> Result<(), HttpError> {
+    /// May this token begin a connection over `transport`? Otherwise it is told why not.
+    fn check_unused(&self, token: &Opened, transport: Transport) -> Result<(), HttpError> {
         match self.connections.find(&token.token.connection) {
             Found::Unknown if token.is_fresh => Ok(()),
             Found::Unknown => Err(HttpError::UnknownConnection),
             // What is left of a polling client is fetched by polls.
             Found::Held(_) => Err(HttpError::UnknownConnection),
             Found::Used(key) => match self.conns.get(key) {
-                Some(Conn { stage: Stage::Client(_), .. }) => Err(HttpError::AlreadyActive),
+                // Of those that are not held, all are WebSockets.
+                Some(Conn { stage: Stage::Client(_), .. }) => Err(match transport {
+                    Transport::WebSockets => HttpError::AlreadyActive,
+                    Transport::ServerSentEvents | Transport::LongPolling => HttpError::TransportChanged,
+                }),
                 _ => Err(HttpError::UnknownConnection),
             },
         }
@@ -91,7 +95,7 @@ impl<I: Io> Shard<I> {
             self.early_bytes(now, key, early);
             return Ok(());
         }
-        self.check_unused(&token)?;
+        self.check_unused(&token, Transport::WebSockets)?;
         match (token.token.resumable, self.settings.resume_bytes_max) {
             (true, Some(_)) => {
                 let client = self.begin(now, &begun, Transport::WebSockets, connection)?;
@@ -127,7 +131,7 @@ impl<I: Io> Shard<I> {
                 _ => HttpError::TransportChanged,
             });
         }
-        self.check_unused(&token)?;
+        self.check_unused(&token, Transport::ServerSentEvents)?;
         let client = self.begin(now, &begun, Transport::ServerSentEvents, connection)?;
         self.carry(begun.key, client, |out| http::event_stream_reply(begun.cors, out));
         self.early_body(now, client, &connection);
@@ -150,10 +154,6 @@ impl<I: Io> Shard<I> {
         keep_alive: bool,
     ) -> Result<Option<PollReply>, HttpError> {
         let connection = token.token.connection;
-        // Its answer comes later, from elsewhere: what is a body must not be taken for the next request then.
-        if let Some(Conn { stage: Stage::Http(http), .. }) = self.conns.get_mut(begun.key) {
-            http.body_left = begun.head.content_length;
-        }
         if let Found::Held(left) = self.connections.find(&connection)
             && let Some(Conn { socket, stage: Stage::LastPolls(..) }) = self.conns.get_mut(left)
         {
@@ -161,11 +161,12 @@ impl<I: Io> Shard<I> {
                 self.remove_carried(left, connection);
                 return Ok(Some(PollReply::Ended));
             }
-            self.answer_poll(begun.key, left, begun.cors, keep_alive, now);
+            let parked = parked(left, &begun, keep_alive);
+            self.answer_poll(now, begun.key, &parked);
             return Ok(None);
         }
         let Some(owner) = self.owner(&connection) else {
-            self.check_unused(&token)?;
+            self.check_unused(&token, Transport::LongPolling)?;
             let client = self.begin(now, &begun, Transport::LongPolling, connection)?;
             self.no_carrier(now, client);
             self.early_body(now, client, &connection);
@@ -177,32 +178,19 @@ impl<I: Io> Shard<I> {
         if let Some(older) = owner.carrier {
             self.end_poll(now, older, PollReply::Ended);
         }
+        let parked = parked(owner.key, &begun, keep_alive);
         if let Some(user) = begun.authenticated {
             // The server takes over the user of each poll (reference 1.2).
             self.set_user(owner.key, user);
         }
-        let until = now.after(self.settings.poll_timeout);
-        let Some(Conn { socket, stage: Stage::Client(Client { carried: Some(carried), .. }) }) =
-            self.conns.get_mut(owner.key)
-        else {
-            return Err(HttpError::UnknownConnection);
-        };
-        carried.carrier = Some(begun.key);
-        carried.until = until;
-        let has_something = !socket.queue.is_empty();
         if let Some(Conn { stage: Stage::Http(http), .. }) = self.conns.get_mut(begun.key) {
-            let cors = begun.cors.to_owned_cors();
-            http.parked = Some(Parked { client: owner.key, cors, keep_alive });
+            http.parked = Some(parked);
             http.until = Time::NEVER;
             self.wheel.clear(begun.key.slot);
         }
-        if has_something {
-            self.pumped.push(owner.key);
-            self.pump();
-        } else {
-            // Never later than what else is due: who polls all the time would put off its handshake's end, or its token's.
-            self.wheel.set_no_later(owner.key.slot, until);
-        }
+        self.wait_until(now, owner.key, Some(begun.key), now.after(self.settings.poll_timeout));
+        self.pumped.push(owner.key);
+        self.pump();
         Ok(None)
     }
 
@@ -215,7 +203,7 @@ impl<I: Io> Shard<I> {
     ) -> Result<(), HttpError> {
         let connection = token.token.connection;
         let Some(owner) = self.owner(&connection) else {
-            if self.check_unused(&token).is_ok() {
+            if self.check_unused(&token, Transport::LongPolling).is_ok() {
                 let until = now.after(self.settings.disconnect_timeout);
                 let bytes_max = self.settings.http.post_body_bytes_max as usize;
                 let kept = self.connections.keep_early(now, until, connection, body, bytes_max);
@@ -387,12 +375,19 @@ impl<I: Io> Shard<I> {
 
     /// A client without a carrier has `disconnect_timeout` to get another one.
     pub(super) fn no_carrier(&mut self, now: Time, client: SlotKey) {
-        let until = now.after(self.settings.disconnect_timeout);
-        let Shard { conns, wheel, .. } = self;
-        if let Some(Conn { stage: Stage::Client(Client { carried: Some(carried), .. }), .. }) = conns.get_mut(client) {
-            carried.carrier = None;
+        self.wait_until(now, client, None, now.after(self.settings.disconnect_timeout));
+    }
+
+    /// A client waits, with a poll or without a carrier, until then at most.
+    fn wait_until(&mut self, now: Time, key: SlotKey, carrier: Option<SlotKey>, until: Time) {
+        let Some(Conn { stage: Stage::Client(client), .. }) = self.conns.get(key) else { return };
+        // It still has its handshake to do, and a token that may expire.
+        let next = until.min(client.session.handshake_until()).min(self.token_expires(now, client));
+        self.wheel.set(key.slot, next);
+        if let Some(Conn { stage: Stage::Client(Client { carried: Some(carried), .. }), .. }) = self.conns.get_mut(key)
+        {
+            carried.carrier = carrier;
             carried.until = until;
-            wheel.set_no_later(client.slot, until);
         }
     }
 
@@ -432,11 +427,10 @@ impl<I: Io> Shard<I> {
     /// Answers a waiting poll without content.
     pub(super) fn end_poll(&mut self, now: Time, key: SlotKey, answer: PollReply) {
         let Some(Conn { stage: Stage::Http(http), .. }) = self.conns.get_mut(key) else { return };
-        let Some(Parked { cors, keep_alive, .. }) = http.parked.take() else { return };
-        let body_left = http.body_left;
+        let Some(Parked { cors, keep_alive, body_bytes, .. }) = http.parked.take() else { return };
         let mut reply = self.pool.take();
         http::poll_reply(answer, cors.as_cors(), keep_alive, &mut reply);
-        self.send_reply(now, key, &reply, keep_alive, body_left);
+        self.send_reply(now, key, &reply, keep_alive, body_bytes);
         self.pool.give(reply);
         self.serve_later(key);
     }
@@ -448,28 +442,27 @@ impl<I: Io> Shard<I> {
         }
     }
 
-    /// Answers a poll with everything that is queued for its client.
-    fn answer_poll(&mut self, key: SlotKey, client: SlotKey, cors: Cors<'_>, keep_alive: bool, now: Time) {
+    /// Answers a poll, which is parked no more, with everything that is queued for its client.
+    fn answer_poll(&mut self, now: Time, key: SlotKey, parked: &Parked) {
+        let &Parked { client, ref cors, keep_alive, body_bytes } = parked;
         let Some(bytes) = self.conns.get(client).map(|conn| conn.socket.queue.bytes()) else { return };
         let mut reply = self.pool.take();
-        http::poll_reply(PollReply::Data { bytes: bytes as usize }, cors, keep_alive, &mut reply);
+        http::poll_reply(PollReply::Data { bytes: bytes as usize }, cors.as_cors(), keep_alive, &mut reply);
         let mut queue = match self.conns.get_mut(client) {
             Some(conn) => core::mem::take(&mut conn.socket.queue),
             None => return,
         };
         let Shard { conns, frames, .. } = self;
-        let mut body_left = 0;
-        if let Some(Conn { socket, stage: Stage::Http(http) }) = conns.get_mut(key)
+        if let Some(Conn { socket, .. }) = conns.get_mut(key)
             && socket.life == Life::Open
         {
-            body_left = http.body_left;
             frames.append(&mut socket.queue, |out| out.extend_from_slice(&reply));
             frames.splice(&mut queue, &mut socket.queue);
         }
         frames.clear(&mut queue);
         self.pool.give(reply);
         // Nothing more, but its state and deadline.
-        self.send_reply(now, key, b"", keep_alive, body_left);
+        self.send_reply(now, key, b"", keep_alive, body_bytes);
         self.serve_later(key);
     }
 
@@ -486,7 +479,7 @@ impl<I: Io> Shard<I> {
         let (transport, Some(carried)) = (state.session.form().transport, &state.carried) else { return };
         let Some(carrier) = carried.carrier else {
             match transport {
-                // It waits for the next poll, up to the bound that every client has; there, too, one large message alone is no fault.
+                // It waits for the next poll, up to the bound that every client has; one message that is larger is no fault.
                 Transport::LongPolling => {
                     if self.frames.bytes_behind_head(&socket.queue) > self.settings.send_queue_bytes_max {
                         self.ending.push((client, End::SlowClient));
@@ -502,8 +495,8 @@ impl<I: Io> Shard<I> {
         }
         if transport == Transport::LongPolling {
             let Some(Conn { stage: Stage::Http(http), .. }) = self.conns.get_mut(carrier) else { return };
-            let Some(Parked { cors, keep_alive, .. }) = http.parked.take() else { return };
-            self.answer_poll(carrier, client, cors.as_cors(), keep_alive, now);
+            let Some(parked) = http.parked.take() else { return };
+            self.answer_poll(now, carrier, &parked);
             return self.no_carrier(now, client);
         }
         let mut queue = core::mem::take(&mut socket.queue);
@@ -542,7 +535,7 @@ impl<I: Io> Shard<I> {
                     };
                     if let Some(parked) = parked {
                         if has_words && told {
-                            self.answer_poll(poll, client, parked.cors.as_cors(), parked.keep_alive, now);
+                            self.answer_poll(now, poll, &parked);
                         } else {
                             if let Some(Conn { stage: Stage::Http(http), .. }) = self.conns.get_mut(poll) {
                                 http.parked = Some(parked);
@@ -572,9 +565,7 @@ impl<I: Io> Shard<I> {
                     *stage = Stage::Over;
                     if told && socket.life == Life::Open {
                         frames.splice(&mut queue, &mut socket.queue);
-                        socket.drain(io);
-                        // Behind it: there may be nothing to say but TLS's goodbye.
-                        socket.mark(dirty);
+                        socket.drain(io, dirty);
                         wheel.set(carrier.slot, linger_until(now));
                     } else {
                         socket.end(io, frames, metrics);
@@ -601,7 +592,17 @@ impl<I: Io> Shard<I> {
     /// Requests that came behind a poll that has been answered now.
     pub(super) fn serve_unserved(&mut self, now: Time) {
         for key in core::mem::take(&mut self.unserved) {
+            let Shard { conns, wheel, settings, .. } = self;
+            if let Some(Conn { stage: Stage::Http(http), .. }) = conns.get_mut(key) {
+                // If only a part is there, the rest has a request's time from now on.
+                http.until = now.after(settings.request_head_timeout);
+                wheel.set(key.slot, http.until);
+            }
             self.serve_requests(now, key);
         }
     }
+}
+
+fn parked(client: SlotKey, begun: &Begun<'_, '_>, keep_alive: bool) -> Parked {
+    Parked { client, cors: begun.cors.to_owned_cors(), keep_alive, body_bytes: begun.head.content_length }
 }

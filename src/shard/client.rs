@@ -320,25 +320,34 @@ impl<I: Io> Shard<I> {
     /// `result`: has a deadline come nearer?
     fn after_bytes(&mut self, now: Time, key: SlotKey, result: Option<Result<bool, End>>) {
         match result {
-            Some(Ok(true)) => self.on_client_time(now, key),
+            Some(Ok(true)) => {
+                self.keep_no_more(key);
+                self.on_client_time(now, key);
+            }
             Some(Ok(false)) | None => {}
             Some(Err(end)) => self.client_ends(now, key, end),
+        }
+    }
+
+    /// A client whose handshake has shown that it cannot resume needs nothing kept.
+    fn keep_no_more(&mut self, key: SlotKey) {
+        let Shard { conns, frames, .. } = self;
+        if let Some(Conn { stage: Stage::Client(Client { session, carried: Some(carried), .. }), .. }) =
+            conns.get_mut(key)
+            && session.is_open()
+            && !session.is_resumable()
+            && let Some(mut outbound) = carried.outbound.take()
+        {
+            outbound.release(frames);
         }
     }
 
     /// Does what is due for a client, and sets its next deadline.
     pub(super) fn on_client_time(&mut self, now: Time, key: SlotKey) {
         let Some(Conn { stage: Stage::Client(client), .. }) = self.conns.get(key) else { return };
-        let mut next = Time::NEVER;
-        if let Some(authentication) = &self.settings.authentication
-            && authentication.closes_on_expiry
-            && let Some(expires) = client.user.as_ref().and_then(|user| user.expires)
-        {
-            let seconds = expires.saturating_sub(self.unix_seconds());
-            if seconds == 0 {
-                return self.client_ends(now, key, End::TokenExpired);
-            }
-            next = now.after(Duration::from_secs(seconds));
+        let mut next = self.token_expires(now, client);
+        if next <= now {
+            return self.client_ends(now, key, End::TokenExpired);
         }
         let is_lost = client.carried.as_ref().is_some_and(|carried| carried.carrier.is_none());
         let is_polling = client.session.form().transport == Transport::LongPolling;
@@ -360,6 +369,15 @@ impl<I: Io> Shard<I> {
         self.wheel.set(key.slot, next);
     }
 
+    /// When a client's token is good no longer, if that is to be its end; never otherwise.
+    pub(super) fn token_expires(&self, now: Time, client: &Client) -> Time {
+        let ends = self.settings.authentication.as_ref().is_some_and(|authentication| authentication.closes_on_expiry);
+        match client.user.as_ref().and_then(|user| user.expires) {
+            Some(expires) if ends => now.after(Duration::from_secs(expires.saturating_sub(self.unix_seconds()))),
+            _ => Time::NEVER,
+        }
+    }
+
     /// A client is at its end: the peer is told, and so is the app server if it knows the client.
     pub(super) fn client_ends(&mut self, now: Time, key: SlotKey, end: End) {
         let told = end.told();
@@ -370,7 +388,7 @@ impl<I: Io> Shard<I> {
                 side.lane.disconnected(&side.origin, shown, &mut side.gate);
             }
         });
-        let Shard { conns, lanes, io, frames, wheel, metrics, headers, .. } = self;
+        let Shard { conns, lanes, io, frames, dirty, wheel, metrics, headers, .. } = self;
         let Some(Conn { socket, stage }) = conns.get_mut(key) else { return };
         let Stage::Client(mut client) = core::mem::replace(stage, Stage::Over) else {
             unreachable!("only `connection_ends` and the handlers of clients call this, with a client");
@@ -384,7 +402,7 @@ impl<I: Io> Shard<I> {
             let transport = client.session.form().transport;
             self.carried_ends(now, key, *carried, transport, &end);
         } else if told.close_code.is_some() {
-            socket.drain(io);
+            socket.drain(io, dirty);
             wheel.set(key.slot, linger_until(now));
         } else {
             socket.end(io, frames, metrics);
@@ -419,7 +437,10 @@ impl<I: Io> Shard<I> {
         // Closing a listener while the multishot accept holds it would keep the port: call the accept back.
         for (index, listener) in core::mem::take(&mut self.listeners).into_iter().enumerate() {
             self.io.cancel(super::accept::accept_token(index));
-            self.io.shutdown(std::os::fd::AsRawFd::as_raw_fd(&listener.socket));
+            // A Unix socket is the other shards' as well.
+            if !listener.is_unix {
+                self.io.shutdown(std::os::fd::AsRawFd::as_raw_fd(&listener.socket));
+            }
         }
         // Clients first: what carries them is needed for their last words. Who is on the way out already is left alone.
         for is_client in [true, false] {

@@ -449,7 +449,7 @@ impl<I: Io> Shard<I> {
         if stopping || matches!(end, LaneEnd::ServerClose { .. } | LaneEnd::CloseFrame(_)) {
             let Shard { frames, dirty, random, pool, .. } = self;
             session.close(pool, &mut Pinger { socket: &mut socket, frames, dirty, random });
-            socket.drain(&mut self.io);
+            socket.drain(&mut self.io, &mut self.dirty);
         } else {
             socket.end(&mut self.io, &mut self.frames, &mut self.metrics);
         }

@@ -19,12 +19,11 @@ pub(super) struct Secure {
     tls: Box<Tls>,
     /// Records that have not left yet.
     pub(super) sealed: SendQueue,
-    said_goodbye: bool,
 }
 
 impl Secure {
     pub(super) fn new(tls: Box<Tls>) -> Secure {
-        Secure { tls, sealed: SendQueue::default(), said_goodbye: false }
+        Secure { tls, sealed: SendQueue::default() }
     }
 
     pub(super) fn open(
@@ -34,40 +33,29 @@ impl Secure {
         pool: &mut BytePool,
         plain: &mut Vec<u8>,
     ) -> Result<Opened, TlsError> {
-        let Secure { tls, sealed, said_goodbye } = self;
-        let opened = frames.derive(sealed, |_, out| tls.open(input, pool, plain, out));
-        // An alert says it all.
-        *said_goodbye |= opened.is_err();
-        opened
-    }
-
-    /// Before the end of what we send there has still to be close_notify.
-    pub(super) fn owes_goodbye(&self) -> bool {
-        !self.said_goodbye && !self.tls.is_handshaking()
+        let Secure { tls, sealed, .. } = self;
+        frames.derive(sealed, |_, out| tls.open(input, pool, plain, out))
     }
 
     /// Seals what is queued, as far as it may wait here. With nothing more to come, the goodbye follows (RFC 8446 section 6.1).
     fn seal(&mut self, queue: &mut SendQueue, life: Life, frames: &mut FramePool) -> Result<(), TlsError> {
-        let Secure { tls, sealed, said_goodbye } = self;
+        let Secure { tls, sealed } = self;
         // What the kernel has not taken yet stays in the queue, where it is bounded.
-        if !sealed.is_empty() || tls.is_handshaking() {
-            return Ok(());
-        }
-        let is_last = life == Life::Draining && !*said_goodbye;
-        if queue.is_empty() && !is_last {
+        if !sealed.is_empty() || !tls.may_seal() {
             return Ok(());
         }
         let bytes = (queue.bytes() as usize).min(TLS_SEALED_BYTES_MAX);
-        let result = frames.derive(sealed, |frames, out| tls.seal(frames.parts(queue, bytes), out));
-        // Nothing can be sealed any more, a goodbye no more than the rest.
-        *said_goodbye |= result.is_err();
-        result?;
+        frames.derive(sealed, |frames, out| tls.seal(frames.parts(queue, bytes), out))?;
         frames.advance(queue, bytes as u32);
-        if is_last && queue.is_empty() {
-            *said_goodbye = true;
+        if life == Life::Draining && queue.is_empty() {
             frames.derive(sealed, |_, out| tls.close_notify(out));
         }
         Ok(())
+    }
+
+    /// Is the peer still to be told that nothing follows?
+    pub(super) fn owes_goodbye(&self) -> bool {
+        self.tls.may_seal()
     }
 
     /// For the shard it is handed to; nothing may be unsent.
@@ -129,8 +117,7 @@ impl<I: Io> Shard<I> {
             // The alert that says what is wrong has still to leave; nothing else can.
             Some(Conn { socket, stage: Stage::Http(_) }) => {
                 frames.clear(&mut socket.queue);
-                socket.mark(dirty);
-                socket.drain(io);
+                socket.drain(io, dirty);
                 wheel.set(key.slot, linger_until(now));
             }
             _ => self.connection_ends(now, key, End::Tls(error.label())),

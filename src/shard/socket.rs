@@ -158,12 +158,11 @@ impl Socket {
         }
     }
 
-    /// Is there anything that has not left yet?
+    /// Is there anything that has not left yet? At its end TLS has a goodbye to say.
     pub(super) fn has_unsent(&self) -> bool {
-        let secure = self.secure.as_ref();
-        !self.queue.is_empty()
-            || secure
-                .is_some_and(|secure| !secure.sealed.is_empty() || self.life == Life::Draining && secure.owes_goodbye())
+        let is_unsent =
+            |secure: &Secure| !secure.sealed.is_empty() || self.life == Life::Draining && secure.owes_goodbye();
+        !self.queue.is_empty() || self.secure.as_deref().is_some_and(is_unsent)
     }
 
     /// What goes to the kernel next.
@@ -178,10 +177,11 @@ impl Socket {
     }
 
     /// The last bytes are queued: send them, then wait for the peer's end.
-    pub(super) fn drain(&mut self, io: &mut impl Io) {
+    pub(super) fn drain(&mut self, io: &mut impl Io, dirty: &mut Vec<SlotKey>) {
         if self.life == Life::Open {
             self.life = Life::Draining;
         }
+        self.mark(dirty);
         self.drained(io);
     }
 
@@ -254,6 +254,8 @@ pub(super) struct HttpStage {
     pub(super) until: Time,
     /// A PROXY header has to come first.
     pub(super) proxied: bool,
+    /// One too many: its first request is answered so.
+    pub(super) is_surplus: bool,
     pub(super) parked: Option<Parked>,
     /// The shard it is on its way to.
     pub(super) leaving_to: Option<ShardId>,
@@ -269,6 +271,7 @@ impl HttpStage {
             wanted: 0,
             until,
             proxied: false,
+            is_surplus: false,
             parked: None,
             leaving_to: None,
         }
@@ -280,6 +283,8 @@ pub(super) struct Parked {
     pub(super) client: SlotKey,
     pub(super) cors: OwnedCors,
     pub(super) keep_alive: bool,
+    /// Of the poll itself, which nobody wants.
+    pub(super) body_bytes: u64,
 }
 
 pub(super) struct Client {

@@ -166,7 +166,7 @@ impl<I: Io> Shard<I> {
     }
 
     fn receive(&mut self, key: SlotKey) {
-        // What one on its way to another shard has to say may wait for it in the kernel: it goes when no receive is in flight.
+        // What comes for a connection that leaves stays in the kernel, where it is bounded.
         if let Some((socket, io)) = self.socket_and_io(key)
             && !matches!(socket.life, Life::Ending | Life::Leaving)
         {
@@ -221,8 +221,11 @@ impl<I: Io> Shard<I> {
     fn on_end_of_stream(&mut self, now: Time, key: SlotKey) {
         match lane_of(key) {
             Some(lane) => self.lane_ends(now, lane, LaneEnd::Gone),
-            // A peer that shut only its side still gets what we have said; its end is met again when that has left.
-            None if self.conns.get(key).is_some_and(|conn| conn.socket.life == Life::Draining) => {}
+            // A peer that shut only its side still gets what we have said, or will say on another shard; its end is met again.
+            None if self
+                .conns
+                .get(key)
+                .is_some_and(|conn| matches!(conn.socket.life, Life::Draining | Life::Leaving)) => {}
             None => self.connection_ends(now, key, End::PeerGone),
         }
     }
@@ -340,8 +343,7 @@ impl<I: Io> Shard<I> {
                     socket.receive(io, group_of(*key));
                 }
                 if socket.life == Life::Leaving {
-                    // Perhaps that was all it waited for.
-                    self.join(now, *key);
+                    self.leave(now, *key);
                 }
             }
         }

@@ -146,6 +146,11 @@ impl Tls {
         self.speak(out, |traffic, out| seal_parts(traffic, parts, out))
     }
 
+    /// Would `seal` take something now?
+    pub fn may_seal(&self) -> bool {
+        self.life != Life::Failed && !self.is_handshaking() && !self.said_goodbye
+    }
+
     /// Until it is over neither side may send plaintext.
     pub fn is_handshaking(&self) -> bool {
         self.side.common().is_handshaking()

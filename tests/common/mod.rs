@@ -2,6 +2,7 @@
 //! message, and gone when the test is.
 #![allow(dead_code)] // Each test binary uses its part.
 
+pub mod web;
 pub mod ws;
 
 use std::io::{BufRead, BufReader, Read, Write};
@@ -147,13 +148,25 @@ pub struct App {
 
 impl App {
     pub fn start() -> App {
-        let mut process = Process::signalring("app server", &["app", "--listen", "127.0.0.1:0"]);
+        App::start_with(&[])
+    }
+
+    pub fn start_with(flags: &[&str]) -> App {
+        let mut process = Process::signalring("app server", &[&["app", "--listen", "127.0.0.1:0"], flags].concat());
         let address = address(&process.printed("listening on "));
         App { process, address }
     }
 
     pub fn url(&self) -> String {
         format!("http://{}", self.address)
+    }
+
+    /// The context of the latest message of the one client that the double knows.
+    pub fn only_context(&self) -> serde_json::Value {
+        let reply = get(self.address, "/__double/bindings");
+        let bindings: serde_json::Value = serde_json::from_str(&reply.body).expect("/__double/bindings is JSON");
+        let [binding] = bindings.as_array().expect("a list").as_slice() else { panic!("not one client: {bindings}") };
+        serde_json::from_str(binding["last_context"].as_str().expect("text")).expect("a context is JSON")
     }
 
     /// What the double says about itself.

@@ -216,7 +216,8 @@ impl Socket {
     }
 }
 
-fn parse(buffer: &[u8]) -> Option<(Frame, usize)> {
+/// The first frame, if it is whole, and its length.
+pub fn parse(buffer: &[u8]) -> Option<(Frame, usize)> {
     let (&first, &second) = (buffer.first()?, buffer.get(1)?);
     assert_eq!(second & 0x80, 0, "RFC 6455 §5.1: a server must not mask");
     let (length, start) = match second & 0x7f {

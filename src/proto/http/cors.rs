@@ -41,7 +41,7 @@ impl OwnedCors {
 impl<'h> Cors<'h> {
     /// Judges a request. WebSockets know no CORS, so this check is all that stands between a hub that trusts cookies and
     /// a page of somebody else's (RFC 6455 §10.2). `https` as for [`super::route`].
-    pub(super) fn of(head: &Head<'h>, policy: &HttpPolicy, https: Option<bool>) -> Cors<'h> {
+    pub fn of(head: &Head<'h>, policy: &HttpPolicy, https: Option<bool>) -> Cors<'h> {
         let origin = match head.single("origin") {
             Ok(None) => return Cors::None,
             Ok(Some(origin)) => origin,
