@@ -71,11 +71,11 @@ fn invoke(criterion: &mut Criterion) {
     };
     for protocol in [Protocol::Json, Protocol::MessagePack] {
         let prepared = context::prepare(protocol, &peer);
-        let tail = prepared.pieces();
+        let tail = prepared.tail();
         let mut group = criterion.benchmark_group(format!(
             "forward::write to {}, browser's context of {} bytes",
             protocol.name(),
-            tail.concat().len() + 130
+            prepared.connection.len() + prepared.headers.len() + 270
         ));
         for (size, record) in updates() {
             let message = json::parse(&record).unwrap();

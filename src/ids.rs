@@ -20,7 +20,9 @@ impl Time {
         Time(ms * 1_000_000)
     }
     pub fn after(self, duration: Duration) -> Time {
-        Time(self.0.saturating_add(duration.as_nanos() as u64))
+        // A token may be good for longer than nanoseconds count: 584 years.
+        let nanos = u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX);
+        Time(self.0.saturating_add(nanos))
     }
     pub fn since(self, earlier: Time) -> Duration {
         Duration::from_nanos(self.0.saturating_sub(earlier.0))
@@ -146,6 +148,14 @@ pub fn base64url(bytes: &[u8; 16]) -> [u8; ID_BYTES] {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn time_has_an_end_and_no_beginning_behind_it() {
+        assert_eq!(Time(5).after(Duration::from_secs(1)), Time(1_000_000_005));
+        for seconds in [u64::MAX / 1_000_000_000, 18_446_744_074, 36_893_488_148, u64::MAX] {
+            assert_eq!(Time(2_000_000_000).after(Duration::from_secs(seconds)), Time::NEVER, "{seconds}");
+        }
+    }
 
     #[test]
     fn an_origin_id_leads_back_to_its_client_and_no_other_key_reads_it() {

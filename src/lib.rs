@@ -9,10 +9,10 @@
 //! ```text
 //! main                the `signalring` command: arguments and exit codes
 //! demo                the embedded app server (a double of dotNetify's own), the demo page     ws_echo  codec server for conformance suites
-//! control   logging   dialling lanes on tokio-uring, admin endpoint, signals
+//! control   logging   dialling lanes on tokio-uring, admin endpoint, signals, certificates and keys read again
 //! config              file < environment < flags -> a Config valid by construction; memory budget
-//! shard               one core: the turn, accept, clients, lanes, delivery
-//! bus                 bounded queues with a doorbell, between shards and control plane
+//! shard               one core: the turn, accept, clients whatever carries them, lanes, delivery, connections handed over
+//! bus                 bounded queues with a doorbell, between shards and control plane, and between shards
 //! session  sys  tls   pure lives of connections | the kernel: ring, sockets, doorbell, probe | TLS without sockets, certificates
 //! identity            who a client is: tokens verified, with keys and time as arguments
 //! proto mem metrics   pure codecs: proxy, http, ws, signalr, dotnetify | slab, frames, buffers, wheel | names, counters, exposition
@@ -20,7 +20,8 @@
 //! ```
 //!
 //! `proto::ws` knows no SignalR, `proto::signalr` no WebSocket and no dotNetify, `session` no kernel and no metrics, `shard` no config.
-//! `session` joins the codecs into lives; `shard` gives the lives sockets. `fuzzing` holds the oracles that fuzz targets and property
+//! `session` joins the codecs into lives; `shard` gives the lives sockets, and `tls` stands between a socket and everything else: no codec and
+//! no session knows whether bytes were encrypted. `fuzzing` holds the oracles that fuzz targets and property
 //! tests share. `demo::app` shares no machinery with the node, or it would share the node's mistakes.
 //!
 //! # Words
@@ -28,12 +29,19 @@
 //! One word per thing:
 //!
 //! - **node**: one proxy process.
-//! - **shard**: one thread with its own ring, listener, clients and lanes ([`shard::Shard`]).
-//! - **client**: a downstream SignalR connection, from its WebSocket upgrade on.
+//! - **shard**: one thread with its own ring, listeners, clients and lanes ([`shard::Shard`]).
+//! - **client**: a downstream SignalR connection, from the start of its transport on.
+//! - **transport**: WebSockets, Server-Sent Events or long polling; **protocol**: JSON or MessagePack; **form**: both together, how records
+//!   travel to one client ([`session::form::Form`]).
+//! - **carried client**: one whose socket comes and goes (events, polls, stateful reconnect). It has a place in the table of its own, and a
+//!   **carrier**: the connection that takes what is queued for it at present.
+//! - **connection token**: what negotiate hands out as `<node_name>.<rest>` ([`session::token`]): signed, names node and shard, and begins one
+//!   connection. **Bearer token**: what says which **user** a client is ([`identity`]).
+//! - **hand-over**: a connection goes to the shard that owns the client it asks for, with its socket, its TLS and what was read.
 //! - **app server**: the dotNetify server behind the node; **upstream**: the configured entry for one.
 //! - **lane**: one persistent connection of a shard to the app server. A client is pinned to one lane of its own shard.
 //! - **origin id**: the connection id an app server knows a client by ([`ids::OriginId`]): shard, slot, generation and a keyed check.
-//!   It is not the `connectionId` that negotiate returns.
+//!   It is not the `connectionId` that negotiate returns, and a stateful reconnect does not change it.
 //! - **hub id**: the id a lane gives itself, fresh at every connect ([`ids::HubId`]).
 //! - **record**: one SignalR message with its framing.
 //! - **frame**: encoded outgoing bytes in [`mem::frames`], counted, queued on one connection or many. (WebSocket's frames are `ws` frames.)
@@ -45,25 +53,35 @@
 //!
 //! 1. `shard::turn`: the poll armed on the client's socket completes (`Op::Readable`), so one receive into a provided buffer is queued
 //!    (`Op::Receive`). An idle client has nothing in the ring but its poll, and no buffer.
-//! 2. `session::client::ClientSession::on_bytes` runs over the received bytes: `proto::ws::Decoder` unmasks in place and checks UTF-8,
-//!    `session::assembler` finds the record. A record inside one piece is used where it lies.
+//! 2. With TLS, `tls::Tls::open` turns what came into plaintext first. `session::client::ClientSession::on_bytes` runs over the bytes:
+//!    `proto::ws::Decoder` unmasks in place and checks UTF-8, `session::assembler` finds the record. A record inside one piece is used
+//!    where it lies. The body of a POST takes the same way without WebSocket frames (`on_body`).
 //! 3. `proto::signalr::parse` makes a `Message` of byte ranges, `proto::dotnetify::request::parse` a `Request`: which call, the raw
-//!    vmId, the raw argument. Where that fails the client is answered with the completion error of ASP.NET, and nothing is forwarded.
-//! 4. `shard::lane::Lane::request`: if the lane is up, nothing waits in front of it and its send queue is short, `proto::dotnetify::forward`
-//!    writes the `Invoke` once, straight into the lane's outgoing frame: literals, the client's own JSON text (escaped), hub id, time
-//!    stamp, origin id, and the client's prepared context. Otherwise the message waits in the lane's queue, bounded in bytes and time.
-//! 5. A client that asked for a completion (`invocationId`) gets a null result at once, as from the original proxy. What comes of the
+//!    vmId, the raw argument. Of a MessagePack client's message `request::transcode` first writes the JSON that System.Text.Json would
+//!    make of it, so that everything behind sees JSON. Where parsing fails the client is answered with the completion error of ASP.NET,
+//!    and nothing is forwarded. A message that a stateful reconnect sends twice ends here.
+//! 4. Where users are known (`shard::authenticate`), `$headers` in the argument may name the client's user, and a `Request_VM` without a
+//!    user may be refused.
+//! 5. `shard::lane::Lane::request`: if the lane is up, nothing waits in front of it and its send queue is short, `proto::dotnetify::forward`
+//!    writes the `Invoke` once, straight into the lane's outgoing frame, in JSON or MessagePack: literals, the client's own JSON text
+//!    (escaped), hub id, time stamp, origin id, and the client's prepared context and claims. Otherwise the message waits in the lane's
+//!    queue, bounded in bytes and time.
+//! 6. A client that asked for a completion (`invocationId`) gets a null result at once, as from the original proxy. What comes of the
 //!    call arrives as a `Response_VM`; so does a refusal, as a `ForwardingException`.
-//! 6. At the end of the turn `flush` sends everything queued for each dirty socket, at most 256 sockets to a submission.
+//! 7. At the end of the turn `flush` sends everything queued for each dirty socket, sealed first where it has TLS, at most 256 sockets to a
+//!    submission.
 //!
 //! App server to clients:
 //!
 //! 1. The lane's receive completes in a buffer of the lanes' own group; `session::lane::LaneSession` cuts it into records.
 //! 2. `proto::dotnetify::response::parse` turns `Response_VM [method, args, metadata]` into a `Delivery`, a closed enum of ranges.
 //! 3. `shard::delivery::LaneSide::deliver`: for one client, the origin id is opened (`ids::OriginKey::open`: no table) and the client's
-//!    frame is written to the end of its queue. For many or a group it is encoded once into a frame that each addressed client's queue
-//!    refers to. Groups are the lane's own (`session::groups`).
-//! 4. A queue over its bound marks the client as too slow; it ends when the lane's bytes have been handled. All others leave in `flush`.
+//!    frame is written to the end of its queue. For many, a group or users it is encoded once for each form among the addressed clients,
+//!    into frames that their queues refer to. Groups and users are the lane's own (`session::groups`). For a client with stateful
+//!    reconnect the frame is also kept until it is acknowledged (`session::resume::Outbound`).
+//! 4. What is queued for a carried client moves to its carrier (`shard::carried`, `pump`): its WebSocket, its event stream, the poll that waits.
+//!    Without a carrier it waits for the next poll, or is what a reconnect replays.
+//! 5. A queue over its bound marks the client as too slow; it ends when the lane's bytes have been handled. All others leave in `flush`.
 //!
 //! Ends: a client's end takes it out of its lane's groups and, if anything of it was forwarded, sends `OnDisconnectedAsync` as its last
 //! message on that lane; while the lane is down the origin id waits as a notice. A lane's end (`Shard::lane_ends`) ends every client that

@@ -52,8 +52,6 @@ pub const UNIX_PATH_BYTES_MAX: usize = 107;
 pub const NODE_NAME_BYTES_MAX: usize = 16;
 /// Shortest key of connection tokens: 128 bits cannot be tried out.
 pub const TOKEN_KEY_BYTES_MIN: usize = 16;
-/// Shortest HS256 key: RFC 7518 3.2 asks for as many bytes as the hash has.
-pub const SIGNING_KEY_BYTES_MIN: usize = 32;
 /// Largest clock difference between us and who issues tokens. Beyond it, the clock should be set instead.
 pub const CLOCK_SKEW_MS_MAX: u64 = 10 * 60 * 1000;
 /// How long a poll may wait. Balancers often give up after 60 s, so the default of ASP.NET (90 s) may have to be lowered.
@@ -130,8 +128,8 @@ pub const TOKEN_BYTES_MAX: usize = 8 * 1024;
 pub const TOKEN_KEYS_MAX: usize = 64;
 /// Keys of its algorithm that a token which names none is tried with. A forged one costs this many verifications.
 pub const TOKEN_KEY_TRIES_MAX: usize = 8;
-/// RFC 7518 section 3.2 asks for 32 bytes; .NET took 16 up to version 7, and secrets of that time are about (dotNetify's own example
-/// has 28).
+/// RFC 7518 section 3.2 asks for 32 bytes, and .NET does since Microsoft.IdentityModel 6.30.1. Before, it took 16, and secrets of
+/// that time are about: that of dotNetify's own examples has 28.
 pub const TOKEN_SECRET_BYTES_MIN: usize = 16;
 /// RFC 7518 section 3.3.
 pub const TOKEN_RSA_BITS_MIN: usize = 2048;
@@ -187,11 +185,14 @@ pub const LANE_KEEP_ALIVE_MS: u64 = 15_000;
 pub const LINGER_MS: u64 = 5_000;
 /// An HTTP connection between two requests.
 pub const HTTP_IDLE_MS: u64 = 60_000;
+/// Bodies of POSTs that came before their connection's first poll or event stream, of one shard together. Python's signalrcore sends
+/// its handshake that early.
+pub const EARLY_BODIES_BYTES_MAX: usize = 4 * 1024 * 1024;
 /// Used tokens a shard remembers so that each begins one connection only; an entry takes about 100 bytes.
 pub const USED_TOKENS_MAX: usize = 65_536;
 /// Groups one client may be in.
 pub const GROUPS_PER_CLIENT_MAX: u32 = 1024;
-/// Orders waiting between a shard and the control plane.
+/// Orders waiting for a shard, from the control plane and from other shards, and for the control plane.
 pub const BUS_ORDERS: usize = 1024;
 /// Connections of the admin endpoint at once: operators and scrapers, not clients.
 pub const ADMIN_CONNECTIONS_MAX: usize = 64;
@@ -215,6 +216,8 @@ pub const ACCEPT_REST_MS: u64 = 100;
 pub const UPSTREAM_MESSAGE_BYTES_DEFAULT: u32 = 32 * 1024;
 /// As large as a record we take from an app server.
 pub const UPSTREAM_MESSAGE_BYTES_MAX: u32 = LANE_RECORD_BYTES_MAX as u32;
+/// How long a starting node waits for an address that somebody else holds: a predecessor that has just been killed lets go in time.
+pub const LISTEN_PATIENCE_MS: u64 = 1_000;
 /// How often certificate and key files are looked at for changes.
 pub const CREDENTIALS_LOOK_MS: u64 = 10_000;
 /// Log lines of one kind that peers cause, a shard and window: enough to see what happens, too few to fill a disk.

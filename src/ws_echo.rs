@@ -72,7 +72,7 @@ fn answer(head: &[u8], out: &mut Vec<u8>) -> Result<bool, HttpError> {
         transports: Transports { web_sockets: true, server_sent_events: false, long_polling: false },
         post_body_bytes_max: 0,
     };
-    match http::route(&head, &policy, out) {
+    match http::route(&head, &policy, None, out) {
         Action::Upgrade { accept, .. } => {
             http::upgrade_reply(&accept, out);
             Ok(true)

@@ -229,6 +229,7 @@ shards = 2
 node_name = "node-1"
 token_key_file = "token.key"
 trusted_proxies = ["10.0.0.0/8", "::1", "unix"]
+forwarded_header = "Forwarded"
 proxy_protocol = true
 hub_path = "/dotnetify"
 allowed_origins = ["https://app.example.com"]

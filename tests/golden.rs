@@ -1,7 +1,7 @@
 //! Every byte vector of the references about records, hub messages and dotNetify's contract. Section numbers are those of the
 //! SignalR reference ("reference") and of the forwarding contract ("contract"). `tests/vectors/*` are recordings of the real npm
 //! client and of the real .NET serializer.
-use signalring::proto::dotnetify::context::{self, Context, HeaderPolicy, Items, Peer};
+use signalring::proto::dotnetify::context::{self, Context, HeaderPolicy, Items, Peer, Prepared, Tail};
 use signalring::proto::dotnetify::forward::{self, Forward};
 use signalring::proto::dotnetify::request::{self, Call, Request, RequestError};
 use signalring::proto::dotnetify::response::{self, Delivery, Recipients, ResponseError};
@@ -870,8 +870,8 @@ fn request_errors_have_the_servers_words() {
 /// 2024-05-06T07:08:09.1234567Z.
 const TICKS: u64 = 1_714_979_289 * 10_000_000 + 1_234_567;
 
-fn tail(protocol: Protocol) -> Vec<u8> {
-    let prepared = context::prepare(
+fn prepared(protocol: Protocol) -> Prepared {
+    context::prepare(
         protocol,
         &Peer {
             connection_id: "0HM6KABCDEF01",
@@ -879,23 +879,23 @@ fn tail(protocol: Protocol) -> Vec<u8> {
             remote: ("10.0.0.7".parse().unwrap(), 51234),
             headers: &[("host", b"proxy:5000"), ("user-agent", b"UA/1.0 (x+y)")],
         },
-    );
-    prepared.pieces().concat()
+    )
 }
 
-fn vector_context(tail: &[u8]) -> Context<'_> {
+fn vector_context(tail: Tail<'_>) -> Context<'_> {
     Context {
         hub_id: b"fRr82pUPRESdT1NCLXmSPg",
         ticks: TICKS,
         connection_id: b"Kx1n2s3d4f5g6h7j8k9lAw",
-        tail: [tail, b""],
+        tail,
         items: Items::default(),
     }
 }
 
 fn upstream(forward: &Forward<'_>) -> String {
-    let tail = tail(Protocol::Json);
-    let record = written(|out| forward::write(Protocol::Json, forward, &vector_context(&tail), None, out));
+    let prepared = prepared(Protocol::Json);
+    let context = vector_context(prepared.tail());
+    let record = written(|out| forward::write(Protocol::Json, forward, &context, None, out));
     let (separator, text) = record.split_last().unwrap();
     assert_eq!(*separator, record::RECORD_SEPARATOR);
     String::from_utf8(text.to_vec()).unwrap()
@@ -963,9 +963,10 @@ fn arguments_go_as_their_json_text() {
 
 #[test]
 fn acknowledged_lanes_number_their_invocations() {
-    let tail = tail(Protocol::Json);
-    let record =
-        written(|out| forward::write(Protocol::Json, &Forward::Disconnected, &vector_context(&tail), Some(4711), out));
+    let prepared = prepared(Protocol::Json);
+    let record = written(|out| {
+        forward::write(Protocol::Json, &Forward::Disconnected, &vector_context(prepared.tail()), Some(4711), out)
+    });
     let plain = vector(UPSTREAM_JSON, "OFF").replacen("\"type\":1,", "\"type\":1,\"invocationId\":\"4711\",", 1);
     assert_eq!(record, (plain + "\x1e").into_bytes());
 }
@@ -975,8 +976,8 @@ fn acknowledged_lanes_number_their_invocations() {
 fn metadata_has_room_for_more() {
     let pairs = [("user", "Jé \"x\""), ("$fwdConnContext", "{}"), ("a\"b", "")];
     for protocol in [Protocol::Json, Protocol::MessagePack] {
-        let tail = tail(protocol);
-        let plain = vector_context(&tail);
+        let prepared = prepared(protocol);
+        let plain = vector_context(prepared.tail());
         let (count, bytes) = context::prepare_items(protocol, &pairs);
         assert_eq!(count, 2);
         let with_items = Context { items: Items { count, bytes: &bytes }, ..plain };
@@ -1003,8 +1004,8 @@ fn metadata_has_room_for_more() {
 /// back.
 #[test]
 fn upstream_messagepack_reads_back() {
-    let tail = tail(Protocol::MessagePack);
-    let context = vector_context(&tail);
+    let prepared = prepared(Protocol::MessagePack);
+    let context = vector_context(prepared.tail());
     let mut text = Vec::new();
     context::write(Protocol::MessagePack, &context, &mut text);
     assert_eq!(text.len(), context::written_len(Protocol::MessagePack, &context));
@@ -1053,7 +1054,7 @@ fn upstream_messagepack_reads_back() {
 fn contexts_of_clients_that_are_gone() {
     let expected = r#"{"HubId":"h-_","TimeStamp":"2024-05-06T07:08:09.1234567+00:00","ConnectionId":"c","Items":{}}"#;
     let written = |protocol| {
-        let tail = [context::minimal_tail(protocol), b""];
+        let tail = Tail::Unknown;
         let context = Context { hub_id: b"h-_", ticks: TICKS, connection_id: b"c", tail, items: Items::default() };
         String::from_utf8(written(|out| context::write(protocol, &context, out))).unwrap()
     };
@@ -1076,7 +1077,15 @@ fn contexts_escape_like_dotnet() {
             ("cookie", b"b=2"),
         ],
     };
-    let plain = String::from_utf8(context::prepare(Protocol::MessagePack, &peer).pieces().concat()).unwrap();
+    let tail = |protocol, peer: &Peer<'_>| {
+        let prepared = context::prepare(protocol, peer);
+        let context = vector_context(prepared.tail());
+        let text = String::from_utf8(written(|out| context::write(protocol, &context, out))).unwrap();
+        assert_eq!(context::written_len(protocol, &context), text.len());
+        let quote = if protocol == Protocol::Json { "\\\"" } else { "\"" };
+        text[text.find(&format!("{quote}HttpConnection{quote}")).unwrap()..].to_string()
+    };
+    let plain = tail(Protocol::MessagePack, &peer);
     let all = r#"\u0022\u0026\u0027\u002B\u003C\u003E\u0060\\/\u007F\u0001\n\r\t\b\f\u00E9\uD83D\uDE00~ "#;
     assert_eq!(
         plain,
@@ -1084,10 +1093,10 @@ fn contexts_escape_like_dotnet() {
             r#""HttpConnection":{{"ConnectionId":"a/b","LocalIpAddressString":"::1","RemoteIpAddressString":"::ffff:10.0.0.7","LocalPort":1,"RemotePort":65535}},"HttpRequestHeaders":{{"AllHeaders":{{"X-all":["{all}","second"],"Cookie":["a=1","b=2"],"latin":["\u00E9"]}},"UserAgent":null}},"Items":{{}}}}"#
         )
     );
-    let embedded = String::from_utf8(context::prepare(Protocol::Json, &peer).pieces().concat()).unwrap();
+    let embedded = tail(Protocol::Json, &peer);
     assert_eq!(serde_json::from_str::<String>(&format!("\"{embedded}\"")).unwrap(), plain);
     let bare = Peer { headers: &[], ..peer };
-    let bare = String::from_utf8(context::prepare(Protocol::MessagePack, &bare).pieces().concat()).unwrap();
+    let bare = tail(Protocol::MessagePack, &bare);
     assert!(bare.ends_with(r#""HttpRequestHeaders":{"AllHeaders":{},"UserAgent":null},"Items":{}}"#));
 }
 

@@ -304,6 +304,8 @@ fn a_refused_request_that_was_whole_keeps_its_connection() {
         ("POST /dotnetify", "Content-Length: 5\r\n\r\nhello", 400),
         ("GET /dotnetify?id=x", "Accept: text/event-stream\r\n", 404),
         ("GET /dotnetify?id=x", "", 404),
+        ("POST /dotnetify?id=x", "Content-Length: 5\r\n\r\nhello", 404),
+        ("DELETE /dotnetify?id=x", "", 404),
         ("GET /elsewhere", "", 404),
         ("PUT /dotnetify", "", 405),
         ("POST /dotnetify/negotiate", "", 200),
@@ -316,14 +318,8 @@ fn a_refused_request_that_was_whole_keeps_its_connection() {
         let origin = reply.header("access-control-allow-origin");
         assert_eq!(origin, Some("https://app.example.com"), "{line}: {}", reply.text);
     }
-    // There is no such connection, and what is refused by the shard still tells the page so.
-    for line in ["POST /dotnetify?id=x", "DELETE /dotnetify?id=x"] {
-        let reply = refused(&node, line, format!("{line} HTTP/1.1\r\n{headers}\r\n").as_bytes(), &[404]);
-        assert_eq!(reply.body, "No Connection with that ID");
-        assert_eq!(reply.header("access-control-allow-origin"), Some("https://app.example.com"), "{}", reply.text);
-    }
     node.counts_refusals(&["id_required"], 2);
-    node.counts_refusals(&["server_sent_events_not_supported", "long_polling_not_supported"], 2);
+    node.counts_refusals(&["unknown_connection"], 4);
 }
 
 #[test]
@@ -347,6 +343,40 @@ fn token(address: SocketAddr) -> String {
     let reply = exchange(address, request.as_bytes(), PATIENCE);
     let body: serde_json::Value = serde_json::from_str(&reply.body).expect("negotiate answers JSON");
     body["connectionToken"].as_str().expect("version 1 has a token").to_string()
+}
+
+#[test]
+fn an_origin_of_the_other_scheme_is_another_where_a_trusted_proxy_says_the_scheme() {
+    let said = |node: &Node, scheme: &str, headers: &str| {
+        let origin = format!("Origin: {scheme}://{}\r\n{headers}", node.address);
+        match Socket::upgrade(node.address, "/dotnetify", &origin) {
+            Ok(_) => 101,
+            Err(reply) => reply.status,
+        }
+    };
+    let theirs = |proto: &str| {
+        format!("X-Forwarded-For: 192.0.2.1\r\nX-Forwarded-Proto: {proto}\r\nForwarded: for=192.0.2.2\r\n")
+    };
+    let rfc = |proto: &str| format!("Forwarded: for=192.0.2.2;proto={proto}\r\nX-Forwarded-For: 192.0.2.1\r\n");
+    let trust = ["--trusted-proxy", "127.0.0.1"];
+    let (_app, believed) = start(&trust);
+    let (_app, believed_by_rfc) = start(&[&trust[..], &["--forwarded-header", "forwarded"]].concat());
+    for (node, headers, other) in [
+        (&believed, &theirs as &dyn Fn(&str) -> String, &rfc as &dyn Fn(&str) -> String),
+        (&believed_by_rfc, &rfc, &theirs),
+    ] {
+        for (scheme, opposite) in [("https", "http"), ("http", "https")] {
+            assert_eq!(said(node, scheme, &headers(scheme)), 101, "{scheme}");
+            assert_eq!(said(node, opposite, &headers(scheme)), 403, "{opposite}, by {scheme}");
+            // The header that is not read says nothing of the scheme.
+            assert_eq!(said(node, opposite, &other(scheme)), 101, "{opposite}");
+            assert_eq!(said(node, scheme, ""), 101, "nobody said");
+        }
+        node.counts_refusals(&["origin_forbidden"], 2);
+    }
+    // Who is not trusted cannot say it.
+    let (_app, node) = start(&[]);
+    assert_eq!(said(&node, "http", &theirs("https")), 101);
 }
 
 #[test]

@@ -1,5 +1,5 @@
-//! Between threads: bounded crossbeam queues with a doorbell. They carry ownership (a dialled lane, an order to stop), never a
-//! message of a client.
+//! Between threads: bounded crossbeam queues with a doorbell. They carry ownership (a dialled lane, a connection for another shard, new
+//! keys, an order to stop). A message of a client passes only as what was read of a connection that is handed over.
 use crate::identity::Identity;
 use crate::ids::{HubId, LaneIndex, LaneKey, ShardId};
 use crate::limits::BUS_ORDERS;
@@ -20,8 +20,7 @@ pub enum ShardOrder {
         socket: OwnedFd,
         /// The name this incarnation of the lane gives itself.
         hub_id: HubId,
-        /// Bytes that arrived behind the handshake's answer.
-        /// With TLS, as plaintext.
+        /// Bytes that arrived behind the handshake's answer; with TLS, as plaintext.
         early: Vec<u8>,
         /// The state of the connection's TLS, if the app server is reached by it. May carry a cut record.
         tls: Option<Box<Tls>>,

@@ -20,7 +20,7 @@ pub enum ListenAddress {
     Unix(PathBuf),
 }
 
-/// A peer whose X-Forwarded-For, X-Forwarded-Proto, Forwarded and PROXY headers are believed.
+/// A peer that is believed what it says of its clients' addresses.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum TrustedProxy {
     Network(ipnet::IpNet),

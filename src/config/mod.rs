@@ -31,6 +31,7 @@ pub use settings::Key;
 
 use crate::limits::CONNECTIONS_SPARE;
 use crate::proto::dotnetify::context::HeaderPolicy;
+use crate::proto::http::ForwardedHeader;
 use core::time::Duration;
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -50,6 +51,8 @@ pub struct Config {
     pub token_key: Option<Secret>,
     /// Whose word about a client's address is believed.
     pub trusted_proxies: Vec<TrustedProxy>,
+    /// Where they say it, unless by PROXY protocol. Default `X-Forwarded-For`.
+    pub forwarded_header: ForwardedHeader,
     /// Every connection from a trusted proxy begins with a PROXY header. Only with trusted proxies.
     pub proxy_protocol: bool,
     pub hub_path: String,

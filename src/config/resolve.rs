@@ -9,6 +9,7 @@ use super::{
 };
 use crate::limits::*;
 use crate::proto::dotnetify::context::HeaderPolicy;
+use crate::proto::http::ForwardedHeader;
 use core::time::Duration;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
@@ -304,6 +305,10 @@ impl Draft {
             trusted_proxies: match &self.values[Key::TrustedProxies as usize] {
                 Some(Value::Proxies(proxies)) => proxies.clone(),
                 _ => Vec::new(),
+            },
+            forwarded_header: match self.text(Key::ForwardedHeader) {
+                Some("Forwarded") => ForwardedHeader::Forwarded,
+                _ => ForwardedHeader::XForwardedFor,
             },
             proxy_protocol: self.boolean(Key::ProxyProtocol, false),
             hub_path: text(Key::HubPath, "/dotnetify"),
@@ -676,6 +681,25 @@ mod tests {
     }
 
     #[test]
+    fn one_header_of_proxies_is_read_and_its_case_does_not_matter() {
+        let header = |said: &[(&str, &str)]| resolve("", said, app()).map(|resolved| resolved.config.forwarded_header);
+        assert_eq!(header(&[]), Ok(ForwardedHeader::XForwardedFor));
+        for (said, expected) in [
+            ("forwarded", ForwardedHeader::Forwarded),
+            ("Forwarded", ForwardedHeader::Forwarded),
+            ("x-forwarded-for", ForwardedHeader::XForwardedFor),
+            ("X-FORWARDED-FOR", ForwardedHeader::XForwardedFor),
+        ] {
+            assert_eq!(header(&[("SIGNALRING_FORWARDED_HEADER", said)]), Ok(expected), "{said}");
+        }
+        // Not a list: who reads both lets clients choose.
+        for wrong in ["X-Forwarded-For, Forwarded", "X-Real-IP", ""] {
+            let faults = header(&[("SIGNALRING_FORWARDED_HEADER", wrong)]).unwrap_err();
+            assert!(faults[0].contains("forwarded_header") || faults[0].contains("FORWARDED_HEADER"), "{faults:?}");
+        }
+    }
+
+    #[test]
     fn an_overridden_fault_is_still_a_fault() {
         let found = resolve("shards = 0\n", &[], app().with(Key::Shards, "2")).unwrap_err();
         assert_eq!(found, ["n.toml:1: shards: 0 is out of range; it takes 1 to 256"]);
@@ -776,9 +800,9 @@ mod tests {
             ),
             ("listen = []\n", "n.toml:1: listen: ", &["is empty"]),
             (
-                "[identity]\nsigning_key = \"0123456789abcdef\"\nrequired = \"request\"\n",
+                "[identity]\nsigning_key = \"0123456789abcde\"\nrequired = \"request\"\n",
                 "n.toml:2: identity.signing_key: ",
-                &["16 bytes", "32 bytes or more"],
+                &["15 bytes", "16 bytes or more"],
             ),
         ] {
             let found = resolve(&file.replace("PEM", PEM), &[], app()).unwrap_err();

@@ -13,6 +13,7 @@ pub enum Key {
     TokenKey,
     TokenKeyFile,
     TrustedProxies,
+    ForwardedHeader,
     ProxyProtocol,
     HubPath,
     AllowedOrigins,
@@ -160,7 +161,10 @@ settings! {
     TokenKeyFile, Top, "token_key_file", "TOKEN_KEY_FILE", "token-key-file", Kind::SecretFile { min: TOKEN_KEY_BYTES_MIN }, "none",
         "File with the token_key, in place of it";
     TrustedProxies, Top, "trusted_proxies", "TRUSTED_PROXIES", "trusted-proxy", Kind::Proxies, "none",
-        "Whose X-Forwarded-For, X-Forwarded-Proto, Forwarded and PROXY headers are believed; unix for those who connect over a Unix socket";
+        "Who is believed what it says of its clients' addresses, in the forwarded_header or a PROXY header; unix for those who connect over a Unix socket";
+    ForwardedHeader, Top, "forwarded_header", "FORWARDED_HEADER", "forwarded-header",
+        Kind::Choice(&["X-Forwarded-For", "Forwarded"]), "X-Forwarded-For",
+        "What trusted proxies write: X-Forwarded-For (with X-Forwarded-Proto) or Forwarded (RFC 7239); the other is not read, since a proxy that does not write it may pass on a client's own";
     ProxyProtocol, Top, "proxy_protocol", "PROXY_PROTOCOL", "proxy-protocol", Kind::Boolean, "false",
         "Whether every connection from a trusted proxy must begin with a PROXY header (version 1 or 2); needs trusted_proxies";
     HubPath, Top, "hub_path", "HUB_PATH", "hub-path", Kind::HubPath, "/dotnetify",
@@ -218,10 +222,10 @@ settings! {
         "PEM file with the certificate's private key";
     TlsMinimumVersion, Tls, "minimum_version", "TLS_MINIMUM_VERSION", "tls-minimum-version", Kind::Choice(&["1.2", "1.3"]), "1.2",
         "Oldest version of TLS that https listeners take";
-    SigningKey, Identity, "signing_key", "IDENTITY_SIGNING_KEY", "identity-signing-key", Kind::Secret { min: SIGNING_KEY_BYTES_MIN }, "none",
+    SigningKey, Identity, "signing_key", "IDENTITY_SIGNING_KEY", "identity-signing-key", Kind::Secret { min: TOKEN_SECRET_BYTES_MIN }, "none",
         "Key of users' tokens (JWT) signed with HS256; other users of the machine can read a command line, so prefer the environment variable or signing_key_file";
     SigningKeyFile, Identity, "signing_key_file", "IDENTITY_SIGNING_KEY_FILE", "identity-signing-key-file",
-        Kind::SecretFile { min: SIGNING_KEY_BYTES_MIN }, "none",
+        Kind::SecretFile { min: TOKEN_SECRET_BYTES_MIN }, "none",
         "File with the signing_key, in place of it";
     PublicKeyFile, Identity, "public_key_file", "IDENTITY_PUBLIC_KEY_FILE", "identity-public-key-file", Kind::Files, "none",
         "PEM file with the public key of users' tokens, or a list of such files";

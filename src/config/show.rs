@@ -59,6 +59,7 @@ impl Config {
             Key::TokenKey => secret(self.token_key.as_ref())?,
             Key::TokenKeyFile => secret_file(self.token_key.as_ref())?,
             Key::TrustedProxies => list(&self.trusted_proxies),
+            Key::ForwardedHeader => quoted(self.forwarded_header.name()),
             Key::ProxyProtocol => self.proxy_protocol.to_string(),
             Key::HubPath => quoted(&self.hub_path),
             Key::AllowedOrigins => list(&self.allowed_origins),

@@ -86,7 +86,11 @@ fn unready(state: &State) -> Option<String> {
     let down: Vec<u16> = (0..state.published.len() as u16)
         .filter(|shard| !lanes.iter().any(|lane| lane.shard == *shard && lane.state == LaneState::Up))
         .collect();
-    (!down.is_empty()).then(|| format!("no lane to the app server is up on shards {down:?}\n"))
+    let why = match &**state.trouble.borrow() {
+        "" => String::new(),
+        trouble => format!(": {trouble}"),
+    };
+    (!down.is_empty()).then(|| format!("no lane to the app server is up on shards {down:?}{why}\n"))
 }
 
 fn reply(status: u16, content_type: &str, text: &str, headers: &str, body: bool) -> String {

@@ -12,6 +12,7 @@ use crate::proto::signalr::negotiate::{NegotiateAnswer, parse_negotiate_answer};
 use crate::proto::signalr::record::find_separator;
 use crate::proto::ws::frame::write_frame;
 use crate::proto::ws::{Decoder, Event, Opcode, Role};
+use crate::session::lane::opcode;
 use crate::sys::socket;
 use crate::tls::Tls;
 use base64::Engine;
@@ -179,19 +180,12 @@ async fn shake_hands(stream: &mut Stream, input: &mut BytesMut, protocol: Protoc
     }
 }
 
-/// Frames of a lane are of its protocol's kind (reference section 11.1).
-fn opcode(protocol: Protocol) -> Opcode {
-    match protocol {
-        Protocol::Json => Opcode::Text,
-        Protocol::MessagePack => Opcode::Binary,
-    }
-}
-
 fn refused(protocol: Protocol, error: &str) -> String {
     // ASP.NET has JSON built in and MessagePack in a package of its own: "The protocol 'messagepack' is not supported."
     if protocol == Protocol::MessagePack && error.contains("not supported") {
-        return "the app server does not speak MessagePack: call AddMessagePackProtocol() there, or set use_message_pack = false"
-            .into();
+        return format!(
+            "the app server does not speak MessagePack ({error}): call AddMessagePackProtocol() there, or set use_message_pack = false"
+        );
     }
     format!("the app server refused the handshake: {error}")
 }

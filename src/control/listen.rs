@@ -1,6 +1,7 @@
 //! The listening sockets of a node: one for every shard and address.
 use super::in_words;
 use crate::config::{Config, ListenAddress};
+use crate::limits::LISTEN_PATIENCE_MS;
 use crate::shard::Listener;
 use crate::sys::socket;
 use rustls::ServerConfig;
@@ -12,6 +13,7 @@ use std::os::unix::fs::FileTypeExt;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 /// An address that is listened on, with its real port.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -65,7 +67,7 @@ pub(super) fn open(
 
 /// One socket a shard on the same address; the kernel spreads the connections.
 fn tcp(address: SocketAddr, shards: usize) -> io::Result<(Vec<TcpListener>, SocketAddr)> {
-    socket::probe_free(address)?;
+    patiently(|| socket::probe_free(address))?;
     let first = socket::listen(address)?;
     // Port 0 became a real one.
     let address = first.local_addr()?;
@@ -85,12 +87,25 @@ fn unix(path: &Path) -> io::Result<UnixListener> {
     if !std::fs::symlink_metadata(path)?.file_type().is_socket() {
         return Err(io::Error::new(io::ErrorKind::AlreadyExists, "there is a file of that name that is no socket"));
     }
-    match UnixStream::connect(path) {
-        Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
-            std::fs::remove_file(path)?;
-            UnixListener::bind(path)
-        }
+    patiently(|| match UnixStream::connect(path) {
+        Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => Ok(()),
         _ => Err(io::Error::new(io::ErrorKind::AddrInUse, "another process listens there")),
+    })?;
+    std::fs::remove_file(path)?;
+    UnixListener::bind(path)
+}
+
+/// Asks for a free address until it is: the kernel lets go of a killed node's ring, and of what it listens on, a moment after the
+/// process is gone.
+fn patiently(mut is_free: impl FnMut() -> io::Result<()>) -> io::Result<()> {
+    let until = Instant::now() + Duration::from_millis(LISTEN_PATIENCE_MS);
+    loop {
+        match is_free() {
+            Err(error) if error.kind() == io::ErrorKind::AddrInUse && Instant::now() < until => {
+                std::thread::sleep(Duration::from_millis(20));
+            }
+            result => return result,
+        }
     }
 }
 

@@ -1,6 +1,8 @@
-//! The control plane: starting and stopping a node, and one thread on tokio-uring that dials lanes and answers the admin endpoint.
+//! The control plane: starting and stopping a node, and one thread on tokio-uring that dials lanes, answers the admin endpoint, and reads
+//! certificates and keys again when they change.
 //!
-//! It carries no client's bytes. What it does for shards it hands over the bus: a connected socket, an order to stop.
+//! It carries no client's bytes. What it does for shards it hands over the bus: a connected socket, with its TLS if it has any, new keys,
+//! an order to stop.
 
 mod admin;
 mod backoff;
@@ -17,12 +19,12 @@ use crate::bus;
 use crate::config::{Config, Required, TrustedProxy};
 use crate::identity::Identity;
 use crate::ids::{LaneIndex, LaneKey, OriginKey, ShardId, base64url};
-use crate::limits::{POST_BODY_MESSAGES_MAX, STOP_GRACE_MS, STOP_MS};
+use crate::limits::{NODE_NAME_BYTES_MAX, POST_BODY_MESSAGES_MAX, STOP_GRACE_MS, STOP_MS};
 use crate::metrics::Published;
 use crate::proto::http::{HttpPolicy, OriginPolicy, Transports, Trusted};
 use crate::proto::signalr::Protocol;
 use crate::session::client::ClientSettings;
-use crate::session::token::{NODE_NAME_BYTES_MAX, TokenKey};
+use crate::session::token::TokenKey;
 use crate::shard::{self, Authentication, Settings, Shard};
 use crate::sys::ring::Ring;
 use crate::sys::{probe, socket};
@@ -231,7 +233,7 @@ fn shard_settings(
             },
             post_body_bytes_max: POST_BODY_MESSAGES_MAX as u64 * u64::from(config.hub.maximum_receive_message_size),
         },
-        trusted: trusted(&config.trusted_proxies),
+        trusted: trusted(config),
         proxy_protocol: config.proxy_protocol,
         authentication: config.identity.as_ref().zip(identity).map(|(settings, identity)| Authentication {
             identity: identity.clone(),
@@ -276,10 +278,15 @@ fn lane_protocol(config: &Config) -> Protocol {
     if config.upstream.use_message_pack { Protocol::MessagePack } else { Protocol::Json }
 }
 
-fn trusted(proxies: &[TrustedProxy]) -> Trusted {
+fn trusted(config: &Config) -> Trusted {
+    let proxies = &config.trusted_proxies;
     let networks = proxies.iter().filter_map(|proxy| match proxy {
         TrustedProxy::Network(network) => Some(*network),
         TrustedProxy::Unix => None,
     });
-    Trusted { networks: networks.collect(), unix: proxies.contains(&TrustedProxy::Unix) }
+    Trusted {
+        networks: networks.collect(),
+        unix: proxies.contains(&TrustedProxy::Unix),
+        header: config.forwarded_header,
+    }
 }

@@ -50,6 +50,8 @@ pub(super) struct Plane {
 pub(super) struct State {
     pub(super) published: Vec<Arc<Published>>,
     pub(super) lanes: RefCell<HashMap<LaneKey, LaneState>>,
+    /// Why a lane could not be dialled the last time one could not; empty once one could.
+    pub(super) trouble: RefCell<String>,
     pub(super) stopping: Cell<bool>,
 }
 
@@ -80,6 +82,7 @@ impl Plane {
         let state = Rc::new(State {
             published: shards.iter().map(|shard| shard.published.clone()).collect(),
             lanes: RefCell::default(),
+            trouble: RefCell::default(),
             stopping: Cell::new(false),
         });
         let upstream = Rc::new(Upstream { protocol: lane_protocol(&config), tls: lane_tls, config });
@@ -147,6 +150,7 @@ async fn keep_lane(
             Ok(dialled) => {
                 backoff.succeeded();
                 last_error.clear();
+                state.trouble.borrow_mut().clear();
                 let Ok(name) = random() else {
                     error!("the operating system gives no random numbers");
                     tokio::time::sleep(Duration::from_secs(1)).await;
@@ -166,6 +170,7 @@ async fn keep_lane(
             Err(error) => {
                 state.set(lane, LaneState::Waiting);
                 let wait = backoff.failed(jitter());
+                state.trouble.borrow_mut().clone_from(&error);
                 // Once per reason, not once per attempt.
                 if error != last_error {
                     warn!(%lane, upstream = %url.text, "cannot dial: {error}; trying again, at most every 10 s");

@@ -1,6 +1,6 @@
 //! Oracles for the byte-level codecs: PROXY headers, HTTP heads and WebSocket frames.
 use crate::limits::{HTTP_BODY_BYTES_MAX, HTTP_HEADERS_MAX, PROXY_HEADER_BYTES_MAX, PROXY_LINE_BYTES_MAX};
-use crate::proto::http::{self, HttpPolicy, OriginPolicy, PollReply, Transports};
+use crate::proto::http::{self, ForwardedHeader, HttpPolicy, OriginPolicy, PollReply, Transports};
 use crate::proto::proxy::{self, Addresses};
 use crate::proto::ws::{Decoder, Event, Opcode, Role, WsError, apply_mask, header};
 use core::net::IpAddr;
@@ -86,7 +86,7 @@ fn assert_reply_is_whole(head: &http::Head<'_>, offered: bool) {
         post_body_bytes_max: 2 * HTTP_BODY_BYTES_MAX,
     };
     let mut out = Vec::new();
-    let action = http::route(head, &policy, &mut out);
+    let action = http::route(head, &policy, None, &mut out);
     assert_eq!(matches!(action, http::Action::Replied { .. }), !out.is_empty());
     let kept = match action {
         http::Action::Replied { keep_alive, .. }
@@ -143,7 +143,32 @@ fn assert_reply_is_whole(head: &http::Head<'_>, offered: bool) {
         // An event stream has begun, and ends with its connection.
         None => assert!(matches!(reply.status, 101 | 204) && body.is_empty() || body == b":\r\n"),
     }
+    assert_schemes_are_kept_apart(head, &policy);
     assert_forwarded_is_sane(head);
+}
+
+/// To know the scheme of a request changes nothing for an origin of that scheme, and no other is the node's own.
+fn assert_schemes_are_kept_apart(head: &http::Head<'_>, policy: &HttpPolicy) {
+    let origin = head.header("origin").map(|origin| origin.to_ascii_lowercase());
+    let mut over_any = Vec::new();
+    let any = format!("{:?}", http::route(head, policy, None, &mut over_any));
+    for (https, scheme) in [(true, &b"https://"[..]), (false, b"http://")] {
+        let mut out = Vec::new();
+        let action = http::route(head, policy, Some(https), &mut out);
+        if origin.as_ref().is_none_or(|origin| origin.starts_with(scheme)) {
+            assert_eq!((format!("{action:?}"), out), (any.clone(), over_any.clone()));
+            continue;
+        }
+        match action {
+            http::Action::Replied { .. } => {}
+            http::Action::Negotiate { cors, .. }
+            | http::Action::Upgrade { cors, .. }
+            | http::Action::EventStream { cors, .. }
+            | http::Action::Poll { cors, .. }
+            | http::Action::Post { cors, .. }
+            | http::Action::Delete { cors, .. } => assert!(matches!(cors, http::Cors::Allow(_))),
+        }
+    }
 }
 
 /// No action is for an origin that is not allowed, and what is kept of the others says the same.
@@ -157,15 +182,16 @@ fn owned(cors: http::Cors<'_>) -> http::OwnedCors {
 fn assert_forwarded_is_sane(head: &http::Head<'_>) {
     let peer = IpAddr::from([127, 0, 0, 1]);
     let everybody: Vec<ipnet::IpNet> = vec!["0.0.0.0/0".parse().expect("a net"), "::/0".parse().expect("a net")];
-    let trusted = |networks, unix| http::Trusted { networks, unix };
-    assert_eq!(http::client_of(head, Some(peer), &trusted(vec![], true)), None);
-    assert_eq!(http::client_of(head, None, &trusted(everybody.clone(), false)), None);
-    let last = http::client_of(head, Some(peer), &trusted(vec![peer.into()], false));
-    let first = http::client_of(head, Some(peer), &trusted(everybody, false));
-    assert_eq!(last.is_some(), first.is_some());
-    assert!(first.is_none_or(|first| first.ip == first.ip.to_canonical()));
-    let says = |name| head.header(name).is_some();
-    assert!(first.is_none() || says("forwarded") || says("x-forwarded-for"));
+    for header in [ForwardedHeader::XForwardedFor, ForwardedHeader::Forwarded] {
+        let trusted = |networks, unix| http::Trusted { networks, unix, header };
+        assert_eq!(http::client_of(head, Some(peer), &trusted(vec![], true)), None);
+        assert_eq!(http::client_of(head, None, &trusted(everybody.clone(), false)), None);
+        let last = http::client_of(head, Some(peer), &trusted(vec![peer.into()], false));
+        let first = http::client_of(head, Some(peer), &trusted(everybody.clone(), false));
+        assert_eq!(last.is_some(), first.is_some());
+        assert!(first.is_none_or(|first| first.ip == first.ip.to_canonical()));
+        assert!(first.is_none() || head.header(header.name()).is_some(), "the other header is not read");
+    }
 }
 
 /// Any bytes as the beginning of a connection behind a load balancer: no prefix is understood differently from the whole, what is
@@ -458,6 +484,16 @@ mod tests {
         #[test]
         fn the_decoder_agrees_with_a_naive_reader_as_client(frames in proptest::collection::vec(frame(false), 0..8), seed: u8) {
             ws_decode(&[&[1, seed], &frames.concat()[..]].concat());
+        }
+
+        #[test]
+        fn origins_and_what_proxies_say_are_judged(
+            request in prop_oneof!["GET /hub\\?id=1", "POST /hub/negotiate", "OPTIONS /hub", "DELETE /hub\\?id=1"],
+            host in "(a|app\\.example\\.com)(:80|:443)?",
+            origin in "(Origin: (https?://(a|app\\.example\\.com)(:80|:443)?|null)\r\n)?",
+            said in "((X-Forwarded-For|Forwarded): (for=)?1\\.2\\.3\\.4\r\n){0,2}",
+        ) {
+            http_head(format!("{request} HTTP/1.1\r\nHost: {host}\r\n{origin}{said}\r\n").as_bytes());
         }
 
         #[test]

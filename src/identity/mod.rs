@@ -93,11 +93,6 @@ impl Identity {
         self.skipped
     }
 
-    /// How far clocks may differ.
-    pub fn skew_seconds(&self) -> u64 {
-        self.skew_seconds
-    }
-
     /// The user of a token: signed by one of the keys, and good at `now_unix_seconds` for one of the audiences.
     pub fn verify(&self, token: &str, now_unix_seconds: u64) -> Result<User, TokenFault> {
         let claims = self.signed_claims(token)?;

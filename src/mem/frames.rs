@@ -114,6 +114,15 @@ impl FramePool {
         FrameRef(frame.0)
     }
 
+    /// Lets go of memory that the frame does not need. For one that is kept: it may have come from the pool with the room of a frame
+    /// a thousand times its size.
+    pub fn tighten(&mut self, frame: &FrameRef) {
+        let bytes = &mut self.frames[frame.0 as usize].bytes;
+        if bytes.capacity() > 2 * bytes.len() {
+            bytes.shrink_to_fit();
+        }
+    }
+
     /// Gives a reference back.
     pub fn release(&mut self, frame: FrameRef) {
         self.unreference(frame.0);
@@ -368,6 +377,21 @@ mod tests {
         assert!(pool.create() == FrameRef(pool.frames.len() as u32 - 1) && pool.kept_bytes <= kept);
     }
 
+    #[test]
+    fn what_is_kept_takes_no_more_than_it_needs() {
+        let mut pool = FramePool::new();
+        let large = pool.create();
+        pool.bytes_mut(&large).resize(FRAME_KEPT_BYTES_MAX, 0);
+        pool.release(large);
+        let small = pool.create();
+        pool.bytes_mut(&small).extend_from_slice(b"small");
+        assert_eq!(pool.frames[0].bytes.capacity(), FRAME_KEPT_BYTES_MAX);
+        pool.tighten(&small);
+        assert!(pool.frames[0].bytes.capacity() < 64 && pool.bytes_mut(&small).as_slice() == b"small");
+        pool.release(small);
+        assert!(pool.kept_bytes < 64 && pool.live() == 0);
+    }
+
     /// What a queue must hold, and whether a part of it has been sent.
     #[derive(Clone, Default)]
     struct Model {
@@ -436,6 +460,7 @@ mod tests {
                         // As a stateful reconnect does: sent, and kept to be sent again.
                         let frame = pool.create();
                         pool.bytes_mut(&frame).extend_from_slice(&bytes);
+                        pool.tighten(&frame);
                         pool.share(&frame, &mut queues[queue]);
                         held.push((pool.another(&frame), bytes.clone()));
                         pool.release(frame);

@@ -193,8 +193,8 @@ table! {
     /// Rises and falls; set from what it measures.
     Gauge, GAUGES:
 
-    "clients", "Clients: connections that were upgraded", "" { Clients = "" }
-    "http_connections", "Connections that are not clients: before their upgrade, or after their end", "" { HttpConnections = "" }
+    "clients", "Clients, from the start of their transport to their end", "" { Clients = "" }
+    "http_connections", "Other connections: before a client begins on them, carrying one, or after its end", "" { HttpConnections = "" }
     "lanes", "Lanes by state; a lane that is down is being dialled", "state" { LanesUp = "up", LanesDown = "down" }
     "queued_messages", "Client messages waiting for a lane", "" { QueuedMessages = "" }
     "queued_bytes", "Bytes of client messages waiting for a lane", "" { QueuedBytes = "" }

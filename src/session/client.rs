@@ -85,8 +85,8 @@ enum Phase {
     Open {
         /// Our next ping.
         ping_due: Time,
-        /// Last message, once the first ping has armed the client timeout (reference 13.4).
-        heard: Option<Time>,
+        /// Last message, once the first ping has armed the client timeout (reference 13.4); never before that.
+        heard: Time,
     },
 }
 
@@ -144,7 +144,9 @@ impl ClientSession {
         }
         if let Phase::Open { ping_due, heard } = phase {
             *ping_due = now.after(settings.keep_alive);
-            *heard = heard.map(|_| now);
+            if *heard != Time::NEVER {
+                *heard = now;
+            }
         }
         let form = *form;
         env.out(|out| form.write(out, |out| encode::sequence(form.protocol, sequence, out)));
@@ -259,7 +261,7 @@ impl ClientSession {
             // Polls keep themselves alive: neither side pings, nobody times anybody out (reference 9.3).
             Phase::Open { .. } if form.transport == Transport::LongPolling => Ok(Time::NEVER),
             Phase::Open { ping_due, heard } => {
-                let silent_at = heard.map_or(Time::NEVER, |heard| heard.after(settings.client_timeout));
+                let silent_at = heard.after(settings.client_timeout);
                 if now >= silent_at {
                     return Err(End::ClientTimeout);
                 }
@@ -315,7 +317,7 @@ impl State {
         let form = self.form;
         env.out(|out| form.write(out, handshake::write_accept));
         env.note(Note::HandshakeDone(request.protocol));
-        self.phase = Phase::Open { ping_due: now.after(settings.keep_alive), heard: None };
+        self.phase = Phase::Open { ping_due: now.after(settings.keep_alive), heard: Time::NEVER };
         self.hurried = true;
         if request.version < handshake::STATEFUL_RECONNECT_VERSION {
             // Negotiated, but the protocol has no word for it (reference 11.3).
@@ -334,9 +336,9 @@ impl State {
         let protocol = self.form.protocol;
         let message = signalr::parse(protocol, record).map_err(End::Message)?;
         if let Phase::Open { heard, .. } = &mut self.phase
-            && (heard.is_some() || message.kind == Kind::Ping)
+            && (*heard != Time::NEVER || message.kind == Kind::Ping)
         {
-            *heard = Some(now);
+            *heard = now;
         }
         if let Some(inbound) = &mut self.inbound
             && message.kind.is_counted()

@@ -296,4 +296,13 @@ mod tests {
             }
         }
     }
+
+    #[test]
+    fn a_missing_token_is_told_as_an_app_server_would() {
+        for refusal in Refusal::ALL {
+            let is_unauthorized = refusal.exception_type() == "UnauthorizedAccessException";
+            assert_eq!(is_unauthorized, refusal == Refusal::Unauthorized);
+            assert!(is_unauthorized || refusal.exception_type() == "ForwardingException");
+        }
+    }
 }

@@ -107,6 +107,7 @@ impl Outbound {
     /// until the peer has acknowledged those, too; returns how many were.
     pub fn keep(&mut self, frame: &FrameRef, frames: &mut FramePool, bytes_max: usize) -> u32 {
         self.kept_bytes += frames.len_of(frame);
+        frames.tighten(frame);
         self.kept.push_back(frames.another(frame));
         let mut forgotten = 0;
         while self.kept_bytes > bytes_max {

@@ -8,6 +8,7 @@
 //! connection id 16 | shard 1 | flags 1 | expiry in unix seconds 8 | HMAC-SHA256 of name and everything before, cut to 16
 //! ```
 use crate::ids::ShardId;
+use crate::limits::NODE_NAME_BYTES_MAX;
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use hmac::{Hmac, KeyInit, Mac};
@@ -16,8 +17,6 @@ use sha2::Sha256;
 /// How long a token may be used to connect. A client connects right after negotiating; ASP.NET keeps an unused connection for 15 s.
 /// Longer here, because the clocks of two nodes may differ and nothing is held for it.
 pub const TOKEN_SECONDS: u64 = 60;
-/// Longest name of a node.
-pub const NODE_NAME_BYTES_MAX: usize = 16;
 
 const SIGNED: usize = 26;
 const BYTES: usize = SIGNED + 16;

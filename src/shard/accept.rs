@@ -40,6 +40,15 @@ enum Served {
     Incomplete { body_bytes: u64 },
 }
 
+/// A request as it is served.
+struct Asked<'a, 'h> {
+    head: &'a Head<'h>,
+    /// What followed the head.
+    rest: &'a [u8],
+    /// Where it came from, if a proxy is trusted to say so.
+    client: Option<http::Forwarded>,
+}
+
 /// An answer to be sent.
 struct Reply {
     bytes: Vec<u8>,
@@ -127,7 +136,8 @@ impl<I: Io> Shard<I> {
         self.io.prepare_client(fd, self.settings.send_buffer_bytes);
         let until = now.after(self.settings.request_head_timeout);
         let mut http = HttpStage::new(Peer { local, remote, is_unix }, until);
-        http.proxied = self.settings.proxy_protocol;
+        // Whoever is no proxy of ours comes directly, and would be a client that makes up an address.
+        http.proxied = self.settings.proxy_protocol && self.settings.trusted.admits((!is_unix).then_some(remote.ip()));
         self.add_connection(now, fd, secure, http);
     }
 
@@ -174,16 +184,14 @@ impl<I: Io> Shard<I> {
     /// The beginning of a connection from a load balancer that says whose it is (PROXY protocol). What follows its header is the
     /// client's.
     pub(super) fn on_proxy_header(&mut self, now: Time, key: SlotKey, mut input: Input<'_>) {
-        let Shard { io, conns, pool, settings, .. } = self;
+        let Shard { io, conns, pool, .. } = self;
         let Some(Conn { stage: Stage::Http(http), .. }) = conns.get_mut(key) else { return };
         if http.buffer.capacity() == 0 {
             http.buffer = pool.take();
         }
         http.buffer.extend_from_slice(input.bytes(io));
-        let peer = (!http.peer.is_unix).then_some(http.peer.remote.ip());
-        let header =
-            if settings.trusted.admits(peer) { proxy::parse(&http.buffer) } else { Err(proxy::ProxyError::Missing) };
-        match header {
+        let peer = http.peer;
+        match proxy::parse(&http.buffer) {
             Ok(None) => {}
             Ok(Some((used, addresses))) => {
                 http.proxied = false;
@@ -199,10 +207,8 @@ impl<I: Io> Shard<I> {
             Err(fault) => {
                 self.metrics.add(Counter::refusal(HttpError::ProxyProtocol.label()), 1);
                 if let Some(suppressed) = self.quiet.proxy.admit(now) {
-                    let peer = peer.map_or("a Unix socket".to_string(), |peer| peer.to_string());
-                    warn!(
-                        "a connection from {peer} is dropped: its PROXY header is wrong ({fault:?}), or it is not in `trusted_proxies`{suppressed}"
-                    );
+                    let peer = peer.remote.ip();
+                    warn!(%peer, "a connection of a trusted proxy is dropped, it does not begin with a PROXY header ({fault:?}){suppressed}");
                 }
                 self.connection_ends(now, key, End::PeerGone);
             }
@@ -231,7 +237,6 @@ impl<I: Io> Shard<I> {
 
     /// Answers every whole request in the buffer.
     pub(super) fn serve_requests(&mut self, now: Time, key: SlotKey) {
-        let mut served = false;
         loop {
             let Some(Conn { socket, stage: Stage::Http(http) }) = self.conns.get_mut(key) else { return };
             if socket.life != Life::Open || http.parked.is_some() || http.buffer.len() < http.wanted {
@@ -251,14 +256,7 @@ impl<I: Io> Shard<I> {
             }
             let head_bytes = match http::head_end(&http.buffer, &mut http.scanned) {
                 Ok(Some(end)) => end,
-                Ok(None) => {
-                    if served {
-                        // The beginning of the next request came with the last one: its time runs from now, not idly.
-                        http.until = now.after(self.settings.request_head_timeout);
-                        self.wheel.set(key.slot, http.until);
-                    }
-                    return;
-                }
+                Ok(None) => return self.request_begins(now, key),
                 Err(error) => return self.refuse_request(now, key, error, Cors::None),
             };
             http.scanned = 0;
@@ -268,21 +266,28 @@ impl<I: Io> Shard<I> {
             if let Some(Conn { stage: Stage::Http(http), .. }) = self.conns.get_mut(key) {
                 http.buffer = buffer;
                 match outcome {
-                    // What follows the head: the body, the next request.
+                    // What follows the head: the body, the next request. A poll that had to wait stops the loop above.
                     Served::Another | Served::Done => drop(http.buffer.drain(..head_bytes)),
                     Served::Incomplete { body_bytes } => {
                         http.wanted = head_bytes + body_bytes as usize;
-                        return;
+                        return self.request_begins(now, key);
                     }
                     Served::Elsewhere(shard) => return self.begin_leaving(now, key, shard),
                 }
             } else {
                 self.pool.give(buffer);
             }
-            if !matches!(outcome, Served::Another) {
-                return;
-            }
-            served = true;
+        }
+    }
+
+    /// A part of a request is there. If it came behind another one, its time runs from now, and not as long as a connection may idle.
+    fn request_begins(&mut self, now: Time, key: SlotKey) {
+        let until = now.after(self.settings.request_head_timeout);
+        if let Some(Conn { stage: Stage::Http(http), .. }) = self.conns.get_mut(key)
+            && until < http.until
+        {
+            http.until = until;
+            self.wheel.set(key.slot, until);
         }
     }
 
@@ -296,8 +301,10 @@ impl<I: Io> Shard<I> {
             }
         };
         let mut reply = Reply { bytes: self.pool.take(), keep_alive: false };
-        let action = http::route(&head, &self.settings.http, &mut reply.bytes);
-        let outcome = self.act(now, key, &head, action, &buffer[head_bytes..], &mut reply);
+        let (client, https) = self.came_from(key, &head);
+        let action = http::route(&head, &self.settings.http, https, &mut reply.bytes);
+        let asked = Asked { head: &head, rest: &buffer[head_bytes..], client };
+        let outcome = self.act(now, key, asked, action, &mut reply);
         if !matches!(outcome, Ok(Served::Incomplete { .. } | Served::Elsewhere(_))) {
             self.metrics.add(Counter::HttpRequests, 1);
         }
@@ -323,19 +330,32 @@ impl<I: Io> Shard<I> {
         }
     }
 
+    /// Who a request's client is behind trusted proxies, and whether it came over TLS, where that is known.
+    fn came_from(&self, key: SlotKey, head: &Head<'_>) -> (Option<http::Forwarded>, Option<bool>) {
+        let Some(Conn { socket, stage: Stage::Http(http) }) = self.conns.get(key) else { return (None, None) };
+        let peer = (!http.peer.is_unix).then_some(http.peer.remote.ip());
+        let client = http::client_of(head, peer, &self.settings.trusted);
+        let https = if socket.secure.is_some() { Some(true) } else { client.and_then(|client| client.https) };
+        (client, https)
+    }
+
     fn act<'h>(
         &mut self,
         now: Time,
         key: SlotKey,
-        head: &Head<'h>,
+        asked: Asked<'_, 'h>,
         action: Action<'h>,
-        rest: &[u8],
         reply: &mut Reply,
     ) -> Result<Served, Refused<'h>> {
+        let Asked { head, rest, client } = asked;
         let out = &mut reply.bytes;
         let (id, cors, keep_alive) = match &action {
-            Action::Replied { keep_alive, refused } => {
+            Action::Replied { keep_alive, refused, cors } => {
                 if let Some(error) = refused {
+                    if error.is_of_hub() && head.method != "OPTIONS" {
+                        let refused = |error| Refused { error, cors: *cors, keep_alive: *keep_alive };
+                        self.authenticate(head).map_err(refused).inspect_err(|_| out.clear())?;
+                    }
                     self.metrics.add(Counter::refusal(error.label()), 1);
                     if *error == HttpError::OriginForbidden {
                         self.warn_origin(now, head);
@@ -353,24 +373,25 @@ impl<I: Io> Shard<I> {
             Action::Post { id, cors, keep_alive, .. } => (Some(*id), *cors, *keep_alive),
         };
         let refused = |error| Refused { error, cors, keep_alive };
-        let token = match id {
-            None => None,
-            Some(id) => {
-                let opened = self.settings.tokens.open(id, self.unix_seconds());
-                let opened = opened.ok_or(refused(HttpError::UnknownConnection))?;
-                let owner = self.owner_of(&opened);
-                if owner != self.settings.shard {
-                    return Ok(Served::Elsewhere(owner));
-                }
-                Some(opened)
+        let token = id.map(|id| self.settings.tokens.open(id, self.unix_seconds()));
+        if let Some(Some(opened)) = &token {
+            let owner = self.owner_of(opened);
+            if owner != self.settings.shard {
+                return Ok(Served::Elsewhere(owner));
             }
-        };
-        if let Action::Post { body_bytes, .. } = action
-            && (rest.len() as u64) < body_bytes
+        }
+        // A body is only waited for where somebody may take it.
+        if let (Action::Post { body_bytes, .. }, Some(Some(_))) = (&action, &token)
+            && (rest.len() as u64) < *body_bytes
         {
+            let body_bytes = *body_bytes;
             return Ok(Served::Incomplete { body_bytes });
         }
         let authenticated = self.authenticate(head).map_err(refused)?;
+        let token = match token {
+            Some(None) => return Err(refused(HttpError::UnknownConnection)),
+            token => token.flatten(),
+        };
         match action {
             Action::Replied { .. } => unreachable!("answered above"),
             Action::Negotiate { version, stateful_reconnect, .. } => {
@@ -388,17 +409,17 @@ impl<I: Io> Shard<I> {
                 self.metrics.add(Counter::Negotiations, 1);
             }
             Action::Upgrade { accept, .. } => {
-                let who = Begun { key, head, authenticated, cors };
+                let who = Begun { key, head, client, authenticated, cors };
                 self.on_upgrade(now, who, &accept, token, rest).map_err(refused)?;
                 return Ok(Served::Done);
             }
             Action::EventStream { .. } => {
-                let who = Begun { key, head, authenticated, cors };
+                let who = Begun { key, head, client, authenticated, cors };
                 self.on_event_stream(now, who, token.expect("it has an id")).map_err(refused)?;
                 return Ok(Served::Done);
             }
             Action::Poll { .. } => {
-                let who = Begun { key, head, authenticated, cors };
+                let who = Begun { key, head, client, authenticated, cors };
                 match self.on_poll(now, who, token.expect("it has an id"), keep_alive).map_err(refused)? {
                     Some(answer) => http::poll_reply(answer, cors, keep_alive, out),
                     None => return Ok(Served::Done),
@@ -465,13 +486,16 @@ impl<I: Io> Shard<I> {
     pub(super) fn on_connection_time(&mut self, now: Time, key: SlotKey) {
         let Some(conn) = self.conns.get_mut(key) else { return };
         match (conn.socket.life, &conn.stage) {
-            (Life::Open, Stage::Http(http)) if now < http.until => self.wheel.set(key.slot, http.until),
+            (Life::Open | Life::Leaving, Stage::Http(http)) if now < http.until => {
+                self.wheel.set(key.slot, http.until);
+            }
             (Life::Open, Stage::Http(http)) if !http.buffer.is_empty() && !http.proxied => {
                 self.refuse_request(now, key, HttpError::HeadTimeout, Cors::None);
             }
             (Life::Open, Stage::Client(_)) => self.on_client_time(now, key),
             (Life::Open, Stage::Carrier(_)) => {}
-            (Life::Open, &Stage::LastPolls(id)) => self.remove_carried(key, id),
+            (Life::Open, &Stage::LastPolls(_, until)) if now < until => self.wheel.set(key.slot, until),
+            (Life::Open, &Stage::LastPolls(id, _)) => self.remove_carried(key, id),
             // An idle HTTP connection; or a peer that does not close its side in time.
             _ => {
                 conn.socket.end(&mut self.io, &mut self.frames, &mut self.metrics);
@@ -486,7 +510,7 @@ impl<I: Io> Shard<I> {
         match &mut conn.stage {
             Stage::Client(_) => return self.client_ends(now, key, end),
             &mut Stage::Carrier(client) => return self.carrier_ends(now, key, client, end),
-            &mut Stage::LastPolls(id) => return self.remove_carried(key, id),
+            &mut Stage::LastPolls(id, _) => return self.remove_carried(key, id),
             Stage::Http(http) => {
                 self.pool.give(core::mem::take(&mut http.buffer));
                 if let Some(parked) = http.parked.take() {
@@ -496,6 +520,13 @@ impl<I: Io> Shard<I> {
             Stage::Over => {}
         }
         let Some(conn) = self.conns.get_mut(key) else { return };
+        // The answer to its last request has still to leave: at our end, and where the peer has shut only its side.
+        let has_answer =
+            matches!(conn.stage, Stage::Http(_)) && conn.socket.life == Life::Open && conn.socket.has_unsent();
+        if has_answer && matches!(end, End::Stopping | End::PeerGone) {
+            conn.socket.drain(&mut self.io);
+            return self.wheel.set(key.slot, linger_until(now));
+        }
         conn.socket.end(&mut self.io, &mut self.frames, &mut self.metrics);
         self.join(now, key);
     }

@@ -46,10 +46,7 @@ impl Authentication {
                     claims.iter().map(|(name, value)| (format!("claim:{name}"), value.as_str())).collect();
                 let pairs: Vec<(&str, &str)> = named.iter().map(|(name, value)| (name.as_str(), *value)).collect();
                 let items = context::prepare_items(lanes, &pairs);
-                // A token that is taken in spite of its age is good for as long as that is tolerated: closing at once would only make
-                // its client come back with it.
-                let expires = expires_unix_seconds
-                    .map(|at| if at > now_unix_seconds { at } else { at.saturating_add(self.identity.skew_seconds()) });
+                let expires = expires_unix_seconds;
                 Some(Box::new(User { id, expires, items, is_connections }))
             }
             Err(fault) => {

@@ -29,6 +29,8 @@ pub(super) struct Begun<'a, 'h> {
     /// The connection it came on.
     pub(super) key: SlotKey,
     pub(super) head: &'a Head<'h>,
+    /// Where it came from, if a proxy is trusted to say so.
+    pub(super) client: Option<http::Forwarded>,
     pub(super) authenticated: Option<Box<User>>,
     pub(super) cors: Cors<'h>,
 }
@@ -128,7 +130,15 @@ impl<I: Io> Shard<I> {
         self.check_unused(&token)?;
         let client = self.begin(now, &begun, Transport::ServerSentEvents, connection)?;
         self.carry(begun.key, client, |out| http::event_stream_reply(begun.cors, out));
+        self.early_body(now, client, &connection);
         Ok(())
+    }
+
+    /// What the client POSTed before it had a transport.
+    fn early_body(&mut self, now: Time, client: SlotKey, connection: &ConnectionId) {
+        if let Some(body) = self.connections.take_early(now, connection) {
+            self.on_client_body(now, client, &body);
+        }
     }
 
     /// A poll: answered at once, or (None) when there is something to say.
@@ -140,8 +150,12 @@ impl<I: Io> Shard<I> {
         keep_alive: bool,
     ) -> Result<Option<PollReply>, HttpError> {
         let connection = token.token.connection;
+        // Its answer comes later, from elsewhere: what is a body must not be taken for the next request then.
+        if let Some(Conn { stage: Stage::Http(http), .. }) = self.conns.get_mut(begun.key) {
+            http.body_left = begun.head.content_length;
+        }
         if let Found::Held(left) = self.connections.find(&connection)
-            && let Some(Conn { socket, stage: Stage::LastPolls(_) }) = self.conns.get_mut(left)
+            && let Some(Conn { socket, stage: Stage::LastPolls(..) }) = self.conns.get_mut(left)
         {
             if socket.queue.is_empty() {
                 self.remove_carried(left, connection);
@@ -154,6 +168,7 @@ impl<I: Io> Shard<I> {
             self.check_unused(&token)?;
             let client = self.begin(now, &begun, Transport::LongPolling, connection)?;
             self.no_carrier(now, client);
+            self.early_body(now, client, &connection);
             return Ok(Some(PollReply::First));
         };
         if owner.transport != Transport::LongPolling {
@@ -185,7 +200,8 @@ impl<I: Io> Shard<I> {
             self.pumped.push(owner.key);
             self.pump();
         } else {
-            self.wheel.set(owner.key.slot, until);
+            // Never later than what else is due: who polls all the time would put off its handshake's end, or its token's.
+            self.wheel.set_no_later(owner.key.slot, until);
         }
         Ok(None)
     }
@@ -199,6 +215,12 @@ impl<I: Io> Shard<I> {
     ) -> Result<(), HttpError> {
         let connection = token.token.connection;
         let Some(owner) = self.owner(&connection) else {
+            if self.check_unused(&token).is_ok() {
+                let until = now.after(self.settings.disconnect_timeout);
+                let bytes_max = self.settings.http.post_body_bytes_max as usize;
+                let kept = self.connections.keep_early(now, until, connection, body, bytes_max);
+                return if kept { Ok(()) } else { Err(HttpError::Overloaded) };
+            }
             return Err(match self.connections.find(&connection) {
                 Found::Used(key) if matches!(self.conns.get(key), Some(Conn { stage: Stage::Client(_), .. })) => {
                     HttpError::PostToWebSocket
@@ -370,7 +392,7 @@ impl<I: Io> Shard<I> {
         if let Some(Conn { stage: Stage::Client(Client { carried: Some(carried), .. }), .. }) = conns.get_mut(client) {
             carried.carrier = None;
             carried.until = until;
-            wheel.set(client.slot, until);
+            wheel.set_no_later(client.slot, until);
         }
     }
 
@@ -411,9 +433,10 @@ impl<I: Io> Shard<I> {
     pub(super) fn end_poll(&mut self, now: Time, key: SlotKey, answer: PollReply) {
         let Some(Conn { stage: Stage::Http(http), .. }) = self.conns.get_mut(key) else { return };
         let Some(Parked { cors, keep_alive, .. }) = http.parked.take() else { return };
+        let body_left = http.body_left;
         let mut reply = self.pool.take();
         http::poll_reply(answer, cors.as_cors(), keep_alive, &mut reply);
-        self.send_reply(now, key, &reply, keep_alive, 0);
+        self.send_reply(now, key, &reply, keep_alive, body_left);
         self.pool.give(reply);
         self.serve_later(key);
     }
@@ -435,16 +458,18 @@ impl<I: Io> Shard<I> {
             None => return,
         };
         let Shard { conns, frames, .. } = self;
-        if let Some(Conn { socket, .. }) = conns.get_mut(key)
+        let mut body_left = 0;
+        if let Some(Conn { socket, stage: Stage::Http(http) }) = conns.get_mut(key)
             && socket.life == Life::Open
         {
+            body_left = http.body_left;
             frames.append(&mut socket.queue, |out| out.extend_from_slice(&reply));
             frames.splice(&mut queue, &mut socket.queue);
         }
         frames.clear(&mut queue);
         self.pool.give(reply);
         // Nothing more, but its state and deadline.
-        self.send_reply(now, key, b"", keep_alive, 0);
+        self.send_reply(now, key, b"", keep_alive, body_left);
         self.serve_later(key);
     }
 
@@ -461,9 +486,9 @@ impl<I: Io> Shard<I> {
         let (transport, Some(carried)) = (state.session.form().transport, &state.carried) else { return };
         let Some(carrier) = carried.carrier else {
             match transport {
-                // It waits for the next poll, up to the bound that every client has.
+                // It waits for the next poll, up to the bound that every client has; there, too, one large message alone is no fault.
                 Transport::LongPolling => {
-                    if socket.queue.bytes() > self.settings.send_queue_bytes_max {
+                    if self.frames.bytes_behind_head(&socket.queue) > self.settings.send_queue_bytes_max {
                         self.ending.push((client, End::SlowClient));
                     }
                 }
@@ -532,8 +557,9 @@ impl<I: Io> Shard<I> {
                 }
                 // The next poll fetches the last words, or learns by a 204 that there are no more.
                 if let Some(conn) = self.conns.get_mut(client) {
-                    conn.stage = Stage::LastPolls(id);
-                    self.wheel.set(client.slot, now.after(self.settings.disconnect_timeout));
+                    let until = now.after(self.settings.disconnect_timeout);
+                    conn.stage = Stage::LastPolls(id, until);
+                    self.wheel.set(client.slot, until);
                 }
             }
             (_, Some(carrier)) => {
@@ -546,8 +572,9 @@ impl<I: Io> Shard<I> {
                     *stage = Stage::Over;
                     if told && socket.life == Life::Open {
                         frames.splice(&mut queue, &mut socket.queue);
-                        socket.mark(dirty);
                         socket.drain(io);
+                        // Behind it: there may be nothing to say but TLS's goodbye.
+                        socket.mark(dirty);
                         wheel.set(carrier.slot, linger_until(now));
                     } else {
                         socket.end(io, frames, metrics);

@@ -6,7 +6,7 @@ use super::socket::{Carried, Client, Conn, Input, Life, Socket, Stage, User, lin
 use crate::ids::{Address, SlotKey, Time};
 use crate::limits::CONTEXT_BYTES_MAX;
 use crate::metrics::Counter;
-use crate::proto::dotnetify::context::{self, Items, Peer, Prepared};
+use crate::proto::dotnetify::context::{self, Items, Peer, Prepared, Tail};
 use crate::proto::dotnetify::request::{Call, Request};
 use crate::proto::http;
 use crate::proto::signalr::Protocol;
@@ -25,7 +25,7 @@ pub(super) struct ClientSide<'a> {
     pub(super) lane: &'a mut Lane,
     pub(super) forwarded: &'a mut bool,
     pub(super) origin: crate::ids::OriginId,
-    pub(super) context: [&'a [u8]; 2],
+    pub(super) context: Tail<'a>,
     pub(super) user: &'a mut Option<Box<User>>,
     pub(super) as_user: &'a mut Memberships,
     pub(super) carried: Option<&'a mut Carried>,
@@ -164,7 +164,7 @@ macro_rules! with_client {
                     lane: &mut lanes[lane.0 as usize],
                     forwarded,
                     origin: *origin,
-                    context: [connection, headers],
+                    context: $crate::proto::dotnetify::context::Tail::Client { connection, headers },
                     user,
                     as_user,
                     carried: carried.as_deref_mut(),
@@ -204,8 +204,7 @@ impl<I: Io> Shard<I> {
         let Some(Conn { stage: Stage::Http(http), .. }) = conns.get(begun.key) else { return };
         let peer = http.peer;
         let (local, mut remote) = ((peer.local.ip(), peer.local.port()), (peer.remote.ip(), peer.remote.port()));
-        // Who it is behind the proxies that are trusted to say so.
-        if let Some(client) = http::client_of(begun.head, (!peer.is_unix).then_some(remote.0), &settings.trusted) {
+        if let Some(client) = begun.client {
             remote = (client.ip, client.port);
         }
         // The HTTP connection's own name; Kestrel's look like this, too.
@@ -422,11 +421,13 @@ impl<I: Io> Shard<I> {
             self.io.cancel(super::accept::accept_token(index));
             self.io.shutdown(std::os::fd::AsRawFd::as_raw_fd(&listener.socket));
         }
-        // Clients first: what carries them is needed for their last words.
+        // Clients first: what carries them is needed for their last words. Who is on the way out already is left alone.
         for is_client in [true, false] {
             for slot in 0..self.conns.slots() {
                 let Some(key) = self.conns.key_at(slot) else { continue };
-                if is_client == matches!(self.conns.get(key), Some(Conn { stage: Stage::Client(_), .. })) {
+                let Some(conn) = self.conns.get(key) else { continue };
+                let is_open = matches!(conn.socket.life, Life::Open | Life::Leaving);
+                if is_open && is_client == matches!(conn.stage, Stage::Client(_)) {
                     self.connection_ends(now, key, End::Stopping);
                 }
             }

@@ -1,6 +1,6 @@
 //! Which connection ids are in use: where their clients are, and which tokens have been used up.
 use crate::ids::{SlotKey, Time};
-use crate::limits::USED_TOKENS_MAX;
+use crate::limits::{EARLY_BODIES_BYTES_MAX, USED_TOKENS_MAX};
 use crate::session::token::{ConnectionId, TOKEN_SECONDS};
 use core::time::Duration;
 use std::collections::{HashMap, VecDeque};
@@ -23,6 +23,9 @@ pub(super) struct Connections {
     used: HashMap<ConnectionId, SlotKey>,
     /// Oldest first.
     forget: VecDeque<(Time, ConnectionId)>,
+    /// What was POSTed before its connection had a transport, until when that may wait; oldest first. Few clients do that.
+    early: VecDeque<(Time, ConnectionId, Vec<u8>)>,
+    early_bytes: usize,
 }
 
 impl Connections {
@@ -47,6 +50,42 @@ impl Connections {
         self.used.insert(id, key);
     }
 
+    /// Keeps the body of a POST that came before the transport was started (reference 1.2). False: there is no room.
+    pub(super) fn keep_early(
+        &mut self,
+        now: Time,
+        until: Time,
+        id: ConnectionId,
+        body: &[u8],
+        bytes_max: usize,
+    ) -> bool {
+        while let Some((expires, _, body)) = self.early.front()
+            && *expires <= now
+        {
+            self.early_bytes -= body.len();
+            self.early.pop_front();
+        }
+        let known = self.early.iter_mut().find(|(_, other, _)| *other == id);
+        let kept = known.as_ref().map_or(0, |(_, _, kept)| kept.len());
+        if kept + body.len() > bytes_max || self.early_bytes + body.len() > EARLY_BODIES_BYTES_MAX {
+            return false;
+        }
+        self.early_bytes += body.len();
+        match known {
+            Some((_, _, kept)) => kept.extend_from_slice(body),
+            None => self.early.push_back((until, id, body.to_vec())),
+        }
+        true
+    }
+
+    /// What came before the transport that starts now.
+    pub(super) fn take_early(&mut self, now: Time, id: &ConnectionId) -> Option<Vec<u8>> {
+        let at = self.early.iter().position(|(_, other, _)| other == id)?;
+        let (until, _, body) = self.early.remove(at)?;
+        self.early_bytes -= body.len();
+        (now < until).then_some(body)
+    }
+
     pub(super) fn hold(&mut self, id: ConnectionId, key: SlotKey) {
         self.held.insert(id, key);
     }
@@ -59,6 +98,25 @@ impl Connections {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn early_bodies_wait_for_their_transport_within_bounds() {
+        let at = Time::from_millis;
+        let mut connections = Connections::default();
+        assert!(connections.keep_early(at(0), at(1000), [1; 16], b"one", 10));
+        assert!(connections.keep_early(at(0), at(1000), [2; 16], b"other", 10));
+        assert!(connections.keep_early(at(1), at(2000), [1; 16], b"two", 10));
+        assert!(!connections.keep_early(at(2), at(2000), [1; 16], b"three", 10), "over the bound of one");
+        assert_eq!(connections.take_early(at(3), &[1; 16]).as_deref(), Some(&b"onetwo"[..]));
+        assert_eq!(connections.take_early(at(3), &[1; 16]), None);
+        assert_eq!(connections.take_early(at(1000), &[2; 16]), None, "too late");
+        assert_eq!(connections.early_bytes, 0);
+        let much = vec![0; EARLY_BODIES_BYTES_MAX];
+        assert!(connections.keep_early(at(5), at(6), [3; 16], &much, usize::MAX));
+        assert!(!connections.keep_early(at(5), at(6), [4; 16], b"x", 10), "over the bound of all");
+        assert!(connections.keep_early(at(6), at(7), [4; 16], b"x", 10), "what was too old is gone");
+        assert_eq!(connections.early_bytes, 1);
+    }
 
     #[test]
     fn a_token_is_remembered_as_long_as_it_is_good_and_no_more_than_the_bound() {

@@ -13,14 +13,16 @@ use std::os::fd::IntoRawFd;
 impl<I: Io> Shard<I> {
     /// Calls the kernel's operations on the socket back; `leave` goes on when they are over.
     pub(super) fn begin_leaving(&mut self, now: Time, key: SlotKey, to: ShardId) {
-        let Shard { conns, io, wheel, .. } = self;
+        let Shard { conns, io, wheel, settings, .. } = self;
         let Some(Conn { socket, stage: Stage::Http(http) }) = conns.get_mut(key) else { return };
         http.leaving_to = Some(to);
         socket.life = Life::Leaving;
         if socket.ops.has(Ops::READABLE) {
             io.cancel(Token { op: Op::Readable, key });
         }
-        wheel.clear(key.slot);
+        // A peer that does not read what was said to it would stay for ever: nothing else watches it now.
+        http.until = now.after(settings.request_head_timeout);
+        wheel.set(key.slot, http.until);
         self.leave(now, key);
     }
 

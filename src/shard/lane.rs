@@ -9,7 +9,7 @@ use crate::limits::*;
 use crate::mem::frames::FramePool;
 use crate::mem::slab::Slab;
 use crate::metrics::{Counter, Histogram, ShardMetrics};
-use crate::proto::dotnetify::context::{Context, Items, minimal_tail};
+use crate::proto::dotnetify::context::{Context, Items, Tail};
 use crate::proto::dotnetify::forward::{self, Forward};
 use crate::proto::dotnetify::request::{Call, Request};
 use crate::proto::ws::frame::write_frame;
@@ -99,7 +99,7 @@ pub(super) struct From<'a> {
 #[derive(Clone, Copy)]
 pub(super) struct Shown<'a> {
     /// The constant part of its context.
-    pub(super) context: [&'a [u8]; 2],
+    pub(super) context: Tail<'a>,
     /// Members of the metadata beside the context.
     pub(super) items: Items<'a>,
 }
@@ -278,8 +278,7 @@ impl Lane {
         {
             if let Some(origin) = self.notices.pop_front() {
                 // Cannot be too large: the minimal context has a few dozen bytes.
-                let shown =
-                    Shown { context: [minimal_tail(gate.settings.lane_protocol), b""], items: Items::default() };
+                let shown = Shown { context: Tail::Unknown, items: Items::default() };
                 let _ = self.write(&Forward::Disconnected, &origin, shown, gate);
                 continue;
             }
@@ -292,8 +291,7 @@ impl Lane {
             gate.metrics.observe_us(Histogram::QueueWait, now.since(waiting.since).as_micros() as u64);
             let forward = Forward::Vm { call: waiting.call, vm_id: waiting.vm_id(), argument: waiting.argument() };
             let origin = client.origin;
-            let shown =
-                Shown { context: [&client.connection, &client.headers], items: items_of(client.user.as_deref()) };
+            let shown = Shown { context: client.context(), items: items_of(client.user.as_deref()) };
             match self.write(&forward, &origin, shown, gate) {
                 Ok(()) => client.forwarded = true,
                 Err(refusal) => refuse(&waiting, refusal, socket, client, gate),

@@ -1,8 +1,16 @@
-//! One core: its ring, listener, clients and lanes, in one loop (`turn`). Nothing here is shared with another thread except
-//! the bus and the published metrics.
+//! One core: its ring, listeners, clients and lanes, in one loop (`turn`). Nothing here is shared with another thread except the bus, the
+//! published metrics, and the configurations of TLS.
 //!
 //! A turn is: completions -> timers -> orders from the bus -> lanes -> sends. Handlers never touch the kernel directly: they queue
 //! bytes and mark the socket dirty, and all sends of the turn leave in batches at its end.
+//!
+//! ```text
+//! accept        connections and their requests, until one begins a client      handover      to the shard that owns what they ask for
+//! client        clients: requests, deadlines, ends                             carried       ... whose socket comes and goes
+//! connections   which connection ids are in use                                authenticate  who a request comes from
+//! lane          the way to the app server, and what waits in front of it       delivery      the way back
+//! socket        lives of sockets, what is in flight for them                   secure        TLS between a socket and the rest
+//! ```
 
 mod accept;
 mod authenticate;
@@ -67,7 +75,7 @@ pub struct Settings {
     pub client: ClientSettings,
     /// Whose word on the real client is taken.
     pub trusted: Trusted,
-    /// Every connection begins with a PROXY header of one of them.
+    /// Every connection of one of them begins with a PROXY header.
     pub proxy_protocol: bool,
     pub authentication: Option<Authentication>,
     /// Bytes kept for a client's stateful reconnect; None: not offered.
@@ -179,11 +187,14 @@ impl Random {
 #[derive(Default)]
 pub(crate) struct WallClock {
     last: u64,
+    /// As the system says it, set back or not: tokens of others are measured by it.
+    wall: u64,
 }
 
 impl WallClock {
     /// Once a turn.
     pub(crate) fn set(&mut self, ticks: u64) {
+        self.wall = ticks;
         self.last = self.last.max(ticks);
     }
     pub(crate) fn next(&mut self) -> u64 {
@@ -191,7 +202,7 @@ impl WallClock {
         self.last
     }
     pub(crate) fn unix_seconds(&self) -> u64 {
-        self.last / 10_000_000
+        self.wall / 10_000_000
     }
 }
 
@@ -246,6 +257,8 @@ impl<I: Io> Shard<I> {
         let token = turn::own_token(crate::sys::Op::Doorbell);
         let bell = shard.orders.bell().fd();
         shard.io.arm_readable(bell, token);
+        // Whoever looks before the first turn sees a shard whose lanes are down, not one without lanes.
+        shard.publish();
         shard
     }
 
@@ -280,6 +293,15 @@ mod tests {
     use crate::proto::dotnetify::request::RequestError;
     use crate::proto::http::HttpError;
     use crate::session::fault::{self, Refusal};
+
+    #[test]
+    fn time_stamps_only_grow_but_seconds_follow_a_clock_that_is_set_back() {
+        let mut clock = WallClock::default();
+        clock.set(50_000_000);
+        assert_eq!((clock.next(), clock.next()), (50_000_001, 50_000_002));
+        clock.set(20_000_000);
+        assert_eq!((clock.next(), clock.unix_seconds()), (50_000_003, 2));
+    }
 
     /// `session` and `proto` know no metrics: their reasons and the table of names meet here.
     #[test]

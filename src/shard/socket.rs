@@ -11,6 +11,7 @@ use crate::ids::{LaneIndex, OriginId, ShardId, SlotKey, Time};
 use crate::limits::LINGER_MS;
 use crate::mem::frames::{FramePool, SendQueue};
 use crate::metrics::{Counter, ShardMetrics};
+use crate::proto::dotnetify::context::Tail;
 use crate::proto::http::OwnedCors;
 use crate::session::client::ClientSession;
 use crate::session::groups::Memberships;
@@ -159,7 +160,10 @@ impl Socket {
 
     /// Is there anything that has not left yet?
     pub(super) fn has_unsent(&self) -> bool {
-        !self.queue.is_empty() || self.secure.as_ref().is_some_and(|secure| !secure.sealed.is_empty())
+        let secure = self.secure.as_ref();
+        !self.queue.is_empty()
+            || secure
+                .is_some_and(|secure| !secure.sealed.is_empty() || self.life == Life::Draining && secure.owes_goodbye())
     }
 
     /// What goes to the kernel next.
@@ -230,8 +234,8 @@ pub(super) enum Stage {
     Client(Client),
     /// The socket of a client that has a place of its own.
     Carrier(SlotKey),
-    /// A polling client that has ended; what it has not fetched waits for its last polls.
-    LastPolls(ConnectionId),
+    /// A polling client that has ended; what it has not fetched waits for its last polls, until then.
+    LastPolls(ConnectionId, Time),
     /// Only the socket is left.
     Over,
 }
@@ -288,13 +292,19 @@ pub(super) struct Client {
     pub(super) memberships: Memberships,
     /// Among the lane's users, where it has a user id.
     pub(super) as_user: Memberships,
-    /// The constant part of its context, ready to be copied into each message: of its own connection ...
+    /// The constant part of its context: values of its own connection ...
     pub(super) connection: Box<[u8]>,
-    /// ... and of its headers, which other clients may have alike.
+    /// ... and its headers, ready to be copied into each message, which other clients may have alike.
     pub(super) headers: Rc<[u8]>,
     pub(super) user: Option<Box<User>>,
     /// What it has because it may change its socket; None for a plain WebSocket, which lives and ends with its own.
     pub(super) carried: Option<Box<Carried>>,
+}
+
+impl Client {
+    pub(super) fn context(&self) -> Tail<'_> {
+        Tail::Client { connection: &self.connection, headers: &self.headers }
+    }
 }
 
 /// Who a client is, from a verified token.

@@ -166,8 +166,9 @@ impl<I: Io> Shard<I> {
     }
 
     fn receive(&mut self, key: SlotKey) {
+        // What one on its way to another shard has to say may wait for it in the kernel: it goes when no receive is in flight.
         if let Some((socket, io)) = self.socket_and_io(key)
-            && socket.life != Life::Ending
+            && !matches!(socket.life, Life::Ending | Life::Leaving)
         {
             socket.receive(io, group_of(key));
         }
@@ -213,7 +214,7 @@ impl<I: Io> Shard<I> {
             Some(Stage::Http(_)) => self.on_http_bytes(now, key, input),
             Some(Stage::Client(_)) => self.on_client_bytes(now, key, input),
             Some(&Stage::Carrier(client)) => self.on_carrier_bytes(now, client, input),
-            Some(Stage::LastPolls(_) | Stage::Over) | None => {}
+            Some(Stage::LastPolls(..) | Stage::Over) | None => {}
         }
     }
 
@@ -259,18 +260,14 @@ impl<I: Io> Shard<I> {
     /// Sends everything queued in this turn, in batches.
     fn flush(&mut self) {
         while !self.dirty.is_empty() {
-            if self.settings.has_tls {
-                self.seal_dirty();
-            }
+            while self.settings.has_tls && self.seal_dirty() {}
             self.sending.clear();
             self.short.clear();
             let Shard { io, conns, lanes, frames, dirty, sending, short, ending, pumped, settings, .. } = self;
             let frames = &*frames;
             io.send_batch(
                 |batch| {
-                    while sending.len() < SEND_BATCH
-                        && let Some(key) = dirty.pop()
-                    {
+                    for key in dirty.drain(dirty.len().saturating_sub(SEND_BATCH)..).rev() {
                         let Some(socket) = socket_of(conns, lanes, key) else { continue };
                         socket.dirty = false;
                         if !socket.has_fd() {
@@ -342,6 +339,10 @@ impl<I: Io> Shard<I> {
                     // The peer's end may have been there before ours: it does not become readable twice.
                     socket.receive(io, group_of(*key));
                 }
+                if socket.life == Life::Leaving {
+                    // Perhaps that was all it waited for.
+                    self.join(now, *key);
+                }
             }
         }
         debug_assert!(reported.peek().is_none(), "every short send belongs to an attempt of the batch");
@@ -383,7 +384,7 @@ impl<I: Io> Shard<I> {
         }
     }
 
-    fn publish(&mut self) {
+    pub(super) fn publish(&mut self) {
         let (mut clients, mut waiting, mut bytes, mut notices, mut groups, mut up) = (0, 0, 0, 0, 0, 0);
         for lane in &self.lanes {
             clients += u64::from(lane.clients);

@@ -2,11 +2,12 @@
 // polling to the node that their token names. And the client's address behind it, by PROXY protocol and by X-Forwarded-For.
 
 import assert from "node:assert/strict";
+import net from "node:net";
 import { after, afterEach, before, describe, test } from "node:test";
 import { HAProxy } from "./lib/haproxy.mjs";
 import { nameOf, ROWS, walk } from "./lib/matrix.mjs";
 import { Poller, request } from "./lib/polling.mjs";
-import { App, Node } from "./lib/processes.mjs";
+import { App, Node, within } from "./lib/processes.mjs";
 import { Raw } from "./lib/signalr.mjs";
 
 /** Where the client connects from, so that it can be told from the balancer. */
@@ -119,8 +120,14 @@ ${servers(nodes, "")}
 
   for (const [frontend, how] of [["proxy2", "PROXY protocol"], ["forwarded", "X-Forwarded-For"]]) {
     test(`the app server sees the client's address: ${how}, WebSocket`, async () => {
-      // Both nodes, with and without what a client might pretend.
-      for (const headers of [{}, {}, { "X-Forwarded-For": "192.0.2.1" }, { "X-Forwarded-For": "192.0.2.1, 127.0.0.1" }]) {
+      // Both nodes, with and without what a client might pretend. HAProxy passes a client's Forwarded on as it came.
+      for (const headers of [
+        {},
+        {},
+        { "X-Forwarded-For": "192.0.2.1" },
+        { "X-Forwarded-For": "192.0.2.1, 127.0.0.1" },
+        { Forwarded: "for=192.0.2.1" },
+      ]) {
         const raw = await Raw.connect(urlOf(frontend), { localAddress: CLIENT, headers });
         open.push(raw);
         raw.send({ type: 1, target: "Request_VM", arguments: ["HelloWorldVM", { $vmArg: { TickInterval: 0 } }] });
@@ -145,16 +152,22 @@ ${servers(nodes, "")}
 
   test("whoever is not a trusted proxy is not believed", async () => {
     const headers = { "X-Forwarded-For": "192.0.2.1", Forwarded: "for=192.0.2.1" };
-    for (const node of [nodes[0], proxied[0]]) {
-      const raw = await Raw.connect(node.url, { localAddress: "127.0.0.3", headers });
-      open.push(raw);
-      raw.send({ type: 1, target: "Request_VM", arguments: ["HelloWorldVM", { $vmArg: { TickInterval: 0 } }] });
-      await raw.value("HelloWorldVM", "FullName");
-      const [context] = await app.contexts();
-      assert.equal(context.HttpConnection.RemoteIpAddressString, "127.0.0.3");
-      raw.stop();
-      await app.empty();
-    }
+    const raw = await Raw.connect(nodes[0].url, { localAddress: "127.0.0.3", headers });
+    open.push(raw);
+    raw.send({ type: 1, target: "Request_VM", arguments: ["HelloWorldVM", { $vmArg: { TickInterval: 0 } }] });
+    await raw.value("HelloWorldVM", "FullName");
+    const [context] = await app.contexts();
+    assert.equal(context.HttpConnection.RemoteIpAddressString, "127.0.0.3");
+    raw.stop();
+
+    // A PROXY header of its own gets it nothing at all.
+    const socket = net.connect({ port: proxied[0].port, host: "127.0.0.1", localAddress: "127.0.0.3" });
+    let answer = "";
+    socket.setEncoding("latin1").on("data", (text) => (answer += text)).on("error", () => {});
+    const ended = new Promise((done) => socket.once("close", done));
+    socket.write("PROXY TCP4 192.0.2.1 127.0.0.1 1000 80\r\nPOST /dotnetify/negotiate HTTP/1.1\r\nHost: x\r\nContent-Length: 0\r\n\r\n");
+    await within("the connection to be closed", ended);
+    assert.doesNotMatch(answer, /^HTTP\/1\.1 200/);
   });
 
   test("a trusted proxy that sends no PROXY header where one is due is not served", async () => {

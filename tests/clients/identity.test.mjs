@@ -92,6 +92,9 @@ describe("identity", () => {
       unsigned: token("", { sub: "eve", aud: AUDIENCE }, { alg: "none" }).replace(/[^.]*$/, ""),
     };
     const { url } = nodes[0];
+    const good = { Authorization: `Bearer ${of("ada")}` };
+    const started = await fetch(`${url}/dotnetify/negotiate?negotiateVersion=1`, { method: "POST", headers: good });
+    const { connectionToken } = await started.json();
     for (const [why, text] of Object.entries(bad)) {
       const headers = text === undefined ? {} : { Authorization: `Bearer ${text}` };
       const negotiated = await fetch(`${url}/dotnetify/negotiate?negotiateVersion=1`, { method: "POST", headers });
@@ -99,10 +102,10 @@ describe("identity", () => {
       assert.match(negotiated.headers.get("www-authenticate") ?? "", /^Bearer/, why);
 
       await assert.rejects(Raw.open(url, { headers }), /401/, `WebSocket, ${why}`);
-      const query = text === undefined ? "" : `?access_token=${encodeURIComponent(text)}`;
-      for (const accept of ["text/event-stream", "*/*"]) {
-        const answer = await fetch(`${url}/dotnetify${query}`, { headers: { Accept: accept } });
-        assert.equal(answer.status, 401, `${accept}, ${why}`);
+      // Somebody else's connection token does not help: every request is asked who it is.
+      for (const [method, accept] of [["GET", "text/event-stream"], ["GET", "*/*"], ["POST", "*/*"], ["DELETE", "*/*"]]) {
+        const answer = await fetch(`${url}/dotnetify?id=${connectionToken}`, { method, headers: { ...headers, Accept: accept } });
+        assert.equal(answer.status, 401, `${method} ${accept}, ${why}`);
       }
       const factory = text === undefined ? {} : { accessTokenFactory: () => text };
       await assert.rejects(Client.connect(url, factory), /401|Unauthorized/, `npm client, ${why}`);

@@ -100,6 +100,13 @@ describe("TLS towards clients", () => {
     assert.match(stranger.output, /fetch failed|certificate/);
   });
 
+  test("pages of the node's own name may connect if they came over TLS as well", async (t) => {
+    const page = (scheme) => ({ ca, headers: { Origin: `${scheme}://127.0.0.1:${node.port}` } });
+    const raw = await Raw.connect(node.url, page("https"));
+    t.after(() => raw.stop());
+    await assert.rejects(Raw.open(node.url, page("http")), /403/);
+  });
+
   test("a new certificate is served after SIGHUP, and nobody is disconnected", async (t) => {
     const raw = await Raw.connect(node.url, { ca });
     t.after(() => raw.stop());

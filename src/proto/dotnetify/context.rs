@@ -19,7 +19,6 @@ use alloc::borrow::Cow;
 use alloc::boxed::Box;
 use alloc::string::String;
 use alloc::vec::Vec;
-use core::fmt::Write as _;
 use core::net::IpAddr;
 
 /// What is known of a client when it connects.
@@ -60,40 +59,44 @@ impl HeaderPolicy {
     }
 }
 
-/// The constant tail of a context, escaped for its lane's protocol, in two pieces: many clients of one page send the same headers, so
-/// whoever keeps contexts can keep the second piece once.
+/// The constant tail of a context in two pieces. Many clients of one page send the same headers, so whoever keeps contexts can keep
+/// the second piece once; of the first only the values are kept, because each client has its own.
 pub struct Prepared {
-    /// `"HttpConnection":{..}`.
+    /// What `HttpConnection` says: connection id, local and remote address, local and remote port, with spaces between.
     pub connection: Box<[u8]>,
-    /// `,"HttpRequestHeaders":{..},"Items":{}}`, to the closing brace.
+    /// `,"HttpRequestHeaders":{..},"Items":{}}`, to the closing brace, escaped for the lane's protocol.
     pub headers: Box<[u8]>,
 }
 
 impl Prepared {
-    pub fn pieces(&self) -> [&[u8]; 2] {
-        [&self.connection, &self.headers]
+    pub fn tail(&self) -> Tail<'_> {
+        Tail::Client { connection: &self.connection, headers: &self.headers }
     }
 }
 
-/// Prepares what does not change during a client's life.
+/// What follows the connection id.
+#[derive(Clone, Copy, Debug)]
+pub enum Tail<'a> {
+    /// As `Prepared` has it.
+    Client { connection: &'a [u8], headers: &'a [u8] },
+    /// Nothing but the id is known, or needed (disconnects of a lost lane, contract 6.4).
+    Unknown,
+}
+
+const VALUES: usize = 5;
+
+/// Prepares what does not change during a client's life. The connection id must be plain: no space, nothing to escape.
 pub fn prepare(protocol: Protocol, peer: &Peer<'_>) -> Prepared {
-    let mut connection = String::new();
-    connection.push_str("\"HttpConnection\":{\"ConnectionId\":");
-    push_string(peer.connection_id, &mut connection);
+    debug_assert!(peer.connection_id.bytes().all(|byte| byte.is_ascii_graphic() && !b"\"\\'&+<>`".contains(&byte)));
     let (local, remote) = (peer.local, peer.remote);
-    let written = write!(
-        connection,
-        ",\"LocalIpAddressString\":\"{}\",\"RemoteIpAddressString\":\"{}\",\"LocalPort\":{},\"RemotePort\":{}}}",
-        local.0, remote.0, local.1, remote.1
-    );
-    debug_assert!(written.is_ok(), "writing to a String does not fail");
+    let connection = alloc::format!("{} {} {} {} {}", peer.connection_id, local.0, remote.0, local.1, remote.1);
     let mut headers = String::new();
     headers.push_str(",\"HttpRequestHeaders\":{\"AllHeaders\":{");
     push_headers(peer.headers, &mut headers);
     headers.push_str("},\"UserAgent\":");
     push_user_agent(peer.headers, &mut headers);
     headers.push_str("},\"Items\":{}}");
-    Prepared { connection: embed(protocol, connection), headers: embed(protocol, headers) }
+    Prepared { connection: connection.into_bytes().into_boxed_slice(), headers: embed(protocol, headers) }
 }
 
 /// Members of the metadata beside the context, as the lane's protocol writes them; none by default.
@@ -147,8 +150,7 @@ pub struct Context<'a> {
     pub ticks: u64,
     /// Origin id.
     pub connection_id: &'a [u8],
-    /// From `prepare`, or `minimal_tail` and nothing where the client is gone.
-    pub tail: [&'a [u8]; 2],
+    pub tail: Tail<'a>,
     /// Stand beside the context, not in it.
     pub items: Items<'a>,
 }
@@ -166,27 +168,33 @@ pub fn write(protocol: Protocol, context: &Context<'_>, out: &mut impl bytes::Bu
     out.put_slice(connection_id);
     out.put_slice(context.connection_id);
     out.put_slice(tail);
-    out.put_slice(context.tail[0]);
-    out.put_slice(context.tail[1]);
+    let (of_client, unknown) = tail_literals(protocol);
+    match context.tail {
+        Tail::Unknown => out.put_slice(unknown),
+        Tail::Client { connection, headers } => {
+            for (literal, value) in of_client.iter().zip(connection.split(|byte| *byte == b' ')) {
+                out.put_slice(literal);
+                out.put_slice(value);
+            }
+            out.put_u8(b'}');
+            out.put_slice(headers);
+        }
+    }
 }
 
 /// How many bytes `write` appends. MessagePack says a string's length before the string.
 pub fn written_len(protocol: Protocol, context: &Context<'_>) -> usize {
     let literals: usize = literals(protocol).iter().map(|literal| literal.len()).sum();
-    literals
-        + context.hub_id.len()
-        + TIMESTAMP_BYTES
-        + context.connection_id.len()
-        + context.tail[0].len()
-        + context.tail[1].len()
-}
-
-/// Tail of a context of which only the id is known (disconnects of a lost lane, contract 6.4): `"Items":{}}`.
-pub fn minimal_tail(protocol: Protocol) -> &'static [u8] {
-    match protocol {
-        Protocol::Json => b"\\\"Items\\\":{}}",
-        Protocol::MessagePack => b"\"Items\":{}}",
-    }
+    let (of_client, unknown) = tail_literals(protocol);
+    let tail = match context.tail {
+        Tail::Unknown => unknown.len(),
+        Tail::Client { connection, headers } => {
+            let literals: usize = of_client.iter().map(|literal| literal.len()).sum();
+            // The spaces between the values are not written, the brace behind them is.
+            literals + connection.len() - (VALUES - 1) + 1 + headers.len()
+        }
+    };
+    literals + context.hub_id.len() + TIMESTAMP_BYTES + context.connection_id.len() + tail
 }
 
 /// Length of what `write_timestamp` appends.
@@ -209,6 +217,32 @@ fn literals(protocol: Protocol) -> [&'static [u8]; 4] {
             [b"{\\\"HubId\\\":\\\"", b"\\\",\\\"TimeStamp\\\":\\\"", b"\\\",\\\"ConnectionId\\\":\\\"", b"\\\","]
         }
         Protocol::MessagePack => [b"{\"HubId\":\"", b"\",\"TimeStamp\":\"", b"\",\"ConnectionId\":\"", b"\","],
+    }
+}
+
+/// What stands before each value of `HttpConnection`, and the whole of an unknown tail.
+fn tail_literals(protocol: Protocol) -> ([&'static [u8]; VALUES], &'static [u8]) {
+    match protocol {
+        Protocol::Json => (
+            [
+                b"\\\"HttpConnection\\\":{\\\"ConnectionId\\\":\\\"",
+                b"\\\",\\\"LocalIpAddressString\\\":\\\"",
+                b"\\\",\\\"RemoteIpAddressString\\\":\\\"",
+                b"\\\",\\\"LocalPort\\\":",
+                b",\\\"RemotePort\\\":",
+            ],
+            b"\\\"Items\\\":{}}",
+        ),
+        Protocol::MessagePack => (
+            [
+                b"\"HttpConnection\":{\"ConnectionId\":\"",
+                b"\",\"LocalIpAddressString\":\"",
+                b"\",\"RemoteIpAddressString\":\"",
+                b"\",\"LocalPort\":",
+                b",\"RemotePort\":",
+            ],
+            b"\"Items\":{}}",
+        ),
     }
 }
 

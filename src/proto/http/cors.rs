@@ -10,8 +10,9 @@ use super::{Head, HttpError, HttpPolicy};
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct OriginPolicy {
     /// Exact origins, e.g. `https://app.example.com` (scheme, host, port; compared case-insensitively). Empty: same-origin
-    /// and no-origin requests only. A request without Origin is always let through; so is one whose Origin's host:port equals Host:
-    /// a load balancer in front has to pass Host on, or the site's own origin belongs on this list.
+    /// and no-origin requests only. A request without Origin is always let through; so is one whose Origin's host:port equals Host,
+    /// and its scheme that of the request where that is known: a load balancer in front has to pass Host on, or the site's own
+    /// origin belongs on this list.
     pub allowed: Vec<String>,
 }
 
@@ -39,8 +40,8 @@ impl OwnedCors {
 
 impl<'h> Cors<'h> {
     /// Judges a request. WebSockets know no CORS, so this check is all that stands between a hub that trusts cookies and
-    /// a page of somebody else's (RFC 6455 §10.2).
-    pub(super) fn of(head: &Head<'h>, policy: &HttpPolicy) -> Cors<'h> {
+    /// a page of somebody else's (RFC 6455 §10.2). `https` as for [`super::route`].
+    pub(super) fn of(head: &Head<'h>, policy: &HttpPolicy, https: Option<bool>) -> Cors<'h> {
         let origin = match head.single("origin") {
             Ok(None) => return Cors::None,
             Ok(Some(origin)) => origin,
@@ -52,7 +53,7 @@ impl<'h> Cors<'h> {
             return Cors::Forbidden;
         }
         let host = head.header("host").and_then(|host| core::str::from_utf8(host).ok());
-        if host.is_some_and(|host| is_same_origin(origin, host)) {
+        if host.is_some_and(|host| is_same_origin(origin, host, https)) {
             return Cors::None;
         }
         let origin_elided = without_default_port(origin);
@@ -107,14 +108,18 @@ pub(super) fn preflight(head: &Head<'_>, cors: Cors<'_>, out: &mut Vec<u8>) -> R
     Ok(())
 }
 
-/// Does the origin's authority equal Host, both without the scheme's default port? The scheme itself cannot be compared:
-/// TLS ends at the load balancer. `null` has no authority and is never the same.
-fn is_same_origin(origin: &str, host: &str) -> bool {
-    let (authority, port) = match (without_prefix(origin, "http://"), without_prefix(origin, "https://")) {
-        (Some(authority), _) => (authority, ":80"),
-        (_, Some(authority)) => (authority, ":443"),
+/// Does the origin's authority equal Host, both without the scheme's default port, and its scheme that of the request
+/// (RFC 6454 §5)? A scheme that nobody knows cannot be compared: TLS may have ended at a load balancer that does not say so. `null`
+/// has no authority and is never the same.
+fn is_same_origin(origin: &str, host: &str, https: Option<bool>) -> bool {
+    let (is_https, authority, port) = match (without_prefix(origin, "http://"), without_prefix(origin, "https://")) {
+        (Some(authority), _) => (false, authority, ":80"),
+        (_, Some(authority)) => (true, authority, ":443"),
         _ => return false,
     };
+    if https.is_some_and(|https| https != is_https) {
+        return false;
+    }
     let elided = |text| str::strip_suffix(text, port).unwrap_or(text);
     !authority.is_empty() && elided(authority).eq_ignore_ascii_case(elided(host))
 }
@@ -156,7 +161,7 @@ mod tests {
             ("http://a:5000", "a:5000"),
             ("https://[::1]:8443", "[::1]:8443"),
         ] {
-            assert!(is_same_origin(origin, host), "{origin} {host}");
+            assert!(is_same_origin(origin, host, None), "{origin} {host}");
         }
         for (origin, host) in [
             ("null", "null"),
@@ -169,7 +174,26 @@ mod tests {
             ("http://", ""),
             ("a", "a"),
         ] {
-            assert!(!is_same_origin(origin, host), "{origin} {host}");
+            for https in [None, Some(true), Some(false)] {
+                assert!(!is_same_origin(origin, host, https), "{origin} {host} {https:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_scheme_that_is_known_is_compared() {
+        for (https, origin, host) in [
+            (true, "https://a", "a"),
+            (true, "HTTPS://a:443", "a"),
+            (true, "https://a", "a:443"),
+            (true, "https://a:80", "a:80"),
+            (false, "http://a", "a"),
+            (false, "http://a:80", "a"),
+            (false, "http://a", "a:80"),
+            (false, "http://a:443", "a:443"),
+        ] {
+            assert!(is_same_origin(origin, host, Some(https)), "{origin} {host}");
+            assert!(!is_same_origin(origin, host, Some(!https)), "{origin} {host}");
         }
     }
 
@@ -181,11 +205,12 @@ mod tests {
             transports: Transports { web_sockets: true, server_sent_events: true, long_polling: true },
             post_body_bytes_max: 0,
         };
-        let judge = |headers: &str| {
+        let judge_over = |https, headers: &str| {
             let text = std::format!("GET /hub HTTP/1.1\r\nHost: proxy\r\n{headers}\r\n");
             let head = super::super::parse_head(text.as_bytes()).ok().unwrap();
-            std::format!("{:?}", Cors::of(&head, &policy))
+            std::format!("{:?}", Cors::of(&head, &policy, https))
         };
+        let judge = |headers: &str| judge_over(None, headers);
         assert_eq!(judge(""), "None");
         assert_eq!(judge("Origin: https://proxy\r\n"), "None");
         assert_eq!(judge("Origin: https://app.example.com\r\n"), r#"Allow("https://app.example.com")"#);
@@ -204,5 +229,13 @@ mod tests {
             assert_eq!(judge(&std::format!("Origin: {forbidden}\r\n")), "Forbidden", "{forbidden:?}");
         }
         assert_eq!(judge("Origin: https://proxy\r\nOrigin: https://app.example.com\r\n"), "Forbidden", "two");
+        // Of the other scheme the node's own name is another origin, which may stand on the list; the list has schemes of its own.
+        assert_eq!(judge_over(Some(true), "Origin: https://proxy\r\n"), "None");
+        assert_eq!(judge_over(Some(true), "Origin: http://proxy\r\n"), "Forbidden");
+        assert_eq!(judge_over(Some(false), "Origin: https://proxy\r\n"), "Forbidden");
+        assert_eq!(judge_over(Some(true), "Origin: http://b:8080\r\n"), r#"Allow("http://b:8080")"#);
+        for https in [None, Some(true), Some(false)] {
+            assert_eq!(judge_over(https, ""), "None", "{https:?}");
+        }
     }
 }

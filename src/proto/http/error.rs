@@ -79,6 +79,21 @@ impl HttpError {
         HttpError::Overloaded,
     ];
 
+    /// Does it say something of the hub, which only those learn who may use it? In ASP.NET authentication stands before the hub, and
+    /// behind routing and CORS.
+    pub fn is_of_hub(self) -> bool {
+        matches!(
+            self,
+            HttpError::MethodNotAllowed
+                | HttpError::IdRequired
+                | HttpError::WebSocketsNotSupported
+                | HttpError::ServerSentEventsNotSupported
+                | HttpError::LongPollingNotSupported
+                | HttpError::UpgradeMalformed
+                | HttpError::WebSocketVersion
+        )
+    }
+
     pub fn status(self) -> u16 {
         match self {
             HttpError::Malformed

@@ -1,4 +1,7 @@
-//! Who a client behind proxies is: `Forwarded` (RFC 7239), or `X-Forwarded-For` with `X-Forwarded-Proto`.
+//! Who a client behind proxies is: `X-Forwarded-For` with `X-Forwarded-Proto`, or `Forwarded` (RFC 7239).
+//!
+//! Only the one is read that the proxies write. Most proxies write one and pass the other on as it came, so that whoever reads both
+//! lets clients choose their own address (RFC 7239 §8.1).
 //!
 //! Every proxy writes the address of its own peer behind what it received. So a list is read from the right: the last entry is the
 //! word of our peer, the one before it the word of whoever the last entry names, and so on for as long as the speaker is trusted. What
@@ -17,6 +20,27 @@ pub struct Trusted {
     pub networks: Vec<IpNet>,
     /// Peers on a Unix socket.
     pub unix: bool,
+    /// What all of them write.
+    pub header: ForwardedHeader,
+}
+
+/// The header in which proxies say who their peer is. The other one is not read.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum ForwardedHeader {
+    /// The scheme is in `X-Forwarded-Proto`.
+    #[default]
+    XForwardedFor,
+    /// RFC 7239; the scheme is its `proto=`.
+    Forwarded,
+}
+
+impl ForwardedHeader {
+    pub fn name(self) -> &'static str {
+        match self {
+            ForwardedHeader::XForwardedFor => "X-Forwarded-For",
+            ForwardedHeader::Forwarded => "Forwarded",
+        }
+    }
 }
 
 /// Where a request came from before it came to the first trusted proxy.
@@ -33,9 +57,6 @@ pub struct Forwarded {
 /// The client of a request, as trusted proxies tell it. `None`: the peer is the client as far as anybody knows. `peer` is `None` on a
 /// Unix socket.
 ///
-/// `Forwarded` wins over `X-Forwarded-*`: where it is present, the other is not read. A proxy that speaks only `X-Forwarded-For` has to
-/// remove a `Forwarded` that it receives, or clients choose their own address (RFC 7239 §8.1).
-///
 /// The walk from the right passes trusted addresses and stops at the first that is not, which is the client. What is no address
 /// (`unknown`, `_hidden`, garbage) ends it as well; then the last good address is taken.
 ///
@@ -46,7 +67,7 @@ pub fn client_of(head: &Head<'_>, peer: Option<IpAddr>, trusted: &Trusted) -> Op
         return None;
     }
     let list = |name| from_right(head.values(name));
-    if head.header("forwarded").is_some() {
+    if trusted.header == ForwardedHeader::Forwarded {
         return trusted.walk(list("forwarded").map(element)).map(|(_, client)| client);
     }
     let hops = list("x-forwarded-for").map(|node| {
@@ -174,12 +195,19 @@ mod tests {
 
     fn trusted() -> Trusted {
         let networks = ["10.0.0.0/8", "127.0.0.1/32", "2001:db8:1::/48"];
-        Trusted { networks: networks.iter().map(|network| network.parse().unwrap()).collect(), unix: false }
+        let networks = networks.iter().map(|network| network.parse().unwrap()).collect();
+        Trusted { networks, ..Trusted::default() }
     }
 
     /// Who the client is when a trusted proxy sends these header lines, in words.
     fn client(headers: &[&str]) -> String {
         client_at(headers, Some([10, 0, 0, 1].into()), &trusted())
+    }
+
+    /// The same where proxies write `Forwarded`.
+    fn client_by_rfc(headers: &[&str]) -> String {
+        let trusted = Trusted { header: ForwardedHeader::Forwarded, ..trusted() };
+        client_at(headers, Some([10, 0, 0, 1].into()), &trusted)
     }
 
     fn client_at(headers: &[&str], peer: Option<IpAddr>, trusted: &Trusted) -> String {
@@ -235,7 +263,7 @@ mod tests {
         ] {
             assert_eq!(client(&[&format!("X-Forwarded-For: {list}")]), expected, "{list}");
             let quoted: vec::Vec<String> = list.split(',').map(|ip| ip.trim()).map(element_for).collect();
-            assert_eq!(client(&[&format!("Forwarded: {}", quoted.join(", "))]), expected, "{quoted:?}");
+            assert_eq!(client_by_rfc(&[&format!("Forwarded: {}", quoted.join(", "))]), expected, "{quoted:?}");
         }
         assert_eq!(
             client(&["X-Forwarded-For: 6.6.6.6", "x-forwarded-for: 192.0.2.1, 10.0.0.2", "X-FORWARDED-FOR: 10.0.0.3"]),
@@ -278,7 +306,7 @@ mod tests {
             assert_eq!(list("6.6.6.6, ", ""), "the peer", "{garbage}");
             assert_eq!(list("6.6.6.6, ", ", 10.0.0.2"), "10.0.0.2 0", "{garbage}");
             assert_eq!(list("", ", 192.0.2.1"), "192.0.2.1 0", "{garbage}");
-            let element = |before, behind| client(&[&format!("Forwarded: {before}for=\"{garbage}\"{behind}")]);
+            let element = |before, behind| client_by_rfc(&[&format!("Forwarded: {before}for=\"{garbage}\"{behind}")]);
             assert_eq!(element("for=6.6.6.6, ", ""), "the peer", "{garbage}");
             assert_eq!(element("for=6.6.6.6, ", ", for=10.0.0.2"), "10.0.0.2 0", "{garbage}");
         }
@@ -295,7 +323,7 @@ mod tests {
             ("[::ffff:192.0.2.1]:80", "192.0.2.1 80"),
         ] {
             assert_eq!(client(&[&format!("X-Forwarded-For: {node}")]), expected);
-            assert_eq!(client(&[&format!("Forwarded: for=\"{node}\"")]), expected);
+            assert_eq!(client_by_rfc(&[&format!("Forwarded: for=\"{node}\"")]), expected);
         }
         assert_eq!(
             client(&["X-Forwarded-For: 2001:db8:2::1"]),
@@ -331,15 +359,25 @@ mod tests {
             ("for=\"6.6.6.6, for=192.0.2.1", "192.0.2.1 0"),
             ("\u{ff}, for=192.0.2.1, for=10.0.0.2", "192.0.2.1 0"),
         ] {
-            assert_eq!(client(&[&format!("Forwarded: {list}")]), expected, "{list}");
+            assert_eq!(client_by_rfc(&[&format!("Forwarded: {list}")]), expected, "{list}");
         }
-        let both = ["X-Forwarded-For: 192.0.2.1", "Forwarded: for=192.0.2.2", "X-Forwarded-Proto: https"];
-        assert_eq!(client(&both), "192.0.2.2 0", "it wins");
-        assert_eq!(
-            client(&["X-Forwarded-For: 192.0.2.1", "Forwarded: for=unknown"]),
-            "the peer",
-            "also where it hides the client"
-        );
+    }
+
+    #[test]
+    fn only_the_header_that_proxies_write_is_read() {
+        assert_eq!(Trusted::default().header, ForwardedHeader::XForwardedFor);
+        let (theirs, rfc) =
+            (["X-Forwarded-For: 192.0.2.1", "X-Forwarded-Proto: https"], "Forwarded: for=192.0.2.2;proto=http");
+        let both = [theirs[0], rfc, theirs[1]];
+        assert_eq!(client(&both), "192.0.2.1 0 https");
+        assert_eq!(client_by_rfc(&both), "192.0.2.2 0 http");
+        // No part of the other fills what the one leaves open.
+        assert_eq!(client(&[theirs[0], rfc]), "192.0.2.1 0");
+        assert_eq!(client_by_rfc(&["Forwarded: for=192.0.2.2", theirs[0], theirs[1]]), "192.0.2.2 0");
+        assert_eq!(client(&[rfc, theirs[1], "X-Forwarded-For: unknown"]), "the peer");
+        assert_eq!(client_by_rfc(&[theirs[0], theirs[1], "Forwarded: for=unknown;proto=https"]), "the peer");
+        assert_eq!(client(&[rfc]), "the peer");
+        assert_eq!(client_by_rfc(&theirs), "the peer");
     }
 
     #[test]

@@ -30,7 +30,7 @@ pub use client::{ResponseHead, decode_chunked, negotiate_request, parse_response
 pub use cors::{Cors, OriginPolicy, OwnedCors};
 pub use error::HttpError;
 pub use event_stream::write_event;
-pub use forwarded::{Forwarded, Trusted, client_of};
+pub use forwarded::{Forwarded, ForwardedHeader, Trusted, client_of};
 pub use head::{Head, head_end, parse_head};
 pub use negotiate::{Negotiated, negotiate_reply};
 pub use reply::{PollReply, delete_reply, event_stream_reply, poll_reply, post_reply, refuse};

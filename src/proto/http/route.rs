@@ -32,8 +32,9 @@ pub struct Transports {
 /// `id` is never empty, and not checked in any way.
 #[derive(Debug)]
 pub enum Action<'h> {
-    /// The whole reply has been appended to `out`; then keep the connection or close it.
-    Replied { keep_alive: bool, refused: Option<HttpError> },
+    /// The whole reply has been appended to `out`; then keep the connection or close it. `cors` is for a caller who refuses for another
+    /// reason that comes first.
+    Replied { keep_alive: bool, refused: Option<HttpError>, cors: Cors<'h> },
     /// Negotiate: the caller makes ids and calls `negotiate_reply`. `stateful_reconnect` is what the client asked for.
     Negotiate { version: u8, stateful_reconnect: bool, cors: Cors<'h>, keep_alive: bool },
     /// A valid WebSocket upgrade: `upgrade_reply`. Without `id` it is a client that skipped negotiate.
@@ -52,8 +53,10 @@ pub enum Action<'h> {
 ///
 /// OPTIONS preflights on hub path and negotiate are answered 204 with the CORS headers; other methods 405, other paths 404.
 /// Negotiate version errors are HTTP 200 with `{"error":...}` and count as `Replied`.
-pub fn route<'h>(head: &Head<'h>, policy: &HttpPolicy, out: &mut Vec<u8>) -> Action<'h> {
-    let cors = Cors::of(head, policy);
+///
+/// `https`: did the client send it over TLS? `None` where nobody knows. An origin of the other scheme is another origin.
+pub fn route<'h>(head: &Head<'h>, policy: &HttpPolicy, https: Option<bool>, out: &mut Vec<u8>) -> Action<'h> {
+    let cors = Cors::of(head, policy, https);
     let endpoint = Endpoint::of(head.path, &policy.hub_path);
     let keep_alive = head.keep_alive;
     let answered = match (endpoint, head.method) {
@@ -61,7 +64,7 @@ pub fn route<'h>(head: &Head<'h>, policy: &HttpPolicy, out: &mut Vec<u8>) -> Act
         (Some(endpoint), method) if head.content_length > body_bytes_max(endpoint, method, policy) => {
             Err(HttpError::BodyTooLarge)
         }
-        (Some(_), "OPTIONS") => cors::preflight(head, cors, out).map(|()| kept(head)),
+        (Some(_), "OPTIONS") => cors::preflight(head, cors, out).map(|()| kept(head, cors)),
         (Some(_), _) if cors == Cors::Forbidden => Err(HttpError::OriginForbidden),
         (Some(Endpoint::Negotiate), "POST") => Ok(match negotiate::version(head) {
             Ok(version) => {
@@ -70,7 +73,7 @@ pub fn route<'h>(head: &Head<'h>, policy: &HttpPolicy, out: &mut Vec<u8>) -> Act
             }
             Err(error) => {
                 negotiate::error_reply(error, cors, keep_alive, out);
-                kept(head)
+                kept(head, cors)
             }
         }),
         (Some(Endpoint::Hub), "GET") => transport(head, cors, policy.transports),
@@ -85,7 +88,7 @@ pub fn route<'h>(head: &Head<'h>, policy: &HttpPolicy, out: &mut Vec<u8>) -> Act
         // What follows a body too large to skip, or an upgrade that failed, is no request.
         let keep_alive = keep_alive && head.content_length <= HTTP_BODY_BYTES_MAX && !upgrade::is_meant(head);
         reply::refusal(error, allow, head.method != "HEAD", cors, keep_alive, out);
-        Action::Replied { keep_alive, refused: Some(error) }
+        Action::Replied { keep_alive, refused: Some(error), cors }
     })
 }
 
@@ -124,8 +127,8 @@ fn body_bytes_max(endpoint: Endpoint, method: &str, policy: &HttpPolicy) -> u64 
     }
 }
 
-fn kept<'h>(head: &Head<'_>) -> Action<'h> {
-    Action::Replied { keep_alive: head.keep_alive, refused: None }
+fn kept<'h>(head: &Head<'_>, cors: Cors<'h>) -> Action<'h> {
+    Action::Replied { keep_alive: head.keep_alive, refused: None, cors }
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -173,6 +176,10 @@ mod tests {
     }
 
     fn ask_for(transports: Transports, request: &str, headers: &str) -> (String, String) {
+        ask_over(None, transports, request, headers)
+    }
+
+    fn ask_over(https: Option<bool>, transports: Transports, request: &str, headers: &str) -> (String, String) {
         let policy = HttpPolicy {
             hub_path: "/dotnetify".to_string(),
             origins: OriginPolicy { allowed: vec!["https://app.example.com".to_string()] },
@@ -182,12 +189,12 @@ mod tests {
         let text = format!("{request} HTTP/1.1\r\nHost: proxy:5000\r\n{headers}\r\n");
         let head = parse_head(text.as_bytes()).ok().unwrap();
         let mut out = Vec::new();
-        let words = match route(&head, &policy, &mut out) {
-            Action::Replied { keep_alive, refused: None } => {
+        let words = match route(&head, &policy, https, &mut out) {
+            Action::Replied { keep_alive, refused: None, .. } => {
                 assert_eq!(keep_alive, head.keep_alive);
                 "replied".to_string()
             }
-            Action::Replied { keep_alive, refused: Some(error) } => {
+            Action::Replied { keep_alive, refused: Some(error), .. } => {
                 let said =
                     if keep_alive { &b"\r\nConnection: keep-alive\r\n"[..] } else { b"\r\nConnection: close\r\n" };
                 assert!(memchr::memmem::find(&out, said).is_some(), "{}", out.escape_ascii());
@@ -424,6 +431,10 @@ mod tests {
         assert_eq!(ask("DELETE /dotnetify?id=t", APP).0, format!("delete t {app}"));
         assert_eq!(ask("POST /dotnetify/negotiate", APP).0, format!("negotiate 0 {app}"));
         assert_eq!(ask("GET /dotnetify", &format!("Origin: http://proxy:5000\r\n{UPGRADE}")).0, "upgrade None None");
+        // The node's own name, of the scheme that the request came by and of the other.
+        let own = "Origin: http://proxy:5000\r\n";
+        assert_eq!(ask_over(Some(false), ALL, "POST /dotnetify/negotiate", own).0, "negotiate 0 None");
+        assert_eq!(ask_over(Some(true), ALL, "POST /dotnetify/negotiate", own).0, "origin_forbidden, kept");
         // An error is readable to the page that may read the answer.
         assert!(refused("GET /elsewhere", APP, HttpError::NotFound).contains("Access-Control-Allow-Origin"));
     }

@@ -19,6 +19,8 @@ defaults
   # Every request is balanced by itself, on a connection of its own: nothing sticks.
   option http-server-close
   http-reuse never
+  # A client that leaves an event stream or a poll is gone at once, not at the next ping.
+  option abortonclose
 `;
 
 export class HAProxy extends Running {

@@ -2,6 +2,7 @@
 
 import { once } from "node:events";
 import net from "node:net";
+import { until } from "./processes.mjs";
 
 export class Relay {
   /** Listens on a port of its own and passes everything on to `port`. */
@@ -21,19 +22,20 @@ export class Relay {
     if (this.delay > 0) {
       near.on("error", () => {});
       await new Promise((done) => setTimeout(done, this.delay));
+      if (near.destroyed) return;
     }
     const far = net.connect(port, "127.0.0.1");
     const pair = { near, far };
     this.pairs.add(pair);
-    const end = () => {
-      this.pairs.delete(pair);
-      near.destroy();
-      far.destroy();
-    };
-    for (const socket of [near, far]) {
+    for (const [socket, other] of [[near, far], [far, near]]) {
       socket.setNoDelay(true);
-      socket.on("error", end);
-      socket.on("close", end);
+      socket.on("error", () => {});
+      // What was passed on before the end arrives before it.
+      socket.on("close", (failed) => {
+        this.pairs.delete(pair);
+        if (failed) other.resetAndDestroy();
+        else other.end();
+      });
     }
     near.on("data", (data) => {
       // Requests begin a segment here: clients write a head at once.
@@ -67,8 +69,9 @@ export class Relay {
     return this.requests.filter((line) => pattern.test(line)).length;
   }
 
-  stop() {
-    this.cut();
+  /** Lets what has been said pass, and then ends. */
+  async stop() {
     this.server.close();
+    await until("connections to end", () => this.pairs.size === 0, 1_000).catch(() => this.cut());
   }
 }

@@ -98,12 +98,13 @@ export class Client extends Responses {
 
 /** A WebSocket that says what it is told to. */
 export class Raw extends Responses {
-  static async open(url, { id, query = id === undefined ? "" : `?id=${id}`, headers, ...options } = {}) {
+  static async open(url, { id, query = id === undefined ? "" : `?id=${id}`, socketPath, ...options } = {}) {
     const raw = new Raw();
     raw.name = "raw client";
     raw.records = [];
     raw.frames = 0;
-    raw.socket = new WebSocket(`${url.replace(/^http/, "ws")}/dotnetify${query}`, { headers, ...options });
+    const host = socketPath ? `ws+unix:${socketPath}:` : url.replace(/^http/, "ws");
+    raw.socket = new WebSocket(`${host}/dotnetify${query}`, options);
     raw.socket.on("message", (data) => {
       raw.frames += 1;
       const text = String(data);
