@@ -1,9 +1,10 @@
 //! Properties of the hub codecs on generated and on mutated input. The oracles are those of the fuzz targets.
 use proptest::prelude::*;
-use signalring::fuzzing::hub;
+use signalring::fuzzing::{hub, session};
 use signalring::proto::dotnetify::forward::Forward;
 use signalring::proto::dotnetify::request::Call;
-use signalring::proto::signalr::{json, msgpack, record, transcode};
+use signalring::proto::signalr::{Protocol, json, msgpack, record, transcode};
+use signalring::session::form::{Form, Transport};
 
 /// JSON text with all the liberties the grammar gives.
 fn white() -> impl Strategy<Value = String> {
@@ -433,5 +434,33 @@ proptest! {
         record::write_length_prefix(length, &mut prefix);
         prop_assert_eq!(record::length_prefix(&prefix), Ok(Some((prefix.len(), length))));
         hub::signalr_record(&prefix);
+    }
+
+    #[test]
+    fn what_is_sent_is_what_a_client_reads(
+        texts in prop::collection::vec(prop::collection::vec(message(), 1..3), 0..3),
+        bodies in prop::collection::vec(prop::collection::vec(encoded(), 1..3), 0..3),
+    ) {
+        let texts: Vec<Vec<u8>> = texts.iter().map(|records| records.iter().map(|text| format!("{text}\u{1e}")).collect::<String>().into_bytes()).collect();
+        let bodies: Vec<Vec<u8>> = bodies.iter().map(|records| {
+            let mut payload = Vec::new();
+            for body in records {
+                msgpack::write_record(&mut payload, |out| out.extend_from_slice(body));
+            }
+            payload
+        }).collect();
+        for transport in [Transport::WebSockets, Transport::ServerSentEvents, Transport::LongPolling] {
+            session::form(Form { transport, protocol: Protocol::Json }, &texts);
+        }
+        for transport in [Transport::WebSockets, Transport::LongPolling] {
+            session::form(Form { transport, protocol: Protocol::MessagePack }, &bodies);
+        }
+    }
+
+    #[test]
+    fn an_event_is_its_payload_whatever_its_lines(payload in "[a: \r\n\u{feff}é\u{1e}]{1,12}") {
+        // A payload ends with its last record.
+        let payload = format!("{payload}\u{1e}").into_bytes();
+        session::form(Form { transport: Transport::ServerSentEvents, protocol: Protocol::Json }, &[payload.clone(), payload]);
     }
 }

@@ -392,49 +392,112 @@ mod tests {
         assert!(pool.kept_bytes < 64 && pool.live() == 0);
     }
 
+    /// What a queue must hold, and whether a part of it has been sent.
+    #[derive(Clone, Default)]
+    struct Model {
+        bytes: Vec<u8>,
+        is_begun: bool,
+    }
+
     proptest! {
+        /// Everything that may be done with queues and frames, against plain vectors.
         #[test]
-        fn queues_deliver_every_byte_once_in_order(ops in proptest::collection::vec((0usize..3, 0usize..4, 1usize..50), 1..200)) {
+        fn queues_deliver_every_byte_once_in_order(ops in proptest::collection::vec((0usize..3, 0usize..9, 1usize..50), 1..200)) {
             let mut pool = FramePool::new();
             let mut queues: Vec<SendQueue> = (0..3).map(|_| SendQueue::default()).collect();
-            let mut model: Vec<Vec<u8>> = vec![Vec::new(); 3];
+            let mut model = vec![Model::default(); 3];
+            // References of our own, and what their frames hold.
+            let mut held: Vec<(FrameRef, Vec<u8>)> = Vec::new();
             for (n, (queue, kind, size)) in ops.into_iter().enumerate() {
                 let bytes = vec![n as u8; size];
+                let other = (queue + 1) % 3;
                 match kind {
                     0 => {
                         pool.append(&mut queues[queue], |out| out.extend_from_slice(&bytes));
-                        model[queue].extend_from_slice(&bytes);
+                        model[queue].bytes.extend_from_slice(&bytes);
                     }
                     1 => {
                         let frame = pool.create();
                         pool.bytes_mut(&frame).extend_from_slice(&bytes);
                         for (q, m) in queues.iter_mut().zip(&mut model) {
                             pool.share(&frame, q);
-                            m.extend_from_slice(&bytes);
+                            m.bytes.extend_from_slice(&bytes);
                         }
                         pool.release(frame);
                     }
                     2 => {
-                        let count = size.min(model[queue].len());
+                        let count = size.min(model[queue].bytes.len());
                         pool.advance(&mut queues[queue], count as u32);
-                        model[queue].drain(..count);
+                        model[queue].bytes.drain(..count);
+                        model[queue].is_begun = true;
                     }
-                    _ => {
-                        pool.clear(&mut queues[queue]);
-                        model[queue].clear();
+                    3 => {
+                        let dropped = pool.clear(&mut queues[queue]);
+                        prop_assert_eq!(dropped as usize, model[queue].bytes.len());
+                        model[queue] = Model::default();
                     }
+                    4 if !model[queue].is_begun => {
+                        let mut from = core::mem::take(&mut queues[queue]);
+                        pool.splice(&mut from, &mut queues[other]);
+                        prop_assert!(from.is_empty() && from.bytes() == 0);
+                        queues[queue] = from;
+                        let moved = core::mem::take(&mut model[queue]);
+                        model[other].bytes.extend(moved.bytes);
+                    }
+                    5 => {
+                        // As TLS does: something made of the first bytes of one queue, for another.
+                        let from = core::mem::take(&mut queues[other]);
+                        let count = pool.derive(&mut queues[queue], |pool, out| {
+                            pool.parts(&from, size).for_each(|part| out.extend(part.iter().map(|byte| !byte)));
+                            out.len()
+                        });
+                        queues[other] = from;
+                        prop_assert_eq!(count, size.min(model[other].bytes.len()));
+                        let derived: Vec<u8> = model[other].bytes[..count].iter().map(|byte| !byte).collect();
+                        model[queue].bytes.extend(derived);
+                    }
+                    6 => {
+                        // As a stateful reconnect does: sent, and kept to be sent again.
+                        let frame = pool.create();
+                        pool.bytes_mut(&frame).extend_from_slice(&bytes);
+                        pool.tighten(&frame);
+                        pool.share(&frame, &mut queues[queue]);
+                        held.push((pool.another(&frame), bytes.clone()));
+                        pool.release(frame);
+                        model[queue].bytes.extend(bytes);
+                    }
+                    7 if !held.is_empty() => {
+                        let (frame, bytes) = &held[size % held.len()];
+                        pool.share(frame, &mut queues[queue]);
+                        model[queue].bytes.extend(bytes);
+                    }
+                    8 if !held.is_empty() => {
+                        let (frame, _) = held.swap_remove(size % held.len());
+                        pool.release(frame);
+                    }
+                    _ => {}
                 }
-                for (q, m) in queues.iter().zip(&model) {
-                    prop_assert_eq!(&gathered(&pool, q), m);
-                    prop_assert_eq!(q.bytes() as usize, m.len());
+                for (q, m) in queues.iter().zip(&mut model) {
+                    m.is_begun &= !m.bytes.is_empty();
+                    prop_assert_eq!(q.is_empty(), m.bytes.is_empty());
+                    prop_assert_eq!(&gathered(&pool, q), &m.bytes);
+                    prop_assert_eq!(q.bytes() as usize, m.bytes.len());
+                    let parts: Vec<u8> = pool.parts(q, size).flatten().copied().collect();
+                    prop_assert_eq!(&parts, &m.bytes[..size.min(m.bytes.len())]);
                     let mut head = 0;
                     pool.unsent(q, |part| { head = part.len() as u32; false });
                     prop_assert_eq!(pool.bytes_behind_head(q), q.bytes() - head);
+                }
+                for (frame, bytes) in &held {
+                    prop_assert_eq!(&pool.frames[frame.0 as usize].bytes, bytes, "nobody writes to a frame that is kept");
+                    prop_assert_eq!(pool.len_of(frame), bytes.len());
                 }
             }
             for q in &mut queues {
                 pool.clear(q);
             }
+            prop_assert_eq!(pool.live(), held.len(), "what is kept, and nothing else");
+            held.into_iter().for_each(|(frame, _)| pool.release(frame));
             prop_assert_eq!(pool.live(), 0);
         }
     }

@@ -220,9 +220,13 @@ fn client_of(settings: &Settings, id: &[u8]) -> Option<SlotKey> {
     (address.shard == settings.shard).then_some(address.key)
 }
 
+/// A client that may be sent messages. Its user's id makes one known from its first request on, but in front of the handshake's
+/// answer a message would break the handshake, and the client's protocol is not known yet.
 fn open_client(conns: &mut Slab<Conn>, key: SlotKey) -> Option<(&mut Socket, &mut Client)> {
     match conns.get_mut(key)? {
-        Conn { socket, stage: Stage::Client(client) } if socket.life == Life::Open => Some((socket, client)),
+        Conn { socket, stage: Stage::Client(client) } if socket.life == Life::Open && client.session.is_open() => {
+            Some((socket, client))
+        }
         _ => None,
     }
 }

@@ -3,7 +3,8 @@ use alloc::vec::Vec;
 
 /// Appends one event whose payload `write` appends: `data: ` before each line, CR LF after it, and CR LF at the end.
 ///
-/// The payload is cut at LF, and a CR right before one is dropped: EventSource joins the lines with LF again.
+/// The payload is cut at LF, and a CR right before one is dropped: EventSource joins the lines with LF again. A CR alone ends a
+/// line of an event stream as well (WHATWG HTML 9.2.5), so the payload is cut there, too; in JSON it can only be white space.
 pub fn write_event<R>(out: &mut Vec<u8>, write: impl FnOnce(&mut Vec<u8>) -> R) -> R {
     const DATA: &[u8] = b"data: ";
     let start = out.len();
@@ -15,15 +16,16 @@ pub fn write_event<R>(out: &mut Vec<u8>, write: impl FnOnce(&mut Vec<u8>) -> R) 
         out.extend_from_slice(b"\r\n");
         return result;
     }
-    // Records have no LF unless an app server writes its JSON over several lines.
-    if memchr::memchr(b'\n', &out[payload..]).is_some() {
+    // Records have neither unless an app server writes its JSON over several lines.
+    if memchr::memchr2(b'\n', b'\r', &out[payload..]).is_some() {
         let lines = out.split_off(payload);
-        for (index, line) in lines.split(|byte| *byte == b'\n').enumerate() {
+        let lines = lines.split(|byte| *byte == b'\n').map(|line| line.strip_suffix(b"\r").unwrap_or(line));
+        for (index, line) in lines.flat_map(|line| line.split(|byte| *byte == b'\r')).enumerate() {
             if index > 0 {
                 out.extend_from_slice(b"\r\n");
                 out.extend_from_slice(DATA);
             }
-            out.extend_from_slice(line.strip_suffix(b"\r").unwrap_or(line));
+            out.extend_from_slice(line);
         }
     }
     out.extend_from_slice(b"\r\n\r\n");
@@ -40,6 +42,7 @@ mod tests {
             ("{}\u{1e}", "data: {}\u{1e}\r\n\r\n"),
             ("", "\r\n"),
             ("a\nb", "data: a\r\ndata: b\r\n\r\n"),
+            ("a\rb", "data: a\r\ndata: b\r\n\r\n"),
             ("a\r\n\r\nb\u{1e}", "data: a\r\ndata: \r\ndata: b\u{1e}\r\n\r\n"),
         ] {
             let mut out = b":\r\n".to_vec();
