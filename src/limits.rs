@@ -245,8 +245,8 @@ pub const TLS_RECORD_BYTES_MAX: usize = 5 + TLS_PLAIN_BYTES_MAX + 2048;
 /// Bytes kept of an open connection between two reads: a cut record, and a short handshake message (a session ticket, a key update)
 /// of which a part is still to come.
 pub const TLS_CARRY_BYTES_MAX: usize = 2 * TLS_RECORD_BYTES_MAX;
-/// ... and during the handshake: rustls takes messages of up to 64 KiB (a certificate chain), and they may come in several records.
-/// How long a connection may take to become a client bounds how long this is held.
+/// ... and from an app server during the handshake: rustls takes messages of up to 64 KiB (a certificate chain), and they may come in
+/// several records. The time of an exchange bounds how long this is held.
 pub const TLS_HANDSHAKE_CARRY_BYTES_MAX: usize = 64 * 1024 + TLS_CARRY_BYTES_MAX;
 /// Sessions a node keeps to resume lanes: one an app server's name, and a certificate's reload makes no new ones.
 pub const TLS_SESSIONS_KEPT: usize = 8;

@@ -344,7 +344,8 @@ impl<I: Io> Shard<I> {
     /// A connection that carries a client is at its end.
     pub(super) fn carrier_ends(&mut self, now: Time, key: SlotKey, client: SlotKey, end: End) {
         let Shard { conns, .. } = self;
-        let survives = matches!(end, End::PeerGone | End::SocketError(_))
+        // Whatever ends a socket but a word of its client (reference 14); TLS that breaks is no word.
+        let survives = matches!(end, End::PeerGone | End::SocketError(_) | End::Tls(_))
             && matches!(conns.get(client), Some(Conn { stage: Stage::Client(Client { session, carried: Some(carried), .. }), .. })
                 if session.is_resumable()
                     && carried.carrier == Some(key)

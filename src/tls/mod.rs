@@ -124,7 +124,11 @@ impl Tls {
         if self.carry.is_empty() {
             pool.give(core::mem::take(&mut self.carry));
         }
-        let carry_max = if self.is_handshaking() { TLS_HANDSHAKE_CARRY_BYTES_MAX } else { TLS_CARRY_BYTES_MAX };
+        let carry_max = match &self.side {
+            // Long are the certificates of a server, and no client is asked for any: what it says before it is known is short.
+            Side::Client(_) if self.is_handshaking() => TLS_HANDSHAKE_CARRY_BYTES_MAX,
+            _ => TLS_CARRY_BYTES_MAX,
+        };
         if self.carry.len() > carry_max {
             self.life = Life::Failed;
             return Err(TlsError::message_too_large());

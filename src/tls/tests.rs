@@ -525,6 +525,24 @@ fn a_handshake_message_without_end_is_cut_off() {
 }
 
 #[test]
+fn a_client_hello_without_end_is_cut_off() {
+    let mut pair = Pair::new(&WORLD.client, WORLD.server.config());
+    // RFC 8446 §5.1: a record in the clear, here with a part of a ClientHello of 60,000 bytes.
+    let mut record = vec![22, 3, 1, 1, 0, 1, 0, 0xea, 0x60];
+    record.resize(5 + 256, 0);
+    let mut heard = 0;
+    let error = loop {
+        match pair.server.hear(&record) {
+            Ok(()) => heard += record.len(),
+            Err(error) => break error,
+        }
+        record[5..].fill(0);
+        assert!(pair.server.tls.carry.len() <= TLS_CARRY_BYTES_MAX && heard < 60_000);
+    };
+    assert_eq!(error, TlsError::message_too_large());
+}
+
+#[test]
 fn only_the_versions_that_are_allowed() {
     let [certificate, key] = ["server.pem", "server.key.pem"].map(|name| WORLD.folder.path().join(name));
     let server = ServerCertificates::load(&certificate, &key, MinimumVersion::Tls13).unwrap();
