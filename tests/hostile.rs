@@ -1,5 +1,5 @@
 //! Requests that no client sends, in orders that no client has: what is hidden in the body of a poll, what comes behind one, who moves
-//! between shards while it floods or does not read, who polls only to put its end off. Every test here once found the node wrong.
+//! between shards while it floods or does not read, who polls only to put its end off. Most of them once found the node wrong.
 
 #[path = "common/certificates.rs"]
 mod certificates;

@@ -600,6 +600,41 @@ fn what_waits_for_a_client_that_does_not_poll_is_bounded() {
 
 const TOKEN_KEY: &str = "a key that all nodes have";
 
+/// Reference 1.2: what is POSTed before the transport starts is accepted and waits for it. Python's signalrcore does that.
+#[test]
+fn a_post_before_the_transport_waits_for_it() {
+    let (app, node) = start(&["--disconnect-timeout", "2s", "--poll-timeout", "2s"]);
+    for is_stream in [false, true] {
+        let mut web = Web::connect(node.address);
+        let id = format!("/dotnetify?id={}", token(node.address));
+        let halves = HANDSHAKE.split_at(10);
+        for half in [halves.0, halves.1] {
+            let posted = web.ask(&format!("POST {id}"), "", half);
+            assert_eq!((posted.status, posted.text()), (200, ""), "{posted:?}");
+        }
+        if is_stream {
+            let mut stream = Web::connect(node.address);
+            let request = stream.request(&format!("GET {id}"), EVENTS, b"");
+            stream.send(&request);
+            let heard = stream.until(b"data: {}\x1e\r\n\r\n", "the handshake's answer");
+            assert!(heard.ends_with(b"\r\n\r\n:\r\ndata: {}\x1e\r\n\r\n"), "{}", heard.escape_ascii());
+        } else {
+            let first = web.ask(&format!("GET {id}"), "", b"");
+            assert_eq!((first.status, first.text()), (200, ""), "the first poll is empty");
+            assert_eq!(web.ask(&format!("GET {id}"), "", b"").text(), "{}\u{1e}");
+            assert_eq!(web.ask(&format!("DELETE {id}"), "", b"").status, 202);
+        }
+    }
+    // More than a POST may hold is no more taken in parts.
+    let mut web = Web::connect(node.address);
+    let id = format!("/dotnetify?id={}", token(node.address));
+    let much = vec![b' '; 200 * 1024];
+    assert_eq!(web.ask(&format!("POST {id}"), "", &much).status, 200);
+    assert_eq!(web.ask(&format!("POST {id}"), "", &much).status, 503);
+    drop(web);
+    is_clean(&app, &node);
+}
+
 #[test]
 fn ids_are_good_for_what_they_began() {
     let (app, node) = start(&["--token-key", TOKEN_KEY, "--node-name", "n1"]);
@@ -637,10 +672,8 @@ fn ids_are_good_for_what_they_began() {
         says(&upgrade(&mut web, &id), 404, UNKNOWN);
         web.ended("frames may follow a refused upgrade");
     }
-    // Negotiated, but not begun (reference 9.2 has DELETE for polls only).
-    for line in ["POST", "DELETE"] {
-        says(&web.ask(&format!("{line} /dotnetify?id={good}"), "", b""), 404, UNKNOWN);
-    }
+    // Negotiated, but not begun: there is nothing to end yet.
+    says(&web.ask(&format!("DELETE /dotnetify?id={good}"), "", b""), 404, UNKNOWN);
     // The key's name is compared without case.
     let target = format!("/dotnetify?ID={good}");
     let mut first = Web::connect(node.address);
@@ -986,9 +1019,19 @@ fn forwarded_headers_count_where_they_come_from_a_trusted_proxy() {
         ("X-Forwarded-For: 8.8.8.8, 203.0.113.7:1234, 127.0.0.9\r\n", "203.0.113.7", Some(1234)),
         ("X-Forwarded-For: 8.8.8.8\r\nX-Forwarded-For: 203.0.113.7\r\n", "203.0.113.7", Some(0)),
         ("X-Forwarded-For: nonsense\r\n", "127.0.0.1", None),
+        // The other header is a client's own word.
+        ("Forwarded: for=203.0.113.8\r\nX-Forwarded-For: 8.8.8.8\r\n", "8.8.8.8", Some(0)),
+    ];
+    let other = Node::start(&app, &["--trusted-proxy", "127.0.0.0/8", "--forwarded-header", "Forwarded"]);
+    for (headers, ip, port) in [
         ("Forwarded: for=\"[2001:db8::1]:4711\";proto=https\r\n", "2001:db8::1", Some(4711)),
         ("Forwarded: for=203.0.113.8\r\nX-Forwarded-For: 8.8.8.8\r\n", "203.0.113.8", Some(0)),
-    ];
+        ("X-Forwarded-For: 8.8.8.8\r\n", "127.0.0.1", None),
+    ] {
+        let context = seen(&app, &other, b"", headers);
+        assert_eq!(remote(&context).0, ip, "{headers}");
+        assert!(port.is_none_or(|port| remote(&context).1 == port), "{headers}: {context}");
+    }
     for (headers, ip, port) in cases {
         let context = seen(&app, &trusting, b"", headers);
         assert_eq!(remote(&context).0, ip, "{headers}");
