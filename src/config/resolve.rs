@@ -374,6 +374,20 @@ impl Draft {
             faults.about(&self.origins[key as usize], key.setting(), reason, remedy);
         };
 
+        let keys = [Key::StatefulReconnectBufferSize, Key::ClientSendQueueBytes];
+        let (kept, queue) = (config.hub.stateful_reconnect_buffer_size, config.limits.client_send_queue_bytes);
+        if config.hub.allow_stateful_reconnects && kept > queue && sound(&keys) {
+            contradiction(
+                &keys,
+                format!(
+                    "stateful_reconnect_buffer_size ({}) is larger than client_send_queue_bytes ({}): a client that comes back would be too slow for what it is sent again",
+                    size_text(kept),
+                    size_text(queue)
+                ),
+                "make it smaller, or client_send_queue_bytes larger".into(),
+            );
+        }
+
         let keys = [Key::Listen, Key::Admin];
         let in_the_way =
             |listener: &&Listener| listener.tcp().is_some_and(|address| address::overlap(address, config.admin));
@@ -728,6 +742,19 @@ mod tests {
             app().with(Key::MaximumReceiveMessageSize, "1MiB"),
         );
         assert!(fault.starts_with("--maximum-receive-message-size: ") && fault.contains("2MiB"), "{fault}");
+        let fault = one("[hub]\nstateful_reconnect_buffer_size = \"1MiB\"\n", &[], app());
+        assert!(
+            fault.starts_with("n.toml:2: hub.stateful_reconnect_buffer_size: ") && fault.contains("256KiB"),
+            "{fault}"
+        );
+        assert!(
+            resolve(
+                "[hub]\nstateful_reconnect_buffer_size = \"1MiB\"\nallow_stateful_reconnects = false\n",
+                &[],
+                app()
+            )
+            .is_ok()
+        );
         let fault = one("", &[], app().with(Key::MaxClients, "20000"));
         assert!(
             fault.starts_with("--max-clients: limits.max_clients: max_clients = 20000 needs 20106 open files"),

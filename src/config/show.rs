@@ -230,7 +230,7 @@ mod tests {
                 .with(Key::Url, "http://app")
                 .with(Key::MaximumReceiveMessageSize, bytes.to_string())
                 .with(Key::UpstreamMaximumReceiveMessageSize, bytes.max(32768).to_string())
-                .with(Key::StatefulReconnectBufferSize, bytes.to_string())
+                .with(Key::StatefulReconnectBufferSize, bytes.min(256 << 10).to_string())
                 .with(Key::UpstreamQueueBytes, queue.to_string())
                 .with(Key::HandshakeTimeout, format!("{ms}ms"))
                 .with(Key::ConnectionPoolSize, pool.to_string()));
