@@ -1,15 +1,18 @@
-//! A forwarded Update_VM and its response allocate nothing on the shard's thread, once everything has been used once.
+//! A forwarded Update_VM and its response allocate nothing on the shard's thread, once everything has been used once: of clients of
+//! both protocols over lanes of both, and over an event stream.
 //!
 //! The node runs in this process, so that its allocator can be this test's: it counts by thread.
 #![allow(unsafe_code)] // The trait of an allocator is unsafe to implement; nothing else here is.
 
 mod common;
 
-use common::ws::{Socket, record};
+use common::web::{Events, NO_CLOCK, REQUEST, message_pack_call, update};
+use common::ws::{BINARY, FIN, Socket, TEXT, frame, record};
 use common::{App, wait_for};
 use signalring::config::{Config, Key, Machine, RunFlags};
 use signalring::control::Node;
 use std::alloc::{GlobalAlloc, Layout, System};
+use std::net::SocketAddr;
 use std::sync::atomic::{AtomicI32, AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
 
@@ -60,54 +63,105 @@ fn thread_named(name: &str) -> i32 {
         .unwrap_or_else(|| panic!("no thread is called {name}"))
 }
 
-#[test]
-fn a_forwarded_update_and_its_response_allocate_nothing() {
-    let app = App::start();
-    let flags = RunFlags::default()
-        .with(Key::Listen, "127.0.0.1:0")
-        .with(Key::Admin, "127.0.0.1:0")
-        .with(Key::Shards, "1")
-        .with(Key::Url, app.url());
-    let config = Config::resolve(None, std::iter::empty(), &flags, &Machine::probe()).expect("a valid configuration");
-    let node = Node::start(config).expect("a node");
-    wait_for("the node to be ready", common::PATIENCE, || {
-        (common::get(node.admin(), "/ready").status == 200).then_some(())
-    });
+/// Allocations on the shard's thread meanwhile.
+fn counted(run: impl FnOnce()) -> u64 {
+    ALLOCATIONS.store(0, Relaxed);
+    WATCHED.store(thread_named("shard-0"), Relaxed);
+    run();
+    WATCHED.store(0, Relaxed);
+    ALLOCATIONS.load(Relaxed)
+}
 
-    let mut client = Socket::connect(common::address(&node.listening()[0].to_string()));
-    client.send(&record(
-        r#"{"type":1,"target":"Request_VM","arguments":["HelloWorldVM",{"$vmArg":{"TickInterval":0}}]}"#,
-    ));
+/// Runs rounds until everything has been used once, then counts what a thousand more allocate.
+fn allocates_nothing(what: &str, mut round: impl FnMut(u32)) {
+    (0..200).for_each(&mut round);
+    let allocations = counted(|| (200..1200).for_each(&mut round));
+    assert_eq!(allocations, 0, "allocations on the shard's thread for 1000 times {what}");
+}
+
+/// One after the other: a thread is found by its name.
+#[test]
+fn updates_and_deliveries_allocate_nothing() {
+    for lanes in ["JSON", "MessagePack"] {
+        let is_binary = lanes == "MessagePack";
+        let app = if is_binary { App::start_with(&["--message-pack"]) } else { App::start() };
+        let flags = RunFlags::default()
+            .with(Key::Listen, "127.0.0.1:0")
+            .with(Key::Admin, "127.0.0.1:0")
+            .with(Key::Shards, "1")
+            .with(Key::UseMessagePack, is_binary.to_string())
+            .with(Key::Url, app.url());
+        let config =
+            Config::resolve(None, std::iter::empty(), &flags, &Machine::probe()).expect("a valid configuration");
+        let node = Node::start(config).expect("a node");
+        wait_for("the node to be ready", common::PATIENCE, || {
+            (common::get(node.admin(), "/ready").status == 200).then_some(())
+        });
+        let address = common::address(&node.listening()[0].to_string());
+        json_client(lanes, address);
+        message_pack_client(lanes, address);
+        event_stream(lanes, address);
+        assert_eq!(app.figure("message_pack_lanes") > 0, is_binary);
+
+        // The counter does count: a new connection needs memory.
+        let allocations = counted(|| round_trip_of_a_ping(&mut Socket::connect(address)));
+        assert!(allocations > 0, "a new client allocates, and this test would see it");
+        node.stop();
+        wait_for("the app server to forget the clients", Duration::from_secs(10), || {
+            (app.figure("bindings") == 0).then_some(())
+        });
+    }
+}
+
+fn json_client(lanes: &str, address: SocketAddr) {
+    let mut client = Socket::connect(address);
+    client.send(&frame(FIN | TEXT, REQUEST));
     client.response("the state", |data| data.get("FullName").is_some());
-    let round = |client: &mut Socket, n: u32| {
+    allocates_nothing(&format!("an update of a JSON client over {lanes} lanes"), |n| {
         let name = format!("N{n:05}");
         client.send(&record(&format!(
             r#"{{"arguments":["HelloWorldVM",{{"FirstName":"{name}"}}],"invocationId":"{n}","target":"Update_VM","type":1}}"#
         )));
         let full = format!("{name} World");
         client.response("the new name", |data| data["FullName"] == full.as_str());
-    };
-    for n in 0..200 {
-        round(&mut client, n);
-    }
+    });
+}
 
-    WATCHED.store(thread_named("shard-0"), Relaxed);
-    for n in 200..1200 {
-        round(&mut client, n);
-    }
-    WATCHED.store(0, Relaxed);
-    assert_eq!(ALLOCATIONS.swap(0, Relaxed), 0, "allocations on the shard's thread for 1000 updates and responses");
+fn message_pack_client(lanes: &str, address: SocketAddr) {
+    let mut client = Socket::open(address);
+    client.send(&record(r#"{"protocol":"messagepack","version":1}"#));
+    assert_eq!(client.frame("the handshake's answer").payload, b"{}\x1e");
+    client.send(&frame(FIN | BINARY, &message_pack_call("Request_VM", NO_CLOCK, None)));
+    hears(&mut client, "FullName");
+    allocates_nothing(&format!("an update of a MessagePack client over {lanes} lanes"), |n| {
+        let name = format!("N{n:05}");
+        let change = [b"\x81\xa9FirstName\xa6", name.as_bytes()].concat();
+        client.send(&frame(FIN | BINARY, &message_pack_call("Update_VM", &change, Some(&n.to_string()))));
+        hears(&mut client, &format!("{name} World"));
+    });
+}
 
-    // The counter does count: a new connection needs memory.
-    WATCHED.store(thread_named("shard-0"), Relaxed);
-    let mut second = Socket::connect(common::address(&node.listening()[0].to_string()));
-    round_trip_of_a_ping(&mut second);
-    WATCHED.store(0, Relaxed);
-    assert!(ALLOCATIONS.load(Relaxed) > 0, "a new client allocates, and this test would see it");
-    drop((client, second));
-    node.stop();
-    wait_for("the app server to forget the client", Duration::from_secs(10), || {
-        (app.figure("bindings") == 0).then_some(())
+/// The next binary frame that contains these words.
+fn hears(client: &mut Socket, words: &str) {
+    loop {
+        let frame = client.frame(words);
+        assert_eq!(frame.opcode(), BINARY, "{frame:?}");
+        if String::from_utf8_lossy(&frame.payload).contains(words) {
+            return;
+        }
+    }
+}
+
+fn event_stream(lanes: &str, address: SocketAddr) {
+    let mut client = Events::connect(address);
+    client.post(REQUEST);
+    client.stream.event_response("the state", |data| data.get("FullName").is_some());
+    // Its updates come by POST, its answers as events.
+    allocates_nothing(&format!("an update of a client over Server-Sent Events and {lanes} lanes"), |n| {
+        let name = format!("N{n:05}");
+        client.post(&update(&name));
+        let full = format!("{name} World");
+        client.stream.event_response("the new name", |data| data["FullName"] == full.as_str());
     });
 }
 

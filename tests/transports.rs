@@ -7,7 +7,8 @@ mod common;
 
 use certificates::{Authority, Folder};
 use common::web::{
-    Answer, EVENTS, Events, HANDSHAKE, Polling, REQUEST, Stream, Web, records, response_data, token, token_on, update,
+    Answer, EVENTS, Events, HANDSHAKE, NO_CLOCK, Polling, REQUEST, Stream, Web, message_pack_call, records,
+    response_data, token, token_on, update,
 };
 use common::ws::{self, FIN, Socket, frame, record, text, upgrade_head};
 use common::{App, Node, PATIENCE, Process, wait_for};
@@ -217,6 +218,92 @@ fn stopping_tells_every_transport() {
     nobody_upstream(&app);
 }
 
+#[test]
+fn a_lost_app_server_asks_everybody_to_come_back() {
+    let (app, node) = start(&["--disconnect-timeout", "1s"]);
+    let mut events = Events::connect(node.address);
+    let mut waiting = Polling::connect(node.address);
+    let mut between = Polling::connect(node.address);
+    let mut stateful = Stateful::connect(node.address);
+    let mut away = Stateful::connect(node.address);
+    events.post(REQUEST);
+    events.stream.event_response("the state", |data| data.get("FullName").is_some());
+    for polling in [&mut waiting, &mut between] {
+        polling.post(REQUEST);
+        polling.response("the state", |data| data.get("FullName").is_some());
+    }
+    stateful.request();
+    away.request();
+    away.cut(&node);
+    waiting.begin_poll();
+    waiting.polls.is_quiet_for(Duration::from_millis(50), "a poll that waits");
+    let address = app.address;
+    drop(app);
+    let close = "{\"type\":7,\"allowReconnect\":true}\u{1e}";
+    assert_eq!(events.stream.event("the Close"), close);
+    events.stream.ended("the event stream");
+    assert_eq!(waiting.polls.answer("the poll").text(), close);
+    assert_eq!(between.poll().text(), close);
+    assert_eq!((waiting.poll().status, between.poll().status), (204, 204));
+    assert_eq!(stateful.web.frame("the Close").text(), close);
+    assert_eq!(stateful.web.frame("the Close frame").code(), Some(1000));
+    for client in [&stateful, &away] {
+        says(&upgrade(&mut Web::connect(node.address), &client.target), 404, UNKNOWN);
+    }
+    ends(&node, "lane_lost", 5);
+    drop((events, waiting, between, stateful, away));
+    let mut process = Process::signalring("app server", &["app", "--listen", &address.to_string()]);
+    process.printed("listening on ");
+    is_clean(&App { process, address }, &node);
+}
+
+#[test]
+fn a_group_message_reaches_every_form_of_client() {
+    let (app, node) = start(&["--shards", "1"]);
+    let join = "{\"type\":1,\"target\":\"Request_VM\",\"arguments\":[\"BroadcastVM\",{\"$vmArg\":{\"TickInterval\":30}}]}\u{1e}";
+    let mut events = Events::connect(node.address);
+    events.post(join.as_bytes());
+    let mut polling = Polling::connect(node.address);
+    polling.post(join.as_bytes());
+    let mut plain = Socket::connect(node.address);
+    plain.send(&text(join));
+    let mut stateful = Stateful::connect(node.address);
+    stateful.send(join.as_bytes());
+    let mut binary = Socket::open(node.address);
+    binary.send(&record("{\"protocol\":\"messagepack\",\"version\":1}"));
+    let call = b"\x95\x01\x80\xc0\xaaRequest_VM\x92\xabBroadcastVM\x80";
+    binary.send(&frame(FIN | ws::BINARY, &[&[call.len() as u8][..], call].concat()));
+    // The same ticks to each, every one in its form.
+    let tick = |data: &Value| data["Tick"]["Sequence"].as_u64();
+    let start = tick(&plain.response("a tick", |data| tick(data).is_some())).unwrap() + 5;
+    for sequence in start..start + 5 {
+        let is_it = |data: &Value| tick(data) == Some(sequence);
+        plain.response("a tick", is_it);
+        events.stream.event_response("a tick", is_it);
+        loop {
+            let frame = stateful.web.frame("a tick");
+            if records(&frame.text()).iter().filter_map(response_data).any(|data| is_it(&data)) {
+                break;
+            }
+        }
+        let words = format!("\"Sequence\":{sequence},");
+        loop {
+            let frame = binary.frame("a tick");
+            assert_eq!(frame.opcode(), ws::BINARY);
+            if String::from_utf8_lossy(&frame.payload).contains(&words) {
+                break;
+            }
+        }
+    }
+    polling.response("a tick", |data| tick(data) >= Some(start));
+    assert!(node.metric_where("signalring_deliveries", "address=\"group\"") > 0.0);
+    polling.posts.ask(&format!("DELETE {}", polling.target), "", b"");
+    stateful.send(b"{\"type\":7}\x1e");
+    while stateful.web.try_frame("the end").is_some() {}
+    drop((events, polling, plain, stateful, binary));
+    is_clean(&app, &node);
+}
+
 // ---- long polling -----------------------------------------------------------------------------------------------------
 
 #[test]
@@ -274,6 +361,13 @@ fn long_polling_in_bytes() {
     newer.is_quiet_for(Duration::from_millis(100), "the newer poll");
     posts.ask(&format!("POST {target}"), "", &update("Newer"));
     assert!(newer.answer("the newer poll").text().contains("Newer L2"));
+
+    // A poll that is the last request of its connection.
+    let mut last = Web::connect(node.address);
+    posts.ask(&format!("POST {target}"), "", &update("Last"));
+    let answer = last.ask(&poll, "Connection: close\r\n", b"");
+    assert!(answer.text().contains("Last L2") && answer.header("connection") == Some("close"), "{answer:?}");
+    last.ended("the poll's connection");
 
     // Other transports have no business here.
     says(&posts.ask(&format!("GET {target}"), EVENTS, b""), 400, CHANGED);
@@ -530,7 +624,7 @@ fn message_pack_over_polls() {
     polling.post(b"{\"protocol\":\"messagepack\",\"version\":1}\x1e");
     assert_eq!(polling.poll().body, b"{}\x1e");
     // Two requests, cut inside the second one's length; a ping between them.
-    let request = message_pack_call("Request_VM", b"\x81\xa6$vmArg\x81\xacTickInterval\x00", Some("7"));
+    let request = message_pack_call("Request_VM", NO_CLOCK, Some("7"));
     let change = message_pack_call("Update_VM", b"\x81\xa9FirstName\xa3Ada", None);
     let bytes = [&request[..], b"\x02\x91\x06", &change[..]].concat();
     let cut = request.len() + 3 + 1;
@@ -560,15 +654,6 @@ fn message_pack_over_polls() {
     polling.posts.ask(&format!("DELETE {}", polling.target), "", b"");
     drop(polling);
     is_clean(&app, &node);
-}
-
-/// A framed invocation `target("HelloWorldVM", argument)`.
-fn message_pack_call(target: &str, argument: &[u8], id: Option<&str>) -> Vec<u8> {
-    let text = |text: &str| [&[0xa0 | text.len() as u8][..], text.as_bytes()].concat();
-    let id = id.map_or(vec![0xc0], text);
-    let body = [&b"\x95\x01\x80"[..], &id, &text(target), b"\x92", &text("HelloWorldVM"), argument].concat();
-    assert!(body.len() < 128);
-    [&[body.len() as u8][..], &body].concat()
 }
 
 #[test]
@@ -758,12 +843,7 @@ fn every_transport_works_whichever_shard_the_kernel_picks() {
         assert!(stateful.web.frame("the state again").text().contains("FullName"));
     }
     assert!(node.metric("signalring_handed_over") > 24.0, "{}", node.metric("signalring_handed_over"));
-    is_clean_after(&app, &node, Duration::from_secs(30));
-}
-
-fn is_clean_after(app: &App, node: &Node, patience: Duration) {
-    wait_for("stateful clients to be given up", patience, || (node.metric("signalring_clients") == 0.0).then_some(()));
-    is_clean(app, node);
+    is_clean(&app, &node);
 }
 
 #[test]
@@ -795,7 +875,14 @@ fn one_connection_may_ask_for_the_clients_of_every_shard() {
     }
     assert!(node.metric("signalring_handed_over") > 4.0);
     drop((web, slow, sender));
+    // Who changes shards and never reads is not waited for.
     is_clean(&app, &node);
+    let closed = node.metric("signalring_connections_closed");
+    let flood = |line: &String| [negotiate.repeat(550), format!("{line} HTTP/1.1\r\nHost: x\r\n\r\n").into()].concat();
+    let _stuck: Vec<Web> = targets[..8].iter().map(|line| slow_sender(&node, &flood(line))).collect();
+    wait_for("the first to be closed", PATIENCE, || {
+        (node.metric("signalring_connections_closed") > closed).then_some(())
+    });
 }
 
 /// A connection that has sent everything and has not read yet.
@@ -810,14 +897,22 @@ fn slow_sender(node: &Node, bytes: &[u8]) -> Web {
 #[test]
 fn a_peer_that_floods_while_it_changes_shards_costs_no_memory() {
     let (app, node) = start(&["--disconnect-timeout", "1s"]);
-    for _ in 0..6 {
+    let peak = || {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", node.process.id())).unwrap();
+        let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap().trim().to_string();
+        line.trim_end_matches(" kB").parse::<u64>().unwrap()
+    };
+    let before = peak();
+    // Every second connection changes its shard, more or less.
+    for _ in 0..8 {
         let mut web = Web::connect(node.address);
-        let target = format!("GET /dotnetify?id={}", token_on(&mut web, ""));
+        let target = format!("GET /dotnetify?id={}", token(node.address));
         let mut flood = web.request(&target, "", b"");
-        flood.extend(vec![b'x'; 4 << 20]);
+        flood.extend(vec![b'x'; 32 << 20]);
         web.send(&flood);
         web.gone("a flood of no requests");
     }
+    assert!(peak() < before + 8 * 1024, "{} kB, {before} before", peak());
     is_clean(&app, &node);
 }
 
@@ -831,6 +926,10 @@ fn every_answer_of_every_stage_is_readable_to_the_page() {
         "--allow-origin",
         "https://app.example.com",
         "--poll-timeout",
+        "1s",
+        "--disconnect-timeout",
+        "2s",
+        "--request-head-timeout",
         "1s",
         "--identity-signing-key",
         secret,
@@ -891,7 +990,7 @@ fn every_answer_of_every_stage_is_readable_to_the_page() {
     web.send(format!("POST {target} HTTP/1.1\r\nHost: x\r\n{bearer}Content-Length: 9\r\n\r\nhalf").as_bytes());
     readable(&web.answer("a body that does not come"), 408);
     drop((web, older, stream));
-    is_clean_after(&app, &node, Duration::from_secs(30));
+    is_clean(&app, &node);
 }
 
 // ---- who it is --------------------------------------------------------------------------------------------------------
@@ -1140,6 +1239,8 @@ fn an_expired_token_ends_its_client_over_every_transport() {
         SECRET,
         "--identity-clock-skew",
         "0s",
+        "--disconnect-timeout",
+        "1s",
         "--close-on-authentication-expiration",
         "true",
     ]);
@@ -1165,7 +1266,7 @@ fn an_expired_token_ends_its_client_over_every_transport() {
     assert!(taken > Duration::from_secs(1) && taken < Duration::from_secs(6), "2 s is set, it took {taken:?}");
     ends(&node, "token_expired", 2);
     drop((web, polls, stream));
-    is_clean_after(&app, &node, Duration::from_secs(25));
+    is_clean(&app, &node);
 }
 
 // ---- TLS --------------------------------------------------------------------------------------------------------------
@@ -1722,7 +1823,7 @@ fn a_stateful_reconnect_in_message_pack() {
     client.web.send(&record("{\"protocol\":\"messagepack\",\"version\":2}"));
     let answer = client.web.frame("the handshake's answer");
     assert_eq!((answer.opcode(), answer.payload.as_slice()), (ws::BINARY, &b"{}\x1e"[..]));
-    let request = message_pack_call("Request_VM", b"\x81\xa6$vmArg\x81\xacTickInterval\x00", None);
+    let request = message_pack_call("Request_VM", NO_CLOCK, None);
     client.web.send(&frame(FIN | ws::BINARY, &request));
     let state = client.web.frame("the state");
     assert_eq!(client.web.frame("an Ack").payload, b"\x03\x92\x08\x01");

@@ -258,12 +258,23 @@ pub fn token_on(web: &mut Web, query: &str) -> String {
 pub const HANDSHAKE: &[u8] = b"{\"protocol\":\"json\",\"version\":1}\x1e";
 pub const REQUEST: &[u8] =
     b"{\"type\":1,\"target\":\"Request_VM\",\"arguments\":[\"HelloWorldVM\",{\"$vmArg\":{\"TickInterval\":0}}]}\x1e";
+/// The argument of REQUEST, in MessagePack.
+pub const NO_CLOCK: &[u8] = b"\x81\xa6$vmArg\x81\xacTickInterval\x00";
 pub const EVENTS: &str = "Accept: text/event-stream\r\n";
 
 /// An update of HelloWorldVM, which answers with `FullName` and `Greetings`.
 pub fn update(name: &str) -> Vec<u8> {
     format!("{{\"type\":1,\"target\":\"Update_VM\",\"arguments\":[\"HelloWorldVM\",{{\"FirstName\":\"{name}\"}}]}}\x1e")
         .into_bytes()
+}
+
+/// A framed MessagePack invocation `target("HelloWorldVM", argument)` (reference 12.2).
+pub fn message_pack_call(target: &str, argument: &[u8], id: Option<&str>) -> Vec<u8> {
+    let text = |text: &str| [&[0xa0 | text.len() as u8][..], text.as_bytes()].concat();
+    let id = id.map_or(vec![0xc0], text);
+    let body = [&b"\x95\x01\x80"[..], &id, &text(target), b"\x92", &text("HelloWorldVM"), argument].concat();
+    assert!(body.len() < 128);
+    [&[body.len() as u8][..], &body].concat()
 }
 
 /// A client over Server-Sent Events: its stream, and a connection for its POSTs.
