@@ -328,7 +328,12 @@ impl Draft {
                     _ => Transports::ALL,
                 },
                 allow_stateful_reconnects: self.boolean(Key::AllowStatefulReconnects, true),
-                stateful_reconnect_buffer_size: count(Key::StatefulReconnectBufferSize, STATEFUL_BUFFER_BYTES_DEFAULT),
+                // What is sent again has to fit into the queue: nobody who makes the queue small has to say so twice.
+                stateful_reconnect_buffer_size: count(
+                    Key::StatefulReconnectBufferSize,
+                    STATEFUL_BUFFER_BYTES_DEFAULT
+                        .min(count(Key::ClientSendQueueBytes, CLIENT_SEND_QUEUE_BYTES_DEFAULT)),
+                ),
                 poll_timeout: duration(Key::PollTimeout, 90),
                 disconnect_timeout: duration(Key::DisconnectTimeout, 15),
                 close_on_authentication_expiration: self.boolean(Key::CloseOnAuthenticationExpiration, false),
