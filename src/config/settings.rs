@@ -189,7 +189,7 @@ settings! {
     AllowStatefulReconnects, Hub, "allow_stateful_reconnects", "ALLOW_STATEFUL_RECONNECTS", "allow-stateful-reconnects", Kind::Boolean, "true",
         "Whether a client that asks for it may lose its WebSocket and go on with a new one without losing messages";
     StatefulReconnectBufferSize, Hub, "stateful_reconnect_buffer_size", "STATEFUL_RECONNECT_BUFFER_SIZE", "stateful-reconnect-buffer-size",
-        Kind::Size { min: STATEFUL_BUFFER_BYTES_MIN, max: STATEFUL_BUFFER_BYTES_MAX }, "100000, or client_send_queue_bytes if that is less",
+        Kind::Size { min: STATEFUL_BUFFER_BYTES_MIN, max: STATEFUL_BUFFER_BYTES_MAX }, "100000",
         "Bytes of messages kept for such a client until it has acknowledged them; at most client_send_queue_bytes";
     PollTimeout, Hub, "poll_timeout", "POLL_TIMEOUT", "poll-timeout",
         Kind::Duration { min_ms: POLL_TIMEOUT_MS_MIN, max_ms: POLL_TIMEOUT_MS_MAX }, "90s",
