@@ -88,8 +88,9 @@ pub const ARGUMENTS_KEPT: usize = 4;
 pub const METHOD_NAME_BYTES_MAX: usize = 128;
 /// Longest handshake record: `{"protocol":"messagepack","version":2}` with room for unknown members.
 pub const HANDSHAKE_BYTES_MAX: usize = 4096;
-/// Longest origin id taken from an app server's recipient list; ours have 22 bytes.
-pub const ORIGIN_ID_BYTES_MAX: usize = 64;
+/// Longest name taken from an app server's list of recipients: our origin ids have 22 bytes, but users are named by whoever issues their
+/// tokens, often with an e-mail address (RFC 5321 allows 254).
+pub const RECIPIENT_BYTES_MAX: usize = 256;
 
 /// Stateful reconnect: an Ack goes out this long after the first message it acknowledges (reference 14) ...
 pub const ACK_AFTER_MS: u64 = 1_000;

@@ -1285,7 +1285,7 @@ fn wrong_json_responses_say_why() {
 
 #[test]
 fn recipient_lists_in_every_spelling() {
-    let long = "x".repeat(64);
+    let long = "x".repeat(256);
     for (list, expected) in [
         (r#""[\"a\",\"b\",null]""#.to_string(), vec!["a", "b", "null"]),
         (r#""[\u0022a\u0022,\u0022b\u0022]""#.to_string(), vec!["a", "b"]),

@@ -389,7 +389,7 @@ fn check_recipients(
     for recipients in recipients {
         let mut found = Vec::new();
         response::each_recipient(record, recipients, |id| found.push(id.map(<[u8]>::to_vec)));
-        assert!(found.iter().flatten().all(|id| id.len() <= crate::limits::ORIGIN_ID_BYTES_MAX));
+        assert!(found.iter().flatten().all(|id| id.len() <= crate::limits::RECIPIENT_BYTES_MAX));
         check(recipients, found);
     }
     copied.map(|(vm, data)| (vm.of(record), data.of(record)))
@@ -407,7 +407,7 @@ fn expected_recipients(record: &[u8], recipients: Recipients) -> Option<Vec<Opti
             }
         }
     };
-    let short = |id: String| (id.len() <= crate::limits::ORIGIN_ID_BYTES_MAX).then(|| Some(id.into_bytes()));
+    let short = |id: String| (id.len() <= crate::limits::RECIPIENT_BYTES_MAX).then(|| Some(id.into_bytes()));
     Some(
         values
             .into_iter()

@@ -1,6 +1,6 @@
 //! What an app server sends over a lane (contract 3): `Response_VM [method, args, metadata]` as a closed enum, and the frame a
 //! client gets for it.
-use crate::limits::ORIGIN_ID_BYTES_MAX;
+use crate::limits::RECIPIENT_BYTES_MAX;
 use crate::proto::signalr::json::{self, Scanner, ValueKind};
 use crate::proto::signalr::msgpack::{self, write};
 use crate::proto::signalr::record::RECORD_SEPARATOR;
@@ -82,7 +82,7 @@ pub fn parse(protocol: Protocol, record: &[u8], message: &Message) -> Result<Del
     }
 }
 
-/// Calls `f` with each listed origin id (None for a JSON null). Ids longer than ORIGIN_ID_BYTES_MAX, or not strings, are passed over.
+/// Calls `f` with each listed origin id (None for a JSON null). Ids longer than RECIPIENT_BYTES_MAX, or not strings, are passed over.
 /// No allocation. Tolerates every legal escaping (`\"`, `\u0022`, `\\u002B`...).
 ///
 /// Takes every form a `Recipients` may have, and `Many` of a `users` argument. A text that is not an array after all lists nobody;
@@ -436,14 +436,14 @@ impl Items {
 
 /// An id that had to be put together from pieces.
 struct Id {
-    bytes: [u8; ORIGIN_ID_BYTES_MAX],
+    bytes: [u8; RECIPIENT_BYTES_MAX],
     /// None if it does not fit.
     length: Option<usize>,
 }
 
 impl Default for Id {
     fn default() -> Self {
-        Id { bytes: [0; ORIGIN_ID_BYTES_MAX], length: Some(0) }
+        Id { bytes: [0; RECIPIENT_BYTES_MAX], length: Some(0) }
     }
 }
 
@@ -468,7 +468,7 @@ fn each_encoded(list: &[u8], mut f: impl FnMut(Option<&[u8]>)) {
         let element = element.of(list);
         if msgpack::is_nil(element) {
             f(None);
-        } else if let Some(id) = msgpack::text(element).filter(|id| id.of(element).len() <= ORIGIN_ID_BYTES_MAX) {
+        } else if let Some(id) = msgpack::text(element).filter(|id| id.of(element).len() <= RECIPIENT_BYTES_MAX) {
             f(Some(id.of(element)));
         }
     });
@@ -558,7 +558,7 @@ impl<'a> List<'a> {
         let run = json::plain_run(self.rest);
         let quote: &[u8] = if self.escaped { b"\\\"" } else { b"\"" };
         if self.rest[run..].starts_with(quote) {
-            if run <= ORIGIN_ID_BYTES_MAX {
+            if run <= RECIPIENT_BYTES_MAX {
                 f(Some(&self.rest[..run]));
             }
             self.rest = &self.rest[run + quote.len()..];
