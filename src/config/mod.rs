@@ -28,10 +28,13 @@ pub use flags::RunFlags;
 pub use resolve::{Machine, Resolved};
 pub use secret::Secret;
 pub use settings::Key;
+pub use value::read_bytes;
 
 use crate::limits::CONNECTIONS_SPARE;
 use crate::proto::dotnetify::context::HeaderPolicy;
-use crate::proto::http::ForwardedHeader;
+use crate::proto::http::{ForwardedHeader, Transports};
+use crate::shard::Required;
+use crate::tls::MinimumVersion;
 use core::time::Duration;
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -89,7 +92,7 @@ pub struct Hub {
     pub client_timeout_interval: Duration,
     /// Default 15 s.
     pub keep_alive_interval: Duration,
-    /// Default all.
+    /// At least one. Default all.
     pub transports: Transports,
     /// Default true.
     pub allow_stateful_reconnects: bool,
@@ -103,18 +106,6 @@ pub struct Hub {
     pub close_on_authentication_expiration: bool,
 }
 
-/// What clients may connect with; at least one.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Transports {
-    pub web_sockets: bool,
-    pub server_sent_events: bool,
-    pub long_polling: bool,
-}
-
-impl Transports {
-    pub const ALL: Transports = Transports { web_sockets: true, server_sent_events: true, long_polling: true };
-}
-
 /// The certificate of https listeners.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Tls {
@@ -122,14 +113,7 @@ pub struct Tls {
     pub certificate_file: PathBuf,
     /// PEM.
     pub key_file: PathBuf,
-    pub minimum_version: TlsVersion,
-}
-
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum TlsVersion {
-    #[default]
-    V1_2,
-    V1_3,
+    pub minimum_version: MinimumVersion,
 }
 
 /// How the tokens of users (JWT) are verified and what is taken from them. At least one source of keys is there.
@@ -151,18 +135,6 @@ pub struct Identity {
     /// Claims the app server is shown, as metadata `claim:<name>`.
     pub forward_claims: Vec<String>,
     pub required: Required,
-}
-
-/// What needs a valid token.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Required {
-    /// Nothing.
-    #[default]
-    None,
-    /// Every request of a client, or it gets 401.
-    Connection,
-    /// Every `Request_VM`, from the connection or its own headers, or it is answered with an `UnauthorizedAccessException`.
-    Request,
 }
 
 #[derive(Clone, Debug, PartialEq)]

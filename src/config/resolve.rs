@@ -4,12 +4,14 @@ use super::flags::RunFlags;
 use super::settings::{Key, SETTINGS_COUNT, Table};
 use super::value::{Given, Value, duration_text, parse, read_text, size_text};
 use super::{
-    ClientCertificate, Config, Hub, Identity, Limits, ListenAddress, Listener, LogFormat, Required, Secret, Tls,
-    TlsVersion, Transports, TrustedProxy, Upstream, UpstreamUrl, address, env, file,
+    ClientCertificate, Config, Hub, Identity, Limits, ListenAddress, Listener, LogFormat, Secret, Tls, TrustedProxy,
+    Upstream, UpstreamUrl, address, env, file,
 };
 use crate::limits::*;
 use crate::proto::dotnetify::context::HeaderPolicy;
-use crate::proto::http::ForwardedHeader;
+use crate::proto::http::{ForwardedHeader, Transports};
+use crate::shard::Required;
+use crate::tls::MinimumVersion;
 use core::time::Duration;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
@@ -241,8 +243,8 @@ impl Draft {
             certificate_file: self.path(Key::TlsCertificateFile)?,
             key_file: self.path(Key::TlsKeyFile)?,
             minimum_version: match self.text(Key::TlsMinimumVersion) {
-                Some("1.3") => TlsVersion::V1_3,
-                _ => TlsVersion::V1_2,
+                Some("1.3") => MinimumVersion::Tls13,
+                _ => MinimumVersion::Tls12,
             },
         })
     }
@@ -268,7 +270,7 @@ impl Draft {
             required: match self.text(Key::Required) {
                 Some("connection") => Required::Connection,
                 Some("request") => Required::Request,
-                _ => Required::None,
+                _ => Required::Nothing,
             },
         })
     }
@@ -869,7 +871,7 @@ mod tests {
         assert_eq!(identity.clock_skew, Duration::from_secs(300));
         assert_eq!(identity.user_id_claims[..2], ["nameid", "sub"]);
         assert!(identity.audience.is_empty() && identity.issuer.is_empty() && identity.forward_claims.is_empty());
-        assert_eq!(identity.required, Required::None);
+        assert_eq!(identity.required, Required::Nothing);
         assert_eq!(of(Key::JwksFile, PEM).unwrap().jwks_file, Some(PEM.into()));
         let keys = of(Key::PublicKeyFile, &format!("{PEM},{PEM}")).unwrap();
         assert_eq!((keys.public_key_files.len(), keys.signing_key), (2, None));

@@ -2,9 +2,12 @@
 use super::fault::Origin;
 use super::secret::Secret;
 use super::settings::{Kind, Setting};
-use super::{Listener, LogFormat, Required, TlsVersion, Transports, TrustedProxy, UpstreamUrl, address, url};
+use super::{Listener, LogFormat, TrustedProxy, UpstreamUrl, address, url};
 use crate::limits::{CONFIG_FILE_BYTES_MAX, LISTENERS_MAX, NODE_NAME_BYTES_MAX};
 use crate::proto::dotnetify::context::HeaderPolicy;
+use crate::proto::http::Transports;
+use crate::shard::Required;
+use crate::tls::MinimumVersion;
 use core::time::Duration;
 use std::fs::File;
 use std::io::{self, Read};
@@ -130,11 +133,11 @@ impl LogFormat {
     }
 }
 
-impl TlsVersion {
+impl MinimumVersion {
     pub fn name(self) -> &'static str {
         match self {
-            TlsVersion::V1_2 => "1.2",
-            TlsVersion::V1_3 => "1.3",
+            MinimumVersion::Tls12 => "1.2",
+            MinimumVersion::Tls13 => "1.3",
         }
     }
 }
@@ -142,7 +145,7 @@ impl TlsVersion {
 impl Required {
     pub fn name(self) -> &'static str {
         match self {
-            Required::None => "none",
+            Required::Nothing => "none",
             Required::Connection => "connection",
             Required::Request => "request",
         }
@@ -393,6 +396,12 @@ fn secret_file(path: PathBuf, min: usize) -> Result<Secret, Refused> {
 
 /// A text file of bounded size. The error goes behind the file's name.
 pub fn read_text(path: &Path) -> Result<String, String> {
+    String::from_utf8(read_bytes(path)?)
+        .map_err(|error| format!("is not UTF-8 at byte {}", error.utf8_error().valid_up_to()))
+}
+
+/// A file of bounded size. The error goes behind the file's name.
+pub fn read_bytes(path: &Path) -> Result<Vec<u8>, String> {
     let unreadable = |error: io::Error| format!("cannot be read: {error}");
     let file = File::open(path).map_err(unreadable)?;
     let mut bytes = Vec::new();
@@ -400,7 +409,7 @@ pub fn read_text(path: &Path) -> Result<String, String> {
     if bytes.len() as u64 > CONFIG_FILE_BYTES_MAX {
         return Err(format!("is larger than {} KiB", CONFIG_FILE_BYTES_MAX / 1024));
     }
-    String::from_utf8(bytes).map_err(|error| format!("is not UTF-8 at byte {}", error.utf8_error().valid_up_to()))
+    Ok(bytes)
 }
 
 /// The entries of a list that may be empty; one text is a list of one.

@@ -2,24 +2,22 @@
 use super::plane::ShardHandle;
 use super::plane::send_order;
 use crate::bus::ShardOrder;
-use crate::config::{Config, Identity as IdentityConfig, TlsVersion};
+use crate::config::{Config, Identity as IdentityConfig, read_bytes};
 use crate::identity::{Identity, KeySource, Settings};
-use crate::limits::{CONFIG_FILE_BYTES_MAX, CREDENTIALS_LOOK_MS};
-use crate::tls::{ClientTls, MinimumVersion, ServerCertificates};
+use crate::limits::CREDENTIALS_LOOK_MS;
+use crate::tls::{ClientTls, ServerCertificates, Stamp, stamp};
 use rustls::{ClientConfig, ServerConfig};
-use std::io::{self, Read};
-use std::path::{Path, PathBuf};
+use std::io;
+use std::path::Path;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 use tracing::{info, warn};
-
-/// Length and time of change of each file; None for one that cannot be looked at.
-type Stamps = Vec<Option<(u64, SystemTime)>>;
 
 pub(super) struct Credentials {
     certificates: Option<ServerCertificates>,
     identity: Option<IdentityConfig>,
-    identity_stamps: Stamps,
+    /// Of its key files, when they were read.
+    identity_stamps: Vec<Option<Stamp>>,
 }
 
 impl Credentials {
@@ -27,11 +25,7 @@ impl Credentials {
         let certificates = match &config.tls {
             None => None,
             Some(tls) => {
-                let minimum = match tls.minimum_version {
-                    TlsVersion::V1_2 => MinimumVersion::Tls12,
-                    TlsVersion::V1_3 => MinimumVersion::Tls13,
-                };
-                let loaded = ServerCertificates::load(&tls.certificate_file, &tls.key_file, minimum);
+                let loaded = ServerCertificates::load(&tls.certificate_file, &tls.key_file, tls.minimum_version);
                 Some(loaded.map_err(|error| io::Error::other(format!("tls: {error}")))?)
             }
         };
@@ -92,25 +86,12 @@ impl Credentials {
     }
 }
 
-fn stamps(identity: &IdentityConfig) -> Stamps {
-    let stamp = |path: &PathBuf| {
-        let metadata = std::fs::metadata(path).ok()?;
-        Some((metadata.len(), metadata.modified().ok()?))
-    };
-    identity.public_key_files.iter().chain(&identity.jwks_file).map(stamp).collect()
+fn stamps(identity: &IdentityConfig) -> Vec<Option<Stamp>> {
+    identity.public_key_files.iter().chain(&identity.jwks_file).map(|path| stamp(path)).collect()
 }
 
 fn read_identity(config: &IdentityConfig) -> Result<Identity, String> {
-    let read = |path: &Path| {
-        let mut bytes = Vec::new();
-        std::fs::File::open(path)
-            .and_then(|file| file.take(CONFIG_FILE_BYTES_MAX + 1).read_to_end(&mut bytes))
-            .map_err(|error| format!("identity: cannot read {}: {error}", path.display()))?;
-        if bytes.len() as u64 > CONFIG_FILE_BYTES_MAX {
-            return Err(format!("identity: {} is larger than {CONFIG_FILE_BYTES_MAX} bytes", path.display()));
-        }
-        Ok(bytes)
-    };
+    let read = |path: &Path| read_bytes(path).map_err(|error| format!("identity: {} {error}", path.display()));
     let mut keys = Vec::new();
     if let Some(secret) = &config.signing_key {
         keys.push(KeySource::Secret(secret.bytes().to_vec()));

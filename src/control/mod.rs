@@ -16,16 +16,16 @@ mod stream;
 pub use listen::Listening;
 
 use crate::bus;
-use crate::config::{Config, Required, TrustedProxy};
+use crate::config::{Config, TrustedProxy};
 use crate::identity::Identity;
 use crate::ids::{LaneIndex, LaneKey, OriginKey, ShardId, base64url};
 use crate::limits::{NODE_NAME_BYTES_MAX, POST_BODY_MESSAGES_MAX, STOP_GRACE_MS, STOP_MS};
 use crate::metrics::Published;
-use crate::proto::http::{HttpPolicy, OriginPolicy, Transports, Trusted};
+use crate::proto::http::{HttpPolicy, OriginPolicy, Trusted};
 use crate::proto::signalr::Protocol;
 use crate::session::client::ClientSettings;
 use crate::session::token::TokenKey;
-use crate::shard::{self, Authentication, Settings, Shard};
+use crate::shard::{Authentication, Settings, Shard};
 use crate::sys::ring::Ring;
 use crate::sys::{probe, socket};
 use core::time::Duration;
@@ -226,22 +226,14 @@ fn shard_settings(
         http: HttpPolicy {
             hub_path: config.hub_path.clone(),
             origins: OriginPolicy { allowed: config.allowed_origins.clone() },
-            transports: Transports {
-                web_sockets: config.hub.transports.web_sockets,
-                server_sent_events: config.hub.transports.server_sent_events,
-                long_polling: config.hub.transports.long_polling,
-            },
+            transports: config.hub.transports,
             post_body_bytes_max: POST_BODY_MESSAGES_MAX as u64 * u64::from(config.hub.maximum_receive_message_size),
         },
         trusted: trusted(config),
         proxy_protocol: config.proxy_protocol,
         authentication: config.identity.as_ref().zip(identity).map(|(settings, identity)| Authentication {
             identity: identity.clone(),
-            required: match settings.required {
-                Required::None => shard::Required::Nothing,
-                Required::Connection => shard::Required::Connection,
-                Required::Request => shard::Required::Request,
-            },
+            required: settings.required,
             closes_on_expiry: config.hub.close_on_authentication_expiration,
         }),
         resume_bytes_max: config.hub.allow_stateful_reconnects.then_some(config.hub.stateful_reconnect_buffer_size),

@@ -390,15 +390,16 @@ impl<I: Io> Shard<I> {
         match action {
             Action::Replied { .. } => unreachable!("answered above"),
             Action::Negotiate { version, stateful_reconnect, .. } => {
-                let (id, token) = self.new_token(stateful_reconnect && self.settings.resume_bytes_max.is_some());
+                let stateful_reconnect = stateful_reconnect && self.settings.resume_bytes_max.is_some();
+                let (id, token) = self.new_token(stateful_reconnect);
                 let id = core::str::from_utf8(&id).expect("base64url is ASCII");
                 let negotiated = Negotiated {
                     version,
-                    // Version 0 knows one string for both (reference 2), and no stateful reconnect.
+                    // Version 0 knows one string for both (reference 2).
                     connection_id: if version == 0 { &token } else { id },
                     token: &token,
                     transports: self.settings.http.transports,
-                    stateful_reconnect: stateful_reconnect && self.settings.resume_bytes_max.is_some(),
+                    stateful_reconnect,
                 };
                 http::negotiate_reply(&negotiated, cors, keep_alive, out);
                 self.metrics.add(Counter::Negotiations, 1);

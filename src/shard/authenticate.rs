@@ -24,9 +24,9 @@ pub struct Authentication {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Required {
     Nothing,
-    /// Every request over HTTP, preflights apart.
+    /// Every request over HTTP, preflights apart, or it gets 401.
     Connection,
-    /// Every request for a view model.
+    /// Every `Request_VM`, from the connection or its own headers, or it is answered with an `UnauthorizedAccessException`.
     Request,
 }
 
@@ -40,13 +40,12 @@ impl Authentication {
         metrics: &mut ShardMetrics,
     ) -> Option<Box<User>> {
         match self.identity.verify(token, now_unix_seconds) {
-            Ok(identity::User { id, expires_unix_seconds, claims }) => {
+            Ok(identity::User { id, expires_unix_seconds: expires, claims }) => {
                 metrics.add(Counter::TokenAccepted, 1);
                 let named: Vec<(String, &str)> =
                     claims.iter().map(|(name, value)| (format!("claim:{name}"), value.as_str())).collect();
                 let pairs: Vec<(&str, &str)> = named.iter().map(|(name, value)| (name.as_str(), *value)).collect();
                 let items = context::prepare_items(lanes, &pairs);
-                let expires = expires_unix_seconds;
                 Some(Box::new(User { id, expires, items, is_connections }))
             }
             Err(fault) => {

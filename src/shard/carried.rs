@@ -60,22 +60,30 @@ impl<I: Io> Shard<I> {
             Found::Unknown => Err(HttpError::UnknownConnection),
             // What is left of a polling client is fetched by polls.
             Found::Held(_) => Err(HttpError::UnknownConnection),
-            Found::Used(key) => match self.conns.get(key) {
-                // Of those that are not held, all are WebSockets.
-                Some(Conn { stage: Stage::Client(_), .. }) => Err(match transport {
-                    Transport::WebSockets => HttpError::AlreadyActive,
-                    Transport::ServerSentEvents | Transport::LongPolling => HttpError::TransportChanged,
-                }),
-                _ => Err(HttpError::UnknownConnection),
-            },
+            // Of those that are not held, all are WebSockets.
+            Found::Used(key) if self.is_client(key) => Err(match transport {
+                Transport::WebSockets => HttpError::AlreadyActive,
+                Transport::ServerSentEvents | Transport::LongPolling => HttpError::TransportChanged,
+            }),
+            Found::Used(_) => Err(HttpError::UnknownConnection),
         }
+    }
+
+    fn is_client(&self, key: SlotKey) -> bool {
+        matches!(self.conns.get(key), Some(Conn { stage: Stage::Client(_), .. }))
+    }
+
+    /// Is this the connection that carries the client at present?
+    fn is_carried_by(&self, client: SlotKey, key: SlotKey) -> bool {
+        matches!(self.conns.get(client), Some(Conn { stage: Stage::Client(Client { carried: Some(carried), .. }), .. })
+            if carried.carrier == Some(key))
     }
 
     /// A valid upgrade: a client of its own socket, or one that may change it.
     pub(super) fn on_upgrade(
         &mut self,
         now: Time,
-        begun: Begun<'_, '_>,
+        mut begun: Begun<'_, '_>,
         accept: &[u8; 28],
         token: Option<Opened>,
         early: &[u8],
@@ -98,7 +106,7 @@ impl<I: Io> Shard<I> {
         self.check_unused(&token, Transport::WebSockets)?;
         match (token.token.resumable, self.settings.resume_bytes_max) {
             (true, Some(_)) => {
-                let client = self.begin(now, &begun, Transport::WebSockets, connection)?;
+                let client = self.begin(now, &mut begun, Transport::WebSockets, connection)?;
                 self.carry(key, client, |out| http::upgrade_reply(accept, out));
             }
             _ => {
@@ -123,7 +131,12 @@ impl<I: Io> Shard<I> {
         }
     }
 
-    pub(super) fn on_event_stream(&mut self, now: Time, begun: Begun<'_, '_>, token: Opened) -> Result<(), HttpError> {
+    pub(super) fn on_event_stream(
+        &mut self,
+        now: Time,
+        mut begun: Begun<'_, '_>,
+        token: Opened,
+    ) -> Result<(), HttpError> {
         let connection = token.token.connection;
         if let Some(owner) = self.owner(&connection) {
             return Err(match owner.transport {
@@ -132,7 +145,7 @@ impl<I: Io> Shard<I> {
             });
         }
         self.check_unused(&token, Transport::ServerSentEvents)?;
-        let client = self.begin(now, &begun, Transport::ServerSentEvents, connection)?;
+        let client = self.begin(now, &mut begun, Transport::ServerSentEvents, connection)?;
         self.carry(begun.key, client, |out| http::event_stream_reply(begun.cors, out));
         self.early_body(now, client, &connection);
         Ok(())
@@ -149,7 +162,7 @@ impl<I: Io> Shard<I> {
     pub(super) fn on_poll(
         &mut self,
         now: Time,
-        begun: Begun<'_, '_>,
+        mut begun: Begun<'_, '_>,
         token: Opened,
         keep_alive: bool,
     ) -> Result<Option<PollReply>, HttpError> {
@@ -167,7 +180,7 @@ impl<I: Io> Shard<I> {
         }
         let Some(owner) = self.owner(&connection) else {
             self.check_unused(&token, Transport::LongPolling)?;
-            let client = self.begin(now, &begun, Transport::LongPolling, connection)?;
+            let client = self.begin(now, &mut begun, Transport::LongPolling, connection)?;
             self.no_carrier(now, client);
             self.early_body(now, client, &connection);
             return Ok(Some(PollReply::First));
@@ -203,18 +216,16 @@ impl<I: Io> Shard<I> {
     ) -> Result<(), HttpError> {
         let connection = token.token.connection;
         let Some(owner) = self.owner(&connection) else {
-            if self.check_unused(&token, Transport::LongPolling).is_ok() {
-                let until = now.after(self.settings.disconnect_timeout);
-                let bytes_max = self.settings.http.post_body_bytes_max as usize;
-                let kept = self.connections.keep_early(now, until, connection, body, bytes_max);
-                return if kept { Ok(()) } else { Err(HttpError::Overloaded) };
-            }
-            return Err(match self.connections.find(&connection) {
-                Found::Used(key) if matches!(self.conns.get(key), Some(Conn { stage: Stage::Client(_), .. })) => {
-                    HttpError::PostToWebSocket
+            return match self.connections.find(&connection) {
+                Found::Unknown if token.is_fresh => {
+                    let until = now.after(self.settings.disconnect_timeout);
+                    let bytes_max = self.settings.http.post_body_bytes_max as usize;
+                    let kept = self.connections.keep_early(now, until, connection, body, bytes_max);
+                    if kept { Ok(()) } else { Err(HttpError::Overloaded) }
                 }
-                _ => HttpError::UnknownConnection,
-            });
+                Found::Used(key) if self.is_client(key) => Err(HttpError::PostToWebSocket),
+                _ => Err(HttpError::UnknownConnection),
+            };
         };
         if owner.transport == Transport::WebSockets {
             return Err(HttpError::PostToWebSocket);
@@ -238,9 +249,7 @@ impl<I: Io> Shard<I> {
                 Ok(())
             }
             (None, Found::Unknown) => Err(HttpError::UnknownConnection),
-            (None, Found::Used(key)) if !matches!(self.conns.get(key), Some(Conn { stage: Stage::Client(_), .. })) => {
-                Err(HttpError::UnknownConnection)
-            }
+            (None, Found::Used(key)) if !self.is_client(key) => Err(HttpError::UnknownConnection),
             _ => Err(HttpError::DeleteNotLongPolling),
         }
     }
@@ -249,7 +258,7 @@ impl<I: Io> Shard<I> {
     fn begin(
         &mut self,
         now: Time,
-        begun: &Begun<'_, '_>,
+        begun: &mut Begun<'_, '_>,
         transport: Transport,
         id: ConnectionId,
     ) -> Result<SlotKey, HttpError> {
@@ -343,24 +352,19 @@ impl<I: Io> Shard<I> {
 
     /// A connection that carries a client is at its end.
     pub(super) fn carrier_ends(&mut self, now: Time, key: SlotKey, client: SlotKey, end: End) {
-        let Shard { conns, .. } = self;
+        if !self.is_carried_by(client, key) {
+            return self.drop_carrier(now, key);
+        }
         // Whatever ends a socket but a word of its client (reference 14); TLS that breaks is no word.
         let survives = matches!(end, End::PeerGone | End::SocketError(_) | End::Tls(_))
-            && matches!(conns.get(client), Some(Conn { stage: Stage::Client(Client { session, carried: Some(carried), .. }), .. })
-                if session.is_resumable()
-                    && carried.carrier == Some(key)
-                    && carried.outbound.as_ref().is_some_and(Outbound::is_whole));
+            && matches!(self.conns.get(client), Some(Conn { stage: Stage::Client(Client { session, carried: Some(carried), .. }), .. })
+                if session.is_resumable() && carried.outbound.as_ref().is_some_and(Outbound::is_whole));
         if survives {
             self.drop_carrier(now, key);
             self.no_carrier(now, client);
-            return self.metrics.add(Counter::Detached, 1);
-        }
-        let is_its = matches!(conns.get(client), Some(Conn { stage: Stage::Client(Client { carried: Some(carried), .. }), .. })
-            if carried.carrier == Some(key));
-        if is_its {
-            self.client_ends(now, client, end);
+            self.metrics.add(Counter::Detached, 1);
         } else {
-            self.drop_carrier(now, key);
+            self.client_ends(now, client, end);
         }
     }
 
@@ -394,9 +398,7 @@ impl<I: Io> Shard<I> {
 
     /// The connection of a waiting poll is gone.
     pub(super) fn poll_gone(&mut self, now: Time, key: SlotKey, client: SlotKey) {
-        if matches!(self.conns.get(client), Some(Conn { stage: Stage::Client(Client { carried: Some(carried), .. }), .. })
-            if carried.carrier == Some(key))
-        {
+        if self.is_carried_by(client, key) {
             self.no_carrier(now, client);
         }
     }
@@ -427,13 +429,20 @@ impl<I: Io> Shard<I> {
 
     /// Answers a waiting poll without content.
     pub(super) fn end_poll(&mut self, now: Time, key: SlotKey, answer: PollReply) {
-        let Some(Conn { stage: Stage::Http(http), .. }) = self.conns.get_mut(key) else { return };
-        let Some(Parked { cors, keep_alive, body_bytes, .. }) = http.parked.take() else { return };
+        let Some(Parked { cors, keep_alive, body_bytes, .. }) = self.unpark(key) else { return };
         let mut reply = self.pool.take();
         http::poll_reply(answer, cors.as_cors(), keep_alive, &mut reply);
         self.send_reply(now, key, &reply, keep_alive, body_bytes);
         self.pool.give(reply);
         self.serve_later(key);
+    }
+
+    /// A poll waits no more: it is answered now.
+    fn unpark(&mut self, key: SlotKey) -> Option<Parked> {
+        match self.conns.get_mut(key) {
+            Some(Conn { stage: Stage::Http(http), .. }) => http.parked.take(),
+            _ => None,
+        }
     }
 
     /// Requests may have come behind the poll.
@@ -475,7 +484,7 @@ impl<I: Io> Shard<I> {
         }
     }
 
-    pub(super) fn pump_one(&mut self, now: Time, client: SlotKey) {
+    fn pump_one(&mut self, now: Time, client: SlotKey) {
         let Some(Conn { socket, stage: Stage::Client(state) }) = self.conns.get_mut(client) else { return };
         let (transport, Some(carried)) = (state.session.form().transport, &state.carried) else { return };
         let Some(carrier) = carried.carrier else {
@@ -495,8 +504,7 @@ impl<I: Io> Shard<I> {
             return;
         }
         if transport == Transport::LongPolling {
-            let Some(Conn { stage: Stage::Http(http), .. }) = self.conns.get_mut(carrier) else { return };
-            let Some(parked) = http.parked.take() else { return };
+            let Some(parked) = self.unpark(carrier) else { return };
             self.answer_poll(now, carrier, &parked);
             return self.no_carrier(now, client);
         }
@@ -530,20 +538,12 @@ impl<I: Io> Shard<I> {
                 let Some(Conn { socket, .. }) = self.conns.get(client) else { return };
                 let has_words = !socket.queue.is_empty();
                 if let Some(poll) = carrier {
-                    let parked = match self.conns.get_mut(poll) {
-                        Some(Conn { stage: Stage::Http(http), .. }) => http.parked.take(),
-                        _ => None,
-                    };
-                    if let Some(parked) = parked {
-                        if has_words && told {
-                            self.answer_poll(now, poll, &parked);
-                        } else {
-                            if let Some(Conn { stage: Stage::Http(http), .. }) = self.conns.get_mut(poll) {
-                                http.parked = Some(parked);
-                            }
-                            self.end_poll(now, poll, PollReply::Ended);
-                            return self.remove_carried(client, id);
-                        }
+                    if !has_words || !told {
+                        self.end_poll(now, poll, PollReply::Ended);
+                        return self.remove_carried(client, id);
+                    }
+                    if let Some(parked) = self.unpark(poll) {
+                        self.answer_poll(now, poll, &parked);
                     }
                 }
                 if !told || self.stopping.is_some() {

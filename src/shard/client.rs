@@ -1,11 +1,12 @@
 //! Clients of this shard: from the start of their transport to the end.
-use super::Shard;
 use super::carried::Begun;
 use super::lane::{From, Gate, Lane, Shown};
 use super::socket::{Carried, Client, Conn, Input, Life, Socket, Stage, User, linger_until};
+use super::{Settings, Shard};
 use crate::ids::{Address, SlotKey, Time};
 use crate::limits::CONTEXT_BYTES_MAX;
-use crate::metrics::Counter;
+use crate::mem::frames::{FramePool, FrameRef};
+use crate::metrics::{Counter, ShardMetrics};
 use crate::proto::dotnetify::context::{self, Items, Peer, Prepared, Tail};
 use crate::proto::dotnetify::request::{Call, Request};
 use crate::proto::http;
@@ -14,6 +15,7 @@ use crate::session::client::{ClientEnv, ClientSession, Note};
 use crate::session::fault::{self, End, Refusal};
 use crate::session::form::{Form, Transport};
 use crate::session::groups::Memberships;
+use crate::session::resume::Outbound;
 use crate::sys::Io;
 use core::time::Duration;
 use tracing::{debug, info, warn};
@@ -129,10 +131,20 @@ pub(super) fn write_message(
     form.write(gate.frames.bytes_mut(&frame), write);
     gate.frames.share(&frame, &mut socket.queue);
     socket.mark(gate.dirty);
-    let bytes_max = gate.settings.resume_bytes_max.unwrap_or_default() as usize;
-    let forgotten = outbound.keep(&frame, gate.frames, bytes_max);
-    gate.metrics.add(Counter::DroppedResume, u64::from(forgotten));
+    keep(outbound, &frame, gate.frames, gate.settings, gate.metrics);
     gate.frames.release(frame);
+}
+
+/// Keeps a message for a stateful reconnect.
+pub(super) fn keep(
+    outbound: &mut Outbound,
+    frame: &FrameRef,
+    frames: &mut FramePool,
+    settings: &Settings,
+    metrics: &mut ShardMetrics,
+) {
+    let bytes_max = settings.resume_bytes_max.unwrap_or_default() as usize;
+    metrics.add(Counter::DroppedResume, u64::from(outbound.keep(frame, frames, bytes_max)));
 }
 
 pub(super) fn items_of(user: Option<&User>) -> Items<'_> {
@@ -180,13 +192,13 @@ pub(super) use with_client;
 
 impl<I: Io> Shard<I> {
     /// A valid upgrade of a client that lives and ends with this socket.
-    pub(super) fn upgrade(&mut self, now: Time, begun: Begun<'_, '_>, accept: &[u8; 28]) {
+    pub(super) fn upgrade(&mut self, now: Time, mut begun: Begun<'_, '_>, accept: &[u8; 28]) {
         let key = begun.key;
         let Shard { conns, frames, dirty, settings, .. } = self;
         let Some(Conn { socket, .. }) = conns.get_mut(key) else { return };
         socket.out(frames, dirty, |out| http::upgrade_reply(accept, out));
         let session = ClientSession::new(now, Transport::WebSockets, false, &settings.client);
-        self.make_client(now, key, &begun, session, None);
+        self.make_client(now, key, &mut begun, session, None);
     }
 
     /// The place in the table is a client's from now on. Its context is that of the request that began it.
@@ -194,7 +206,7 @@ impl<I: Io> Shard<I> {
         &mut self,
         now: Time,
         key: SlotKey,
-        begun: &Begun<'_, '_>,
+        begun: &mut Begun<'_, '_>,
         session: ClientSession,
         carried: Option<Box<Carried>>,
     ) {
@@ -246,8 +258,7 @@ impl<I: Io> Shard<I> {
         };
         let state = &mut self.lanes[lane.0 as usize];
         state.clients += 1;
-        if let Some(user) = &begun.authenticated {
-            let user = Box::new(User { id: user.id.clone(), items: user.items.clone(), ..**user });
+        if let Some(user) = begun.authenticated.take() {
             enter_user(state, key, &mut client.as_user, &mut client.user, user);
         }
         let Some(conn) = self.conns.get_mut(key) else { return };

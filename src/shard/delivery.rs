@@ -1,4 +1,5 @@
 //! From the app server to clients: whom a delivery addresses, and its frame, encoded once a form and queued on each of them.
+use super::client::keep;
 use super::socket::{Client, Conn, Life, Socket, Stage};
 use super::{Random, Settings};
 use crate::ids::{LaneIndex, SlotKey};
@@ -196,9 +197,7 @@ impl Many<'_> {
         self.frames.share(frame, &mut socket.queue);
         socket.mark(self.dirty);
         if let Some(outbound) = client.carried.as_mut().and_then(|carried| carried.outbound.as_mut()) {
-            let bytes_max = self.settings.resume_bytes_max.unwrap_or_default() as usize;
-            let forgotten = outbound.keep(frame, self.frames, bytes_max);
-            self.metrics.add(Counter::DroppedResume, u64::from(forgotten));
+            keep(outbound, frame, self.frames, self.settings, self.metrics);
         }
         self.metrics.add(self.kind, 1);
     }

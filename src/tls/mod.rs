@@ -16,7 +16,7 @@ pub mod server;
 
 pub use client::ClientTls;
 pub use error::TlsError;
-pub use server::{MinimumVersion, ServerCertificates};
+pub use server::{MinimumVersion, ServerCertificates, Stamp, stamp};
 
 use crate::limits::{TLS_CARRY_BYTES_MAX, TLS_EXPANSION_BYTES_MAX, TLS_HANDSHAKE_CARRY_BYTES_MAX, TLS_PLAIN_BYTES_MAX};
 use crate::mem::pool::BytePool;

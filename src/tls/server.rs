@@ -84,10 +84,10 @@ impl ServerCertificates {
     }
 }
 
-/// Time of change and length.
-type Stamp = (SystemTime, u64);
+/// Time of change and length of a file: what a new version of it differs in.
+pub type Stamp = (SystemTime, u64);
 
-fn stamp(file: &Path) -> Option<Stamp> {
+pub fn stamp(file: &Path) -> Option<Stamp> {
     let metadata = std::fs::metadata(file).ok()?;
     Some((metadata.modified().ok()?, metadata.len()))
 }

@@ -26,6 +26,10 @@ pub struct Transports {
     pub long_polling: bool,
 }
 
+impl Transports {
+    pub const ALL: Transports = Transports { web_sockets: true, server_sent_events: true, long_polling: true };
+}
+
 /// What to do with a request. Each but `Replied` is judged further by the caller, who then appends the reply named here, or `refuse`.
 ///
 /// `Head::content_length` bytes of body follow every request; but for `Post`'s they are `HTTP_BODY_BYTES_MAX` at most and mean nothing.

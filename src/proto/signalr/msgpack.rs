@@ -232,6 +232,11 @@ pub(super) fn is_text_marker(marker: Marker) -> bool {
     matches!(marker, Marker::FixStr(_) | Marker::Str8 | Marker::Str16 | Marker::Str32)
 }
 
+pub(super) fn is_extension_marker(marker: Marker) -> bool {
+    use Marker::{Ext8, Ext16, Ext32, FixExt1, FixExt2, FixExt4, FixExt8, FixExt16};
+    matches!(marker, FixExt1 | FixExt2 | FixExt4 | FixExt8 | FixExt16 | Ext8 | Ext16 | Ext32)
+}
+
 pub(super) fn is_map_marker(marker: Marker) -> bool {
     matches!(marker, Marker::FixMap(_) | Marker::Map16 | Marker::Map32)
 }
@@ -405,20 +410,13 @@ impl<'a> Reader<'a> {
     fn scalar(&mut self, marker: Marker) -> Read<()> {
         let cut = |_| MessageError::Syntax;
         let length = match marker {
-            Marker::FixStr(_) | Marker::Str8 | Marker::Str16 | Marker::Str32 => {
-                u64::from(decode::read_str_len(&mut self.bytes).map_err(cut)?)
-            }
+            marker if is_text_marker(marker) => u64::from(decode::read_str_len(&mut self.bytes).map_err(cut)?),
             Marker::Bin8 | Marker::Bin16 | Marker::Bin32 => {
                 u64::from(decode::read_bin_len(&mut self.bytes).map_err(cut)?)
             }
-            Marker::FixExt1
-            | Marker::FixExt2
-            | Marker::FixExt4
-            | Marker::FixExt8
-            | Marker::FixExt16
-            | Marker::Ext8
-            | Marker::Ext16
-            | Marker::Ext32 => u64::from(decode::read_ext_meta(&mut self.bytes).map_err(cut)?.size),
+            marker if is_extension_marker(marker) => {
+                u64::from(decode::read_ext_meta(&mut self.bytes).map_err(cut)?.size)
+            }
             Marker::Null | Marker::True | Marker::False | Marker::FixPos(_) | Marker::FixNeg(_) => 1,
             Marker::U8 | Marker::I8 => 2,
             Marker::U16 | Marker::I16 => 3,

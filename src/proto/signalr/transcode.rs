@@ -163,7 +163,7 @@ impl Writer<'_> {
                 let number = self.reader.f64().map_err(cut)?;
                 self.float(number, number.is_finite(), 15)?;
             }
-            Marker::FixStr(_) | Marker::Str8 | Marker::Str16 | Marker::Str32 => {
+            marker if msgpack::is_text_marker(marker) => {
                 let text = self.reader.unchecked_text().map_err(cut)?.of(self.reader.body);
                 core::str::from_utf8(text).map_err(|_| TranscodeError::Text)?;
                 self.out.push(b'"');
@@ -174,14 +174,7 @@ impl Writer<'_> {
                 let bytes = self.reader.binary().map_err(cut)?;
                 self.base64(bytes.of(self.reader.body));
             }
-            Marker::FixExt1
-            | Marker::FixExt2
-            | Marker::FixExt4
-            | Marker::FixExt8
-            | Marker::FixExt16
-            | Marker::Ext8
-            | Marker::Ext16
-            | Marker::Ext32 => match self.reader.extension().map_err(cut)? {
+            marker if msgpack::is_extension_marker(marker) => match self.reader.extension().map_err(cut)? {
                 (TIMESTAMP, data) => self.timestamp(data)?,
                 _ => return Err(TranscodeError::Extension),
             },
