@@ -44,6 +44,17 @@ pub struct LaneKey {
     pub index: LaneIndex,
 }
 
+/// An upstream by its place in the configuration.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct UpstreamIndex(pub u8);
+
+/// Where a lane leads: one of an upstream's urls, by its place among them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct LanePlace {
+    pub upstream: UpstreamIndex,
+    pub url: u8,
+}
+
 impl core::fmt::Display for LaneKey {
     fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
         write!(f, "{}.{}", self.shard.0, self.index.0)

@@ -14,7 +14,7 @@
 //! shard               one core: the turn, accept, clients whatever carries them, lanes, delivery, connections handed over
 //! bus                 bounded queues with a doorbell, between shards and control plane, and between shards
 //! session  sys  tls   pure lives of connections | the kernel: ring, sockets, doorbell, probe | TLS without sockets, certificates
-//! identity            who a client is: tokens verified, with keys and time as arguments
+//! identity  filter    who a client is: tokens verified, with keys and time as arguments | which messages go to an upstream
 //! proto mem metrics   pure codecs: proxy, http, ws, signalr, dotnetify | slab, frames, buffers, wheel | names, counters, exposition
 //! limits    ids       every bound with its reason | names of things, and time
 //! ```
@@ -103,6 +103,8 @@ pub mod config;
 pub mod control;
 #[cfg(feature = "std")]
 pub mod demo;
+#[cfg(feature = "std")]
+pub mod filter;
 #[cfg(feature = "std")]
 #[doc(hidden)]
 pub mod fuzzing;

@@ -15,6 +15,22 @@ pub const POOL_SIZE_MAX: u16 = 1024;
 /// (100,000 idle clients are about 0.5 GB, kernel included).
 pub const CLIENTS_DEFAULT: u32 = 100_000;
 pub const CLIENTS_MAX: u32 = 4_000_000;
+/// Upstreams of a node: a client remembers which of them each of its view models goes to in 16 bits.
+pub const UPSTREAMS_MAX: usize = 16;
+/// URLs of one upstream, so that what is given is a list somebody wrote.
+pub const UPSTREAM_URLS_MAX: usize = 16;
+/// Largest weight of a url: more than a thousandfold difference between two app servers is a mistake.
+pub const UPSTREAM_WEIGHT_MAX: u32 = 1000;
+/// Longest name of an upstream. It is a label of metrics.
+pub const UPSTREAM_NAME_BYTES_MAX: usize = 64;
+/// Longest filter; a longer one is no rule that anybody can check by reading.
+pub const FILTER_BYTES_MAX: usize = 4 * 1024;
+/// Other nodes in one picture. Each is asked once a second while somebody looks.
+pub const PEERS_MAX: usize = 64;
+/// Clients that one picture shows; above that it is a sample. What a browser lays out and draws at 60 frames a second.
+pub const PICTURE_CLIENTS_MAX: u32 = 2000;
+/// View models one client may have at a time. A page has tens.
+pub const VIEWS_PER_CLIENT_MAX: u32 = 1024;
 /// Descriptors beside clients and lanes: log, admin connections, resolver, and whatever a library opens.
 pub const DESCRIPTORS_SLACK: u32 = 64;
 /// Descriptors of one shard: ring, listener, doorbell, timer, and room for a handed-over socket.

@@ -13,26 +13,30 @@ const LAYERS: &[(&str, &[&str])] = &[
     ("proto", &["limits", "ids"]),
     ("mem", &["limits", "ids"]),
     ("metrics", &["limits", "ids"]),
-    ("session", &["limits", "ids", "proto", "mem"]),
+    ("filter", &["limits", "ids", "proto"]),
+    ("session", &["limits", "ids", "proto", "mem", "filter"]),
     ("sys", &["limits", "ids", "mem", "metrics"]),
     ("tls", &["limits", "mem"]),
     // The design draws bus and sys on one level. Of the two only bus knows the other, for the doorbell that wakes its receiver.
-    ("bus", &["limits", "ids", "identity", "proto", "mem", "metrics", "sys", "tls"]),
-    ("shard", &["limits", "ids", "identity", "proto", "mem", "metrics", "session", "sys", "tls", "bus"]),
-    ("sim", &["limits", "ids", "proto", "mem", "metrics", "session", "sys", "tls", "bus", "shard"]),
-    ("config", &["limits", "ids", "identity", "proto", "mem", "metrics", "session", "sys", "tls", "bus", "shard"]),
+    ("bus", &["limits", "ids", "identity", "proto", "mem", "metrics", "session", "filter", "sys", "tls"]),
+    ("shard", &["limits", "ids", "identity", "proto", "mem", "metrics", "session", "filter", "sys", "tls", "bus"]),
+    ("sim", &["limits", "ids", "proto", "mem", "metrics", "session", "filter", "sys", "tls", "bus", "shard"]),
+    (
+        "config",
+        &["limits", "ids", "identity", "proto", "mem", "metrics", "session", "filter", "sys", "tls", "bus", "shard"],
+    ),
     ("logging", &["config"]),
     (
         "control",
         &[
-            "limits", "ids", "identity", "proto", "mem", "metrics", "session", "sys", "tls", "bus", "shard", "config",
-            "logging",
+            "limits", "ids", "identity", "proto", "mem", "metrics", "session", "filter", "sys", "tls", "bus", "shard",
+            "config", "logging",
         ],
     ),
     // A double of a foreign server: it must not share the node's own machinery, or it would share its mistakes.
     ("demo", &["limits", "proto", "config", "control", "logging"]),
     ("load", &["limits", "proto", "config", "logging"]),
-    ("ws_echo", &["limits", "ids", "proto", "mem", "metrics", "session", "sys", "tls", "bus", "shard"]),
+    ("ws_echo", &["limits", "ids", "proto", "mem", "metrics", "session", "filter", "sys", "tls", "bus", "shard"]),
     ("fuzzing", &["limits", "ids", "identity", "proto", "mem", "session", "sim"]),
 ];
 

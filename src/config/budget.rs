@@ -100,7 +100,7 @@ impl Budget {
             term(
                 "lanes' TLS",
                 Start,
-                each(config.upstream.url.tls, lanes),
+                each(config.upstreams[0].urls[0].url.tls, lanes),
                 TLS_BYTES_USUAL,
                 "keys and buffers of a TLS connection",
             ),

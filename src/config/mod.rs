@@ -30,9 +30,12 @@ pub use secret::Secret;
 pub use settings::Key;
 pub use value::read_bytes;
 
+use crate::filter::Filter;
+use crate::ids::{LanePlace, ShardId, UpstreamIndex};
 use crate::limits::CONNECTIONS_SPARE;
 use crate::proto::dotnetify::context::HeaderPolicy;
 use crate::proto::http::{ForwardedHeader, Transports};
+use crate::session::routing::{Dispatch, HubScope, UpstreamKind};
 use crate::shard::Required;
 use crate::tls::MinimumVersion;
 use core::time::Duration;
@@ -70,8 +73,10 @@ pub struct Config {
     pub tls: Option<Tls>,
     /// There if tokens of users can be verified.
     pub identity: Option<Identity>,
-    /// Exactly one for now.
-    pub upstream: Upstream,
+    /// In the order of routing; 1 to `UPSTREAMS_MAX`, at least one of them an app server, names all different.
+    pub upstreams: Vec<Upstream>,
+    /// Admin addresses (`host:port`) of other nodes that the live picture shows with this one; at most `PEERS_MAX`.
+    pub peers: Vec<String>,
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -153,10 +158,15 @@ pub struct Limits {
     pub upstream_queue_timeout: Duration,
 }
 
+/// An app server that messages are forwarded to, or several that stand for one.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Upstream {
-    pub url: UpstreamUrl,
-    /// Lanes of the whole node; at least one per shard is used.
+    /// In logs, metrics and pictures. Default: `upstream-1` and so on, by place.
+    pub name: String,
+    pub kind: UpstreamKind,
+    /// Clients are dealt over them. 1 to `UPSTREAM_URLS_MAX`.
+    pub urls: Vec<WeightedUrl>,
+    /// Lanes of the whole node to each url; at least one per shard is used.
     pub connection_pool_size: u16,
     /// Whether lanes speak MessagePack instead of JSON.
     pub use_message_pack: bool,
@@ -165,7 +175,22 @@ pub struct Upstream {
     /// PEM with the authorities to trust in place of the usual ones. Like the next, only with an https URL.
     pub ca_file: Option<PathBuf>,
     pub client_certificate: Option<ClientCertificate>,
+    /// Default all; of an Observer only `Host` and `User-Agent`.
     pub forward_headers: HeaderPolicy,
+    /// None takes every message.
+    pub filter: Option<Filter>,
+    /// A message that is taken stops here. Never for an Observer.
+    pub halt_pipeline: bool,
+    pub dispatch: Dispatch,
+    pub hub_id: HubScope,
+}
+
+/// One of an upstream's urls, and its share of the clients.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct WeightedUrl {
+    pub url: UpstreamUrl,
+    /// 1 to `UPSTREAM_WEIGHT_MAX`.
+    pub weight: u16,
 }
 
 /// What the node shows the app server; both PEM.
@@ -207,8 +232,25 @@ impl Config {
         if shards == 1 { all } else { (all / shards + all / shards / 4 + CONNECTIONS_SPARE).min(all) }
     }
 
-    /// Lanes in use: the pool, with at least one a shard.
+    /// Lanes in use, of all shards, to all urls.
     pub fn lanes(&self) -> u32 {
-        u32::from(self.upstream.connection_pool_size.max(self.shards))
+        let of = |upstream: &Upstream| u32::from(upstream.connection_pool_size.max(self.shards));
+        self.upstreams.iter().map(|upstream| of(upstream) * upstream.urls.len() as u32).sum()
+    }
+
+    /// Where a shard's lanes lead, in the order of their indices. Each url's pool is dealt out over the shards; the first shards get
+    /// one more where it does not divide.
+    pub fn lanes_of(&self, shard: ShardId) -> Vec<LanePlace> {
+        let (shards, index) = (self.shards, u16::from(shard.0));
+        let mut places = Vec::new();
+        for (upstream, settings) in self.upstreams.iter().enumerate() {
+            let pool = settings.connection_pool_size.max(shards);
+            let count = pool / shards + u16::from(index < pool % shards);
+            for url in 0..settings.urls.len() {
+                let place = LanePlace { upstream: UpstreamIndex(upstream as u8), url: url as u8 };
+                places.extend((0..count).map(|_| place));
+            }
+        }
+        places
     }
 }

@@ -5,11 +5,12 @@ use super::settings::{Key, SETTINGS_COUNT, Table};
 use super::value::{Given, Value, duration_text, parse, read_text, size_text};
 use super::{
     ClientCertificate, Config, Hub, Identity, Limits, ListenAddress, Listener, LogFormat, Secret, Tls, TrustedProxy,
-    Upstream, UpstreamUrl, address, env, file,
+    Upstream, UpstreamUrl, WeightedUrl, address, env, file,
 };
 use crate::limits::*;
 use crate::proto::dotnetify::context::HeaderPolicy;
 use crate::proto::http::{ForwardedHeader, Transports};
+use crate::session::routing::{Dispatch, HubScope, UpstreamKind};
 use crate::shard::Required;
 use crate::tls::MinimumVersion;
 use core::time::Duration;
@@ -110,10 +111,10 @@ impl Resolved {
                 config.shards, machine.cores
             ));
         }
-        if config.upstream.connection_pool_size < config.shards {
+        if config.upstreams[0].connection_pool_size < config.shards {
             warnings.push(format!(
                 "connection_pool_size = {} is less than shards = {}: {} lanes are used, one a shard",
-                config.upstream.connection_pool_size,
+                config.upstreams[0].connection_pool_size,
                 config.shards,
                 config.lanes()
             ));
@@ -350,8 +351,15 @@ impl Draft {
             },
             tls: self.tls(),
             identity: self.identity(),
-            upstream: Upstream {
-                url,
+            peers: Vec::new(),
+            upstreams: vec![Upstream {
+                name: "upstream-1".into(),
+                kind: UpstreamKind::AppServer,
+                urls: vec![WeightedUrl { url, weight: 1 }],
+                filter: None,
+                halt_pipeline: true,
+                dispatch: Dispatch::Client,
+                hub_id: HubScope::Lane,
                 connection_pool_size,
                 use_message_pack: self.boolean(Key::UseMessagePack, false),
                 maximum_receive_message_size: count(
@@ -366,7 +374,7 @@ impl Draft {
                     Some(Value::Headers(policy)) => policy.clone(),
                     _ => HeaderPolicy::All,
                 },
-            },
+            }],
         }
     }
 
@@ -467,12 +475,12 @@ impl Draft {
             );
         }
 
-        if sound(&[Key::Url]) && self.is_given(Key::Url) && !config.upstream.url.tls {
+        if sound(&[Key::Url]) && self.is_given(Key::Url) && !config.upstreams[0].urls[0].url.tls {
             for key in [Key::CaFile, Key::ClientCertificateFile, Key::ClientKeyFile] {
                 if sound(&[key]) && self.is_given(key) {
                     contradiction(
                         &[key],
-                        format!("it is for TLS, and {} is not encrypted", config.upstream.url.text),
+                        format!("it is for TLS, and {} is not encrypted", config.upstreams[0].urls[0].url.text),
                         "write https:// in the app server's url, or leave it out".into(),
                     );
                 }
@@ -480,7 +488,7 @@ impl Draft {
         }
 
         let keys = [Key::MaximumReceiveMessageSize, Key::UpstreamMaximumReceiveMessageSize];
-        let most = config.upstream.maximum_receive_message_size;
+        let most = config.upstreams[0].maximum_receive_message_size;
         if sound(&keys) && config.hub.maximum_receive_message_size > most {
             contradiction(
                 &keys,
@@ -529,8 +537,11 @@ impl Draft {
 
         let keys = [Key::MaxClients, Key::Shards, Key::ConnectionPoolSize];
         if sound(&keys) {
-            let beside_clients =
-                descriptors_beside_clients(config.shards, config.upstream.connection_pool_size, config.listen.len());
+            let beside_clients = descriptors_beside_clients(
+                config.shards,
+                config.upstreams[0].connection_pool_size,
+                config.listen.len(),
+            );
             let needed = u64::from(config.limits.max_clients) + beside_clients;
             if needed > machine.nofile {
                 contradiction(
@@ -561,19 +572,19 @@ impl Draft {
 
         let keys = [Key::Url, Key::Listen];
         let addresses = || config.listen.iter().filter_map(Listener::tcp);
-        if sound(&keys) && addresses().any(|listen| is_itself(&config.upstream.url, listen)) {
+        if sound(&keys) && addresses().any(|listen| is_itself(&config.upstreams[0].urls[0].url, listen)) {
             contradiction(
                 &keys,
-                format!("the app server {} is this node's own address", config.upstream.url.text),
+                format!("the app server {} is this node's own address", config.upstreams[0].urls[0].url.text),
                 "give the address of the dotNetify app server".into(),
             );
         }
 
         let keys = [Key::Url, Key::HubPath];
         if sound(&keys)
-            && let Some(suffix) = config.upstream.url.hub_suffix(&config.hub_path)
+            && let Some(suffix) = config.upstreams[0].urls[0].url.hub_suffix(&config.hub_path)
         {
-            let text = &config.upstream.url.text;
+            let text = &config.upstreams[0].urls[0].url.text;
             faults.about(
                 &self.origins[Key::Url as usize],
                 Key::Url.setting(),
@@ -678,7 +689,7 @@ mod tests {
         assert_eq!(resolved.config.shards, 4);
         // 20,000 files, less 64 of slack, 4 shards of 8 and 5 lanes of 2.
         assert_eq!(resolved.config.limits.max_clients, 20_000 - 64 - 32 - 10);
-        assert_eq!(resolved.config.upstream.forward_headers, HeaderPolicy::All);
+        assert_eq!(resolved.config.upstreams[0].forward_headers, HeaderPolicy::All);
     }
 
     #[test]
@@ -698,7 +709,7 @@ mod tests {
         assert_eq!(resolved.origin(Key::HubPath), &Origin::Env("SIGNALRING_HUB_PATH".into()));
         assert_eq!(resolved.origin(Key::Log), &Origin::File { path: "n.toml".into(), line: 3 });
         assert_eq!(resolved.origin(Key::Admin), &Origin::Default);
-        assert_eq!(resolved.config.upstream.url.text, "http://file");
+        assert_eq!(resolved.config.upstreams[0].urls[0].url.text, "http://file");
     }
 
     #[test]
@@ -852,8 +863,8 @@ mod tests {
         let found = resolve("", &[], https().with(Key::ClientKeyFile, PEM)).unwrap_err();
         assert!(found.len() == 1 && found[0].starts_with("--upstream-client-key-file: "), "{found:?}");
         let both = https().with(Key::ClientKeyFile, PEM).with(Key::ClientCertificateFile, PEM);
-        let upstream = resolve("", &[], both).unwrap().config.upstream;
-        assert_eq!((upstream.url.tls, upstream.url.port), (true, 443));
+        let upstream = resolve("", &[], both).unwrap().config.upstreams.remove(0);
+        assert_eq!((upstream.urls[0].url.tls, upstream.urls[0].url.port), (true, 443));
         assert_eq!(
             upstream.client_certificate,
             Some(ClientCertificate { certificate_file: PEM.into(), key_file: PEM.into() })

@@ -47,7 +47,7 @@ impl Config {
     fn text(&self, key: Key) -> Option<String> {
         let tls = self.tls.as_ref();
         let identity = self.identity.as_ref();
-        let client_certificate = self.upstream.client_certificate.as_ref();
+        let client_certificate = self.upstreams[0].client_certificate.as_ref();
         Some(match key {
             Key::Listen => match self.listen.as_slice() {
                 [only] => quoted(&only.to_string()),
@@ -97,18 +97,18 @@ impl Config {
             Key::UserIdClaim => list(&identity?.user_id_claims),
             Key::ForwardClaims => list(&identity?.forward_claims),
             Key::Required => quoted(identity?.required.name()),
-            Key::Url => quoted(&self.upstream.url.text),
-            Key::ConnectionPoolSize => self.upstream.connection_pool_size.to_string(),
-            Key::UseMessagePack => self.upstream.use_message_pack.to_string(),
-            Key::UpstreamMaximumReceiveMessageSize => size(self.upstream.maximum_receive_message_size),
-            Key::CaFile => path(self.upstream.ca_file.as_ref()?),
+            Key::Url => quoted(&self.upstreams[0].urls[0].url.text),
+            Key::ConnectionPoolSize => self.upstreams[0].connection_pool_size.to_string(),
+            Key::UseMessagePack => self.upstreams[0].use_message_pack.to_string(),
+            Key::UpstreamMaximumReceiveMessageSize => size(self.upstreams[0].maximum_receive_message_size),
+            Key::CaFile => path(self.upstreams[0].ca_file.as_ref()?),
             Key::ClientCertificateFile => path(&client_certificate?.certificate_file),
             Key::ClientKeyFile => path(&client_certificate?.key_file),
             Key::HaltPipeline | Key::Filter => match key.setting().kind {
                 Kind::NotYet { accepted: Some(accepted) } => accepted.to_string(),
                 _ => return None,
             },
-            Key::ForwardHeaders => match &self.upstream.forward_headers {
+            Key::ForwardHeaders => match &self.upstreams[0].forward_headers {
                 HeaderPolicy::All => quoted("all"),
                 HeaderPolicy::Only(names) => list(names),
             },

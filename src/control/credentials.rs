@@ -2,7 +2,7 @@
 use super::plane::ShardHandle;
 use super::plane::send_order;
 use crate::bus::ShardOrder;
-use crate::config::{Config, Identity as IdentityConfig, read_bytes};
+use crate::config::{Config, Identity as IdentityConfig, Upstream, read_bytes};
 use crate::identity::{Identity, KeySource, Settings};
 use crate::limits::CREDENTIALS_LOOK_MS;
 use crate::tls::{ClientTls, ServerCertificates, Stamp, stamp};
@@ -122,15 +122,14 @@ fn read_identity(config: &IdentityConfig) -> Result<Identity, String> {
     Ok(identity)
 }
 
-/// What lanes need for an https app server.
-pub(super) fn lane_tls(config: &Config) -> io::Result<Option<Arc<ClientConfig>>> {
-    let upstream = &config.upstream;
-    if !upstream.url.tls {
+/// What lanes to an upstream's https urls need.
+pub(super) fn lane_tls(upstream: &Upstream) -> io::Result<Option<Arc<ClientConfig>>> {
+    if !upstream.urls.iter().any(|target| target.url.tls) {
         return Ok(None);
     }
     let own = upstream.client_certificate.as_ref();
     let own = own.map(|own| (own.certificate_file.as_path(), own.key_file.as_path()));
     ClientTls::load(upstream.ca_file.as_deref(), own)
         .map(Some)
-        .map_err(|error| io::Error::other(format!("upstream {}: {error}", upstream.url.text)))
+        .map_err(|error| io::Error::other(format!("upstream {}: {error}", upstream.name)))
 }

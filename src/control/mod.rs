@@ -53,7 +53,7 @@ impl Node {
     pub fn start(config: Config) -> io::Result<Node> {
         probe::io_uring()?;
         let (credentials, identity) = Credentials::load(&config)?;
-        let lane_tls = credentials::lane_tls(&config)?;
+        let lane_tls = credentials::lane_tls(&config.upstreams[0])?;
         let (listeners, listening) = listen::open(&config, credentials.server_tls())?;
         let admin_listener = TcpListener::bind(config.admin)
             .map_err(|error| in_words(error, &format!("cannot listen on {} for the admin endpoint", config.admin)))?;
@@ -240,8 +240,8 @@ fn shard_settings(
         poll_timeout: config.hub.poll_timeout,
         disconnect_timeout: config.hub.disconnect_timeout,
         lane_protocol: lane_protocol(config),
-        has_tls: config.upstream.url.tls || config.listen.iter().any(|listener| listener.tls),
-        forward_headers: config.upstream.forward_headers.clone(),
+        has_tls: config.upstreams[0].urls[0].url.tls || config.listen.iter().any(|listener| listener.tls),
+        forward_headers: config.upstreams[0].forward_headers.clone(),
         client: ClientSettings {
             handshake_timeout: config.hub.handshake_timeout,
             client_timeout: config.hub.client_timeout_interval,
@@ -254,7 +254,7 @@ fn shard_settings(
         request_head_timeout: config.limits.request_head_timeout,
         lane_queue_bytes_max: config.limits.upstream_queue_bytes,
         lane_queue_timeout: config.limits.upstream_queue_timeout,
-        upstream_message_bytes_max: config.upstream.maximum_receive_message_size,
+        upstream_message_bytes_max: config.upstreams[0].maximum_receive_message_size,
         // The pool is dealt out: the first shards get one more where it does not divide.
         lanes: {
             let (pool, shards) = (config.lanes(), count);
@@ -267,7 +267,7 @@ fn shard_settings(
 }
 
 fn lane_protocol(config: &Config) -> Protocol {
-    if config.upstream.use_message_pack { Protocol::MessagePack } else { Protocol::Json }
+    if config.upstreams[0].use_message_pack { Protocol::MessagePack } else { Protocol::Json }
 }
 
 fn trusted(config: &Config) -> Trusted {

@@ -141,7 +141,7 @@ async fn keep_lane(
     state: Rc<State>,
 ) {
     let Upstream { config, protocol, tls } = &*upstream;
-    let url = &config.upstream.url;
+    let url = &config.upstreams[0].urls[0].url;
     let mut backoff = Backoff::default();
     let mut last_error = String::new();
     loop {

@@ -8,6 +8,7 @@
 //! shard thread:  metrics.add(Counter::X, 1) ... metrics.publish(&published)      control thread: exposition::encode(&[&published], &lanes)
 //! ```
 pub mod exposition;
+pub mod process;
 pub mod table;
 
 pub use exposition::{CONTENT_TYPE, LaneInfo, LaneState};

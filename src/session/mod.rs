@@ -17,4 +17,6 @@ pub mod form;
 pub mod groups;
 pub mod lane;
 pub mod resume;
+pub mod routing;
 pub mod token;
+pub mod views;

@@ -1,0 +1,256 @@
+//! Which view models each client has live, and which upstreams they were requested from: from a `Request_VM` to its `Dispose_VM`.
+//!
+//! A view model is one entry in a table, linked into its client's list in the order of the requests; names are kept once, since all
+//! clients of one page have the same view models. A client without any costs four bytes.
+use crate::limits::VIEWS_PER_CLIENT_MAX;
+use std::collections::HashMap;
+
+const NONE: u32 = u32::MAX;
+
+/// Upstreams by their places in the configuration, one bit each.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Upstreams(pub u16);
+
+impl Upstreams {
+    pub fn has(self, index: usize) -> bool {
+        self.0 >> index & 1 == 1
+    }
+    pub fn add(&mut self, index: usize) {
+        self.0 |= 1 << index;
+    }
+    pub fn with(self, other: Upstreams) -> Upstreams {
+        Upstreams(self.0 | other.0)
+    }
+    pub fn is_empty(self) -> bool {
+        self.0 == 0
+    }
+    /// In the order of the configuration.
+    pub fn each(self) -> impl Iterator<Item = usize> {
+        (0..u16::BITS as usize).filter(move |index| self.has(*index))
+    }
+}
+
+/// A client's view models: the head of its list.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ViewList(u32);
+
+impl Default for ViewList {
+    fn default() -> Self {
+        ViewList(NONE)
+    }
+}
+
+#[derive(Clone, Copy)]
+struct View {
+    name: u32,
+    /// The same client's next view model.
+    next: u32,
+    upstreams: Upstreams,
+}
+
+struct Name {
+    text: Box<[u8]>,
+    uses: u32,
+}
+
+/// What one live view model takes: the entry, and its place in the list of free ones; names apart.
+pub const VIEW_BYTES: usize = size_of::<View>() + size_of::<u32>();
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Opened {
+    New,
+    /// Requested again, which is no change (contract 1.3).
+    Already,
+    /// The client has `VIEWS_PER_CLIENT_MAX` view models.
+    TooMany,
+}
+
+/// The view models of a shard's clients. Names are plain text, without JSON's escapes.
+#[derive(Default)]
+pub struct Views {
+    by_name: HashMap<Box<[u8]>, u32>,
+    names: Vec<Name>,
+    free_names: Vec<u32>,
+    views: Vec<View>,
+    free_views: Vec<u32>,
+}
+
+impl Views {
+    /// Live view models of all clients.
+    pub fn len(&self) -> usize {
+        self.views.len() - self.free_views.len()
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Where a live view model was requested from.
+    pub fn upstreams(&self, list: ViewList, name: &[u8]) -> Option<Upstreams> {
+        self.each(list).find(|(live, _)| *live == name).map(|(_, upstreams)| upstreams)
+    }
+
+    /// The client's view models, oldest first.
+    pub fn each(&self, list: ViewList) -> impl Iterator<Item = (&[u8], Upstreams)> {
+        let mut at = list.0;
+        core::iter::from_fn(move || {
+            let view = self.views.get(at as usize)?;
+            at = view.next;
+            Some((&*self.names[view.name as usize].text, view.upstreams))
+        })
+    }
+
+    pub fn open(&mut self, list: &mut ViewList, name: &[u8], upstreams: Upstreams) -> Opened {
+        let (mut count, mut last, mut at) = (0, NONE, list.0);
+        while at != NONE {
+            let view = self.views[at as usize];
+            if *self.names[view.name as usize].text == *name {
+                return Opened::Already;
+            }
+            count += 1;
+            last = at;
+            at = view.next;
+        }
+        if count >= VIEWS_PER_CLIENT_MAX {
+            return Opened::TooMany;
+        }
+        let view = View { name: self.name(name), next: NONE, upstreams };
+        let index = match self.free_views.pop() {
+            Some(index) => {
+                self.views[index as usize] = view;
+                index
+            }
+            None => {
+                self.views.push(view);
+                self.views.len() as u32 - 1
+            }
+        };
+        match last {
+            NONE => list.0 = index,
+            last => self.views[last as usize].next = index,
+        }
+        Opened::New
+    }
+
+    /// `Dispose_VM`: the view model is gone and so are those whose names continue its own behind a dot (contract 1.3). Returns where
+    /// they had been requested from.
+    pub fn close(&mut self, list: &mut ViewList, name: &[u8]) -> Upstreams {
+        let mut upstreams = Upstreams::default();
+        let (mut before, mut at) = (NONE, list.0);
+        while at != NONE {
+            let View { name: live, next, upstreams: of_view } = self.views[at as usize];
+            let text = &self.names[live as usize].text;
+            let is_it = text.strip_prefix(name).is_some_and(|rest| rest.is_empty() || rest[0] == b'.');
+            if is_it {
+                upstreams = upstreams.with(of_view);
+                match before {
+                    NONE => list.0 = next,
+                    before => self.views[before as usize].next = next,
+                }
+                self.drop_view(at);
+            } else {
+                before = at;
+            }
+            at = next;
+        }
+        upstreams
+    }
+
+    /// The client is gone.
+    pub fn close_all(&mut self, list: &mut ViewList) {
+        while list.0 != NONE {
+            let at = list.0;
+            list.0 = self.views[at as usize].next;
+            self.drop_view(at);
+        }
+    }
+
+    fn name(&mut self, text: &[u8]) -> u32 {
+        if let Some(index) = self.by_name.get(text) {
+            self.names[*index as usize].uses += 1;
+            return *index;
+        }
+        let name = Name { text: text.into(), uses: 1 };
+        let index = match self.free_names.pop() {
+            Some(index) => {
+                self.names[index as usize] = name;
+                index
+            }
+            None => {
+                self.names.push(name);
+                self.names.len() as u32 - 1
+            }
+        };
+        self.by_name.insert(text.into(), index);
+        index
+    }
+
+    fn drop_view(&mut self, at: u32) {
+        let index = self.views[at as usize].name;
+        self.free_views.push(at);
+        let name = &mut self.names[index as usize];
+        name.uses -= 1;
+        if name.uses == 0 {
+            self.by_name.remove(&name.text);
+            name.text = Box::default();
+            self.free_names.push(index);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn names(views: &Views, list: ViewList) -> Vec<(String, u16)> {
+        views.each(list).map(|(name, upstreams)| (String::from_utf8_lossy(name).into_owned(), upstreams.0)).collect()
+    }
+
+    fn pairs(expected: &[(&str, u16)]) -> Vec<(String, u16)> {
+        expected.iter().map(|(name, upstreams)| (name.to_string(), *upstreams)).collect()
+    }
+
+    #[test]
+    fn a_choice_holds_from_request_to_dispose_and_order_is_kept() {
+        let (mut views, mut a, mut b) = (Views::default(), ViewList::default(), ViewList::default());
+        for (name, upstreams) in [("One", 1), ("Page", 2), ("Page.Sub", 4), ("Pages", 1), ("Page.Sub.X", 2)] {
+            assert_eq!(views.open(&mut a, name.as_bytes(), Upstreams(upstreams)), Opened::New);
+        }
+        assert_eq!(views.open(&mut a, b"Page", Upstreams(8)), Opened::Already);
+        assert_eq!(views.open(&mut b, b"Page", Upstreams(8)), Opened::New);
+        assert_eq!(
+            (views.upstreams(a, b"Page"), views.upstreams(b, b"Page")),
+            (Some(Upstreams(2)), Some(Upstreams(8)))
+        );
+        assert_eq!(views.upstreams(b, b"One"), None);
+        assert_eq!(
+            names(&views, a),
+            pairs(&[("One", 1), ("Page", 2), ("Page.Sub", 4), ("Pages", 1), ("Page.Sub.X", 2)])
+        );
+        assert_eq!(views.close(&mut a, b"Page"), Upstreams(6));
+        assert_eq!(names(&views, a), pairs(&[("One", 1), ("Pages", 1)]));
+        assert_eq!(views.close(&mut a, b"Page"), Upstreams(0));
+        // The end of the list is known after removals, too.
+        views.open(&mut a, b"Last", Upstreams(1));
+        assert_eq!(views.close(&mut a, b"Last"), Upstreams(1));
+        views.open(&mut a, b"New", Upstreams(1));
+        assert_eq!(names(&views, a), pairs(&[("One", 1), ("Pages", 1), ("New", 1)]));
+        views.close_all(&mut a);
+        views.close_all(&mut b);
+        assert!(views.is_empty() && views.by_name.is_empty());
+        assert_eq!(views.names.len(), views.free_names.len());
+    }
+
+    #[test]
+    fn a_client_has_so_many_and_no_more() {
+        let (mut views, mut list) = (Views::default(), ViewList::default());
+        for n in 0..VIEWS_PER_CLIENT_MAX {
+            assert_eq!(views.open(&mut list, n.to_string().as_bytes(), Upstreams(1)), Opened::New);
+        }
+        assert_eq!(views.open(&mut list, b"x", Upstreams(1)), Opened::TooMany);
+        assert_eq!(views.open(&mut list, b"7", Upstreams(1)), Opened::Already);
+        views.close(&mut list, b"7");
+        assert_eq!(views.open(&mut list, b"x", Upstreams(1)), Opened::New);
+        assert_eq!(views.len(), VIEWS_PER_CLIENT_MAX as usize);
+    }
+}
