@@ -248,7 +248,12 @@ impl Checker<'_, '_> {
 
     fn call(&mut self, id: u64, call: &mut CallExpr) -> Typed {
         if let Some(target) = &mut call.target {
-            return self.method(id, &mut call.func_name, target, &mut call.args);
+            let of = self.method(id, &mut call.func_name, target, &mut call.args)?;
+            if call.func_name.starts_with('@') {
+                // Functions of our own take the text as their argument.
+                call.args.extend(call.target.take().map(|target| *target));
+            }
+            return Ok(of);
         }
         match (call.func_name.as_str(), call.args.as_mut_slice()) {
             (operators::LOGICAL_AND | operators::LOGICAL_OR, [left, right]) => {
