@@ -381,6 +381,23 @@ fn paths_in_flags_and_variables_begin_at_the_working_directory() {
 }
 
 #[test]
+fn a_fault_in_a_filter_points_into_the_expression() {
+    let file = File::new(
+        "filter",
+        "[[upstream]]\nurl = \"http://a\"\nfilter = 'vm_id == \"A\"'\n\n\
+         [[upstream]]\nurl = \"http://b\"\nfilter = 'vm_id == '\n",
+    );
+    let said = stderr(&signalring(&["check", "--config", file.path()], &[]));
+    let lines: Vec<&str> = said.lines().collect();
+    let at =
+        lines.iter().position(|line| line.starts_with(&format!("  {}:7: upstream.filter: at column ", file.path())));
+    let at = at.unwrap_or_else(|| panic!("{said}"));
+    assert_eq!(lines[at + 1], "      vm_id ==", "{said}");
+    assert_eq!(lines[at + 2].trim(), "^", "{said}");
+    assert_eq!(lines.len(), 4, "{said}");
+}
+
+#[test]
 fn flags_describe_one_upstream_and_several_app_servers_are_its_urls() {
     let one = File::new("one-upstream", "[[upstream]]\nname = \"chat\"\nurls = [\"http://a\", \"http://b\"]\n");
     let arguments = ["check", "--config", one.path(), "--app-server", "http://c", "--app-server", "http://d"];

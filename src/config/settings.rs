@@ -199,7 +199,7 @@ settings! {
         "How log lines are written to stderr: text or json";
     MaximumReceiveMessageSize, Hub, "maximum_receive_message_size", "MAXIMUM_RECEIVE_MESSAGE_SIZE", "maximum-receive-message-size",
         Kind::Size { min: MESSAGE_BYTES_MIN, max: MESSAGE_BYTES_MAX }, "32KiB",
-        "Largest message a client may send, framing included; at most upstream.maximum_receive_message_size";
+        "Largest message a client may send, framing included; at most upstream.maximum_receive_message_size of every app server";
     HandshakeTimeout, Hub, "handshake_timeout", "HANDSHAKE_TIMEOUT", "handshake-timeout", SETUP_TIMEOUT, "15s",
         "How long a client may take to send its SignalR handshake";
     ClientTimeoutInterval, Hub, "client_timeout_interval", "CLIENT_TIMEOUT_INTERVAL", "client-timeout-interval", CLIENT_TIMEOUT, "30s",

@@ -557,6 +557,45 @@ mod tests {
     }
 
     #[test]
+    fn a_filter_that_asks_who_the_user_is_needs_an_identity() {
+        let with = |filter: &str| format!("{A}filter = '{filter}'\n");
+        let remedy =
+            "give identity.signing_key, signing_key_file, public_key_file or jwks_file, or take it out of the filter";
+        assert_eq!(
+            faults(&with("user == \"bob\"")),
+            [format!(
+                "n.toml:3: upstream.filter: the filter looks at user, and user is never there, since no token of users is verified; {remedy}"
+            )]
+        );
+        assert_eq!(
+            faults(&with("claims.role == \"a\" || user == \"bob\"")),
+            [format!(
+                "n.toml:3: upstream.filter: the filter looks at user and claims, and user and claims are never there, since no token of users is verified; {remedy}"
+            )]
+        );
+        let identity = format!("[identity]\njwks_file = \"{PEM}\"\n");
+        assert!(upstreams(&format!("{identity}{}", with("user == \"bob\"")))[0].filter.is_some());
+        // What is wrong with the identity already is not said twice.
+        let found = faults(&format!("[identity]\njwks_file = \"/nonexistent\"\n{}", with("user == \"bob\"")));
+        assert!(found.len() == 1 && found[0].contains("jwks_file"), "{found:?}");
+    }
+
+    #[test]
+    fn a_fault_of_a_filter_has_its_place_in_the_expression() {
+        let found = faults(&format!("{A}filter = 'vm_id == \"A\" && vmid == \"B\"'\n"));
+        assert!(found.len() == 1 && found[0].starts_with("n.toml:3: upstream.filter: at column 17: "), "{found:?}");
+        assert!(found[0].ends_with("\n      vm_id == \"A\" && vmid == \"B\"\n                      ^"), "{found:?}");
+        let found = faults(&format!("{A}filter = \"vm_id == \\u0001\"\n"));
+        assert!(
+            found[0].starts_with("n.toml:3: upstream.filter: at column 10: it has a control character; "),
+            "{found:?}"
+        );
+        let found = faults(&format!("{A}filter = 'vm_id == \"{}\"'\n", "a".repeat(FILTER_BYTES_MAX)));
+        assert!(found[0].contains("a filter of 4107 bytes is too long; write 4096 bytes at most"), "{found:?}");
+        assert!(faults(&format!("{A}filter = ' '\n"))[0].contains("is empty; give a CEL expression"));
+    }
+
+    #[test]
     fn what_is_probably_not_meant_is_warned_of() {
         let b = "[[upstream]]\nname = \"b\"\nurl = \"http://b\"\n";
         let filter = "filter = 'vm_id == \"A\"'\n";

@@ -437,22 +437,11 @@ fn urls(setting: &Setting, raw: &Raw) -> Result<Vec<WeightedUrl>, Vec<Refused>> 
             format!("give {one} = \"http://a\", or {several} = [...] with one at least"),
         )]);
     }
-    if urls.len() > UPSTREAM_URLS_MAX {
-        return Err(vec![refused(
-            format!("{} urls are too many", urls.len()),
-            format!("give {UPSTREAM_URLS_MAX} at most"),
-        )]);
-    }
-    let twice = urls
-        .iter()
-        .enumerate()
-        .filter(|(index, later)| urls[..*index].iter().any(|earlier| earlier.url.is_same_place(&later.url)));
-    let twice: Vec<Refused> = twice
-        .map(|(_, later)| {
-            refused(format!("{} is given twice", later.url.text), "give it once; a larger share of clients is a weight")
-        })
-        .collect();
-    if twice.is_empty() { Ok(urls) } else { Err(twice) }
+    at_most(UPSTREAM_URLS_MAX, urls.len(), "urls", "")?;
+    none_in_the_way(urls, |earlier, later| {
+        let remedy = "give it once; a larger share of clients is a weight";
+        earlier.url.is_same_place(&later.url).then(|| refused(format!("{} is given twice", later.url.text), remedy))
+    })
 }
 
 fn weighted_url(entries: &[(String, Raw)]) -> Result<WeightedUrl, Refused> {
@@ -488,17 +477,11 @@ fn weighted_url(entries: &[(String, Raw)]) -> Result<WeightedUrl, Refused> {
 /// Addresses of other nodes' admin endpoints, as `host:port`.
 fn peers(setting: &Setting, raw: &Raw) -> Result<Vec<String>, Vec<Refused>> {
     let entries = some_of(setting, raw)?;
-    if entries.len() > PEERS_MAX {
-        return Err(vec![refused(
-            format!("{} peers are too many", entries.len()),
-            format!("give {PEERS_MAX} at most"),
-        )]);
-    }
+    at_most(PEERS_MAX, entries.len(), "peers", "")?;
     let peers = all_or_faults(entries.iter().map(|entry| url::peer(entry)))?;
-    let twice = peers.iter().enumerate().filter(|(index, peer)| peers[..*index].contains(peer));
-    let twice: Vec<Refused> =
-        twice.map(|(_, peer)| refused(format!("{peer} is given twice"), "give it once")).collect();
-    if twice.is_empty() { Ok(peers) } else { Err(twice) }
+    none_in_the_way(peers, |earlier, later| {
+        (earlier == later).then(|| refused(format!("{later} is given twice"), "give it once"))
+    })
 }
 
 /// The absolute path of a file that can be read now.
@@ -567,26 +550,32 @@ fn all_of(setting: &Setting, raw: &Raw) -> Result<Vec<String>, Vec<Refused>> {
 
 fn listeners(setting: &Setting, raw: &Raw) -> Result<Vec<Listener>, Vec<Refused>> {
     let entries = all_of(setting, raw)?;
-    if entries.len() > LISTENERS_MAX {
-        return Err(vec![refused(
-            format!("{} addresses are too many", entries.len()),
-            format!("give {LISTENERS_MAX} at most; 0.0.0.0:PORT stands for every interface"),
-        )]);
-    }
+    at_most(LISTENERS_MAX, entries.len(), "addresses", "; 0.0.0.0:PORT stands for every interface")?;
     let listeners = all_or_faults(entries.iter().map(|entry| Listener::parse(entry)))?;
-    let mut clashes = Vec::new();
-    for (index, listener) in listeners.iter().enumerate() {
-        if let Some(earlier) = listeners[..index].iter().find(|earlier| earlier.overlaps(listener)) {
-            clashes.push(refused(
-                format!("{earlier} and {listener} are the same address"),
-                match earlier == listener {
-                    true => "give it once".to_string(),
-                    false => "give them different ports, or one of them only".to_string(),
-                },
-            ));
-        }
+    none_in_the_way(listeners, |earlier, later| {
+        let remedy = match earlier == later {
+            true => "give it once",
+            false => "give them different ports, or one of them only",
+        };
+        earlier.overlaps(later).then(|| refused(format!("{earlier} and {later} are the same address"), remedy))
+    })
+}
+
+fn at_most(max: usize, count: usize, what: &str, advice: &str) -> Result<(), Vec<Refused>> {
+    if count > max {
+        return Err(vec![refused(format!("{count} {what} are too many"), format!("give {max} at most{advice}"))]);
     }
-    if clashes.is_empty() { Ok(listeners) } else { Err(clashes) }
+    Ok(())
+}
+
+/// The entries, if none is in the way of an earlier one.
+fn none_in_the_way<T>(items: Vec<T>, clash: impl Fn(&T, &T) -> Option<Refused>) -> Result<Vec<T>, Vec<Refused>> {
+    let clashes: Vec<Refused> = items
+        .iter()
+        .enumerate()
+        .filter_map(|(index, later)| items[..index].iter().find_map(|earlier| clash(earlier, later)))
+        .collect();
+    if clashes.is_empty() { Ok(items) } else { Err(clashes) }
 }
 
 fn transports(setting: &Setting, raw: &Raw) -> Result<Transports, Vec<Refused>> {
