@@ -152,6 +152,10 @@ pub enum Refusal {
     TooLargeUpstream,
     /// It needs a user, and its client has shown no token that is good.
     Unauthorized,
+    /// No upstream takes it.
+    Unrouted,
+    /// Its client has as many view models as one may have.
+    TooManyViews,
 }
 
 impl Refusal {
@@ -160,7 +164,11 @@ impl Refusal {
     pub fn exception_type(self) -> &'static str {
         match self {
             Refusal::Unauthorized => "UnauthorizedAccessException",
-            Refusal::QueueTimeout | Refusal::QueueFull | Refusal::TooLargeUpstream => "ForwardingException",
+            // What dotNetify's own message about it is.
+            Refusal::Unrouted => "Exception",
+            Refusal::QueueTimeout | Refusal::QueueFull | Refusal::TooLargeUpstream | Refusal::TooManyViews => {
+                "ForwardingException"
+            }
         }
     }
 
@@ -172,6 +180,11 @@ impl Refusal {
             }
             Refusal::TooLargeUpstream => "The message is too large for the app server.",
             Refusal::Unauthorized => "A valid bearer token is required.",
+            // With the view model's name around it: `response::write_unknown_vm`.
+            Refusal::Unrouted => {
+                "is not a known view model! Its assembly must be registered through VMController.RegisterAssembly."
+            }
+            Refusal::TooManyViews => "This connection has too many view models.",
         }
     }
 
@@ -182,11 +195,19 @@ impl Refusal {
             Refusal::QueueFull => "queue_full",
             Refusal::TooLargeUpstream => "too_large_upstream",
             Refusal::Unauthorized => "unauthorized",
+            Refusal::Unrouted => "unrouted",
+            Refusal::TooManyViews => "too_many_views",
         }
     }
 
-    pub const ALL: [Refusal; 4] =
-        [Refusal::QueueTimeout, Refusal::QueueFull, Refusal::TooLargeUpstream, Refusal::Unauthorized];
+    pub const ALL: [Refusal; 6] = [
+        Refusal::QueueTimeout,
+        Refusal::QueueFull,
+        Refusal::TooLargeUpstream,
+        Refusal::Unauthorized,
+        Refusal::Unrouted,
+        Refusal::TooManyViews,
+    ];
 }
 
 /// Why a lane ends.
