@@ -11,7 +11,9 @@ mod dial;
 mod exchange;
 mod listen;
 mod plane;
+mod process;
 mod stream;
+mod upstreams;
 
 pub use listen::Listening;
 
@@ -21,6 +23,7 @@ use crate::identity::Identity;
 use crate::ids::{LaneIndex, LaneKey, OriginKey, ShardId, base64url};
 use crate::limits::{NODE_NAME_BYTES_MAX, POST_BODY_MESSAGES_MAX, STOP_GRACE_MS, STOP_MS};
 use crate::metrics::Published;
+use crate::metrics::process::ProcessStats;
 use crate::proto::http::{HttpPolicy, OriginPolicy, Trusted};
 use crate::proto::signalr::Protocol;
 use crate::session::client::ClientSettings;
@@ -53,7 +56,7 @@ impl Node {
     pub fn start(config: Config) -> io::Result<Node> {
         probe::io_uring()?;
         let (credentials, identity) = Credentials::load(&config)?;
-        let lane_tls = credentials::lane_tls(&config.upstreams[0])?;
+        let prepared = upstreams::Prepared::new(&config)?;
         let (listeners, listening) = listen::open(&config, credentials.server_tls())?;
         let admin_listener = TcpListener::bind(config.admin)
             .map_err(|error| in_words(error, &format!("cannot listen on {} for the admin endpoint", config.admin)))?;
@@ -61,6 +64,7 @@ impl Node {
 
         let started = Instant::now();
         let secrets = Secrets::new(&config)?;
+        let process = Arc::new(ProcessStats::default());
         let (to_control, from_shards) = bus::channel()?;
         let (commands, commanded) = tokio_mpsc::unbounded_channel();
         let mut shards = Vec::new();
@@ -74,7 +78,8 @@ impl Node {
             let published = Arc::new(Published::new());
             let shard = ShardId(index as u8);
             let settings = shard_settings(&config, shard, &secrets, identity.as_ref())?;
-            let lanes = (0..settings.lanes).map(|lane| LaneKey { shard, index: LaneIndex(lane) }).collect();
+            let lane = |(index, place)| (LaneKey { shard, index: LaneIndex(index) }, place);
+            let lanes = (0..).zip(config.lanes_of(shard)).map(lane).collect();
             shards.push(plane::ShardHandle { orders, published: published.clone(), lanes });
             let (to_control, ready, alive, ways) = (to_control.clone(), ready.clone(), alive.clone(), ways.clone());
             let thread = std::thread::Builder::new().name(format!("shard-{index}")).spawn(move || {
@@ -98,7 +103,8 @@ impl Node {
         drop(ready);
         // Of the queues between shards only these hold both ends: an ended shard's is closed.
         drop(ways);
-        let plane = plane::Plane { config, shards, from_shards, commanded, admin_listener, credentials, lane_tls };
+        let plane =
+            plane::Plane { config, shards, from_shards, commanded, admin_listener, credentials, prepared, process };
         let control = std::thread::Builder::new().name("control".into()).spawn(move || {
             let _alive = alive;
             plane.run();
