@@ -11,7 +11,9 @@ mod dial;
 mod exchange;
 mod listen;
 mod plane;
+mod process;
 mod stream;
+mod upstreams;
 
 pub use listen::Listening;
 
@@ -55,7 +57,7 @@ impl Node {
     pub fn start(config: Config) -> io::Result<Node> {
         probe::io_uring()?;
         let (credentials, identity) = Credentials::load(&config)?;
-        let lane_tls = credentials::lane_tls(&config.upstreams[0])?;
+        let prepared = upstreams::Prepared::new(&config)?;
         let (listeners, listening) = listen::open(&config, credentials.server_tls())?;
         let admin_listener = TcpListener::bind(config.admin)
             .map_err(|error| in_words(error, &format!("cannot listen on {} for the admin endpoint", config.admin)))?;
@@ -77,8 +79,8 @@ impl Node {
             let published = Arc::new(Published::new());
             let shard = ShardId(index as u8);
             let settings = shard_settings(&config, shard, &secrets, identity.as_ref(), &process)?;
-            let lanes =
-                (0..settings.lanes.len()).map(|lane| LaneKey { shard, index: LaneIndex(lane as u16) }).collect();
+            let lane = |(index, place)| (LaneKey { shard, index: LaneIndex(index) }, place);
+            let lanes = (0..).zip(config.lanes_of(shard)).map(lane).collect();
             shards.push(plane::ShardHandle { orders, published: published.clone(), lanes });
             let (to_control, ready, alive, ways) = (to_control.clone(), ready.clone(), alive.clone(), ways.clone());
             let thread = std::thread::Builder::new().name(format!("shard-{index}")).spawn(move || {
@@ -102,7 +104,8 @@ impl Node {
         drop(ready);
         // Of the queues between shards only these hold both ends: an ended shard's is closed.
         drop(ways);
-        let plane = plane::Plane { config, shards, from_shards, commanded, admin_listener, credentials, lane_tls };
+        let plane =
+            plane::Plane { config, shards, from_shards, commanded, admin_listener, credentials, prepared, process };
         let control = std::thread::Builder::new().name("control".into()).spawn(move || {
             let _alive = alive;
             plane.run();
@@ -283,10 +286,6 @@ fn upstreams(config: &Config, node: &str) -> Upstreams {
         weights: upstream.urls.iter().map(|target| target.weight).collect(),
     };
     Upstreams::new(config.upstreams.iter().map(of).collect())
-}
-
-fn lane_protocol(config: &Config) -> Protocol {
-    if config.upstreams[0].use_message_pack { Protocol::MessagePack } else { Protocol::Json }
 }
 
 fn trusted(config: &Config) -> Trusted {

@@ -3,11 +3,11 @@ use super::lane::{LANE_SLOTS, Lane, lane_of};
 use super::socket::{Conn, Input, Life, Ops, Socket, Stage};
 use super::{Settings, Shard};
 use crate::bus::ShardOrder;
-use crate::ids::{SLOT_MAX, SlotKey, Time};
+use crate::ids::{SLOT_MAX, SlotKey, Time, UpstreamIndex};
 use crate::limits::*;
 use crate::mem::frames::FramePool;
 use crate::mem::slab::Slab;
-use crate::metrics::{Counter, Gauge, Histogram};
+use crate::metrics::{Counter, Gauge, Histogram, UpstreamGauge};
 use crate::session::fault::{End, LaneEnd};
 use crate::sys::{BufferGroup, Completion, Io, Op, Token};
 use core::time::Duration;
@@ -397,6 +397,13 @@ impl<I: Io> Shard<I> {
             bytes += u64::from(lane.waiting_bytes());
             notices += lane.notices() as u64;
             up += u64::from(lane.is_up());
+        }
+        for index in 0..self.settings.upstreams.len() {
+            let lanes = || self.lanes.iter().filter(|lane| usize::from(lane.place.upstream.0) == index);
+            let upstream = UpstreamIndex(index as u8);
+            let pinned = lanes().map(|lane| u64::from(lane.clients)).sum();
+            self.metrics.set_upstream(upstream, UpstreamGauge::Clients, pinned);
+            self.metrics.set_upstream(upstream, UpstreamGauge::Queued, lanes().map(|lane| lane.waiting() as u64).sum());
         }
         let groups = self.hubs.iter().map(|hub| hub.groups.len() as u64).sum();
         let clients = u64::from(self.clients);
