@@ -254,6 +254,12 @@ pub const CREDENTIALS_LOOK_MS: u64 = 10_000;
 /// Log lines of one kind that peers cause, a shard and window: enough to see what happens, too few to fill a disk.
 pub const LOG_LINES_MAX: u32 = 10;
 pub const LOG_WINDOW_MS: u64 = 10_000;
+/// How long an Observer that cannot be reached is left alone at least (contract 7.2).
+pub const OBSERVER_RETRY_MS: u64 = 60_000;
+/// Different reasons that are logged for a url that cannot be dialled, until it can: a reason may have a part that changes every time.
+pub const URL_TROUBLES_MAX: usize = 8;
+/// How often a node looks at what it uses: as often as an Observer is told (contract 7.2).
+pub const USAGE_LOOK_MS: u64 = 1_000;
 /// Interim answers (1xx) an app server may send before the real one.
 pub const INTERIM_REPLIES_MAX: usize = 8;
 /// How much longer than its shards a stopping node waits for its control plane, which may hang in the system's resolver.

@@ -63,6 +63,19 @@ pub struct Needs {
     pub data: bool,
 }
 
+impl Needs {
+    pub fn with(self, other: Needs) -> Needs {
+        Needs {
+            connection_id: self.connection_id || other.connection_id,
+            user: self.user || other.user,
+            headers: self.headers || other.headers,
+            path: self.path || other.path,
+            claims: self.claims || other.claims,
+            data: self.data || other.data,
+        }
+    }
+}
+
 /// A message and its client, as a filter sees them. What `Needs` does not ask for may be left empty.
 #[derive(Clone, Copy)]
 pub struct Facts<'a> {
