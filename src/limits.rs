@@ -25,6 +25,16 @@ pub const UPSTREAM_WEIGHT_MAX: u32 = 1000;
 pub const UPSTREAM_NAME_BYTES_MAX: usize = 64;
 /// Longest filter; a longer one is no rule that anybody can check by reading.
 pub const FILTER_BYTES_MAX: usize = 4 * 1024;
+/// Deepest nesting of a filter: parentheses, and operators in a row. Parser and evaluation recurse, and nobody reads deeper ones.
+pub const FILTER_DEPTH_MAX: usize = 24;
+/// Memory of one compiled pattern of `matches`. `\w{500}` is beyond it, an e-mail address or a list of names is not.
+pub const FILTER_PATTERN_BYTES_MAX: usize = 1024 * 1024;
+/// Values (numbers, texts, lists, members...) in the data of a message that a filter looks into. A grid of 1,000 rows and 20 columns has
+/// half of it, and reading that many takes a few milliseconds of the shard.
+pub const FILTER_VALUES_MAX: usize = 40_000;
+/// Steps that a filter may take over one message, one being a value looked at: what keeps a filter that looks through a list for every
+/// element of a list from holding up the shard. About 10 ms.
+pub const FILTER_STEPS_MAX: usize = 200_000;
 /// Other nodes in one picture. Each is asked once a second while somebody looks.
 pub const PEERS_MAX: usize = 64;
 /// Clients that one picture shows; above that it is a sample. What a browser lays out and draws at 60 frames a second.

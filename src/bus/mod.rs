@@ -1,7 +1,7 @@
 //! Between threads: bounded crossbeam queues with a doorbell. They carry ownership (a dialled lane, a connection for another shard, new
 //! keys, an order to stop). A message of a client passes only as what was read of a connection that is handed over.
 use crate::identity::Identity;
-use crate::ids::{HubId, LaneIndex, LaneKey, ShardId};
+use crate::ids::{HubId, LaneIndex, LaneKey, LanePlace, ShardId};
 use crate::limits::BUS_ORDERS;
 use crate::sys::doorbell::Doorbell;
 use crate::tls::Tls;
@@ -27,6 +27,9 @@ pub enum ShardOrder {
     },
     /// A connection that another shard accepted and whose request belongs here.
     Connection(Box<Handover>),
+    /// What an app server sent for many clients over another shard's lane, where all lanes of the node share a hub id: the one
+    /// conversation between shards, which only that option brings about.
+    Relay { place: LanePlace, record: Arc<[u8]> },
     /// Tokens are verified with these keys from now on.
     Identity(Arc<Identity>),
     /// Tell everybody and end.

@@ -18,7 +18,7 @@ mod upstreams;
 pub use listen::Listening;
 
 use crate::bus;
-use crate::config::{Config, TrustedProxy};
+use crate::config::{self, Config, TrustedProxy};
 use crate::identity::Identity;
 use crate::ids::{LaneIndex, LaneKey, OriginKey, ShardId, base64url};
 use crate::limits::{NODE_NAME_BYTES_MAX, POST_BODY_MESSAGES_MAX, STOP_GRACE_MS, STOP_MS};
@@ -27,8 +27,9 @@ use crate::metrics::process::ProcessStats;
 use crate::proto::http::{HttpPolicy, OriginPolicy, Trusted};
 use crate::proto::signalr::Protocol;
 use crate::session::client::ClientSettings;
+use crate::session::routing::{Route, UpstreamKind};
 use crate::session::token::TokenKey;
-use crate::shard::{Authentication, Settings, Shard};
+use crate::shard::{Authentication, Settings, Shard, Upstream, Upstreams};
 use crate::sys::ring::Ring;
 use crate::sys::{probe, socket};
 use core::time::Duration;
@@ -77,7 +78,7 @@ impl Node {
         for (index, (listeners, (orders, ordered))) in listeners.into_iter().zip(channels).enumerate() {
             let published = Arc::new(Published::new());
             let shard = ShardId(index as u8);
-            let settings = shard_settings(&config, shard, &secrets, identity.as_ref())?;
+            let settings = shard_settings(&config, shard, &secrets, identity.as_ref(), &process)?;
             let lane = |(index, place)| (LaneKey { shard, index: LaneIndex(index) }, place);
             let lanes = (0..).zip(config.lanes_of(shard)).map(lane).collect();
             shards.push(plane::ShardHandle { orders, published: published.clone(), lanes });
@@ -187,6 +188,8 @@ fn in_words(error: io::Error, doing: &str) -> io::Error {
 
 /// What a process keeps to itself.
 struct Secrets {
+    /// The node's name: no secret, but what tokens begin with.
+    node: String,
     origin: OriginKey,
     tokens: TokenKey,
 }
@@ -209,7 +212,7 @@ impl Secrets {
                 TokenKey::new(&random::<32>()?, &node)
             }
         };
-        Ok(Secrets { origin: OriginKey(random()?), tokens })
+        Ok(Secrets { node, origin: OriginKey(random()?), tokens })
     }
 }
 
@@ -225,8 +228,8 @@ fn shard_settings(
     shard: ShardId,
     secrets: &Secrets,
     identity: Option<&Arc<Identity>>,
+    process: &Arc<ProcessStats>,
 ) -> io::Result<Settings> {
-    let (count, index) = (u32::from(config.shards), u32::from(shard.0));
     Ok(Settings {
         shard,
         http: HttpPolicy {
@@ -245,9 +248,11 @@ fn shard_settings(
         resume_bytes_max: config.hub.allow_stateful_reconnects.then_some(config.hub.stateful_reconnect_buffer_size),
         poll_timeout: config.hub.poll_timeout,
         disconnect_timeout: config.hub.disconnect_timeout,
-        lane_protocol: lane_protocol(config),
-        has_tls: config.upstreams[0].urls[0].url.tls || config.listen.iter().any(|listener| listener.tls),
-        forward_headers: config.upstreams[0].forward_headers.clone(),
+        upstreams: upstreams(config, &secrets.node),
+        lanes: config.lanes_of(shard),
+        process: process.clone(),
+        has_tls: config.upstreams.iter().flat_map(|upstream| &upstream.urls).any(|target| target.url.tls)
+            || config.listen.iter().any(|listener| listener.tls),
         client: ClientSettings {
             handshake_timeout: config.hub.handshake_timeout,
             client_timeout: config.hub.client_timeout_interval,
@@ -260,20 +265,27 @@ fn shard_settings(
         request_head_timeout: config.limits.request_head_timeout,
         lane_queue_bytes_max: config.limits.upstream_queue_bytes,
         lane_queue_timeout: config.limits.upstream_queue_timeout,
-        upstream_message_bytes_max: config.upstreams[0].maximum_receive_message_size,
-        // The pool is dealt out: the first shards get one more where it does not divide.
-        lanes: {
-            let (pool, shards) = (config.lanes(), count);
-            (pool / shards + u32::from(index < pool % shards)) as u16
-        },
         origin_key: secrets.origin,
         tokens: secrets.tokens.clone(),
         seed: u64::from_ne_bytes(random()?),
     })
 }
 
-fn lane_protocol(config: &Config) -> Protocol {
-    if config.upstreams[0].use_message_pack { Protocol::MessagePack } else { Protocol::Json }
+/// What shards know of the upstreams. An Observer labels a node with the `Host` of its clients, which behind a balancer is the
+/// balancer's, so it is shown the node's name in its place (contract 7.2).
+fn upstreams(config: &Config, node: &str) -> Upstreams {
+    let of = |upstream: &config::Upstream| Upstream {
+        name: upstream.name.clone(),
+        route: Route { kind: upstream.kind, filter: upstream.filter.clone(), halts: upstream.halt_pipeline },
+        protocol: if upstream.use_message_pack { Protocol::MessagePack } else { Protocol::Json },
+        message_bytes_max: upstream.maximum_receive_message_size,
+        forward_headers: upstream.forward_headers.clone(),
+        shown_host: (upstream.kind == UpstreamKind::Observer).then(|| node.to_string()),
+        dispatch: upstream.dispatch,
+        hub_scope: upstream.hub_id,
+        weights: upstream.urls.iter().map(|target| target.weight).collect(),
+    };
+    Upstreams::new(config.upstreams.iter().map(of).collect())
 }
 
 fn trusted(config: &Config) -> Trusted {

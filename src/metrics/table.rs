@@ -142,6 +142,7 @@ table! {
         RefusedQueueTimeout = "queue_timeout",
         RefusedQueueFull = "queue_full",
         RefusedTooLargeUpstream = "too_large_upstream",
+        RefusedUnrouted = "unrouted",
         RefusedTooManyViews = "too_many_views",
         RefusedOther = "other",
     }
