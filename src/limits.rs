@@ -8,7 +8,7 @@
 
 /// Threads with a ring each. 256 is beyond the cores of any machine a node was meant for, and fits the shard field of an origin id.
 pub const SHARDS_MAX: u16 = 256;
-/// Lanes of a node. An app server serves a lane's messages one after another, so a pool wants tens of lanes; a thousand is the roof.
+/// Lanes of a node to one url. An app server serves a lane's messages one after another, so a pool wants tens of lanes; a thousand is the roof.
 pub const POOL_SIZE_DEFAULT: u16 = 5;
 pub const POOL_SIZE_MAX: u16 = 1024;
 /// Connections of a node when nobody says: what the file descriptors allow, but never a promise the memory cannot keep
@@ -233,6 +233,8 @@ const _: () = assert!(POOLED_BUFFER_BYTES_MAX >= HTTP_HEAD_BYTES_MAX);
 const _: () = assert!(LANE_SILENCE_MS >= 2 * LANE_KEEP_ALIVE_MS);
 /// Lanes of one shard.
 pub const LANES_PER_SHARD_MAX: u16 = 1024;
+/// ... and of all shards to all urls: each is a connection that app servers and the control plane keep alive.
+pub const LANES_MAX: u32 = 16 * 1024;
 /// Places kept free beyond the connection limit, so that one too many is told so (503) and not just cut off.
 pub const CONNECTIONS_SPARE: u32 = 64;
 const _: () = assert!(CLIENTS_MAX + CONNECTIONS_SPARE + (LANES_PER_SHARD_MAX as u32) < 1 << 24);
