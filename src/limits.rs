@@ -27,6 +27,8 @@ pub const UPSTREAM_NAME_BYTES_MAX: usize = 64;
 pub const FILTER_BYTES_MAX: usize = 4 * 1024;
 /// Deepest nesting of a filter: parentheses, and operators in a row. Parser and evaluation recurse, and nobody reads deeper ones.
 pub const FILTER_DEPTH_MAX: usize = 24;
+/// Stack of the thread that parses a filter. The deepest takes less than 4 MB of it where nothing is optimized.
+pub const FILTER_PARSER_STACK_BYTES: usize = 32 * 1024 * 1024;
 /// Memory of one compiled pattern of `matches`. `\w{500}` is beyond it, an e-mail address or a list of names is not.
 pub const FILTER_PATTERN_BYTES_MAX: usize = 1024 * 1024;
 /// Values (numbers, texts, lists, members...) in the data of a message that a filter looks into. A grid of 1,000 rows and 20 columns has

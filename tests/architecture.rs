@@ -37,7 +37,7 @@ const LAYERS: &[(&str, &[&str])] = &[
     ("demo", &["limits", "proto", "config", "control", "logging"]),
     ("load", &["limits", "proto", "config", "logging"]),
     ("ws_echo", &["limits", "ids", "proto", "mem", "metrics", "session", "filter", "sys", "tls", "bus", "shard"]),
-    ("fuzzing", &["limits", "ids", "identity", "proto", "mem", "session", "sim"]),
+    ("fuzzing", &["limits", "ids", "identity", "proto", "mem", "filter", "session", "sim"]),
 ];
 
 /// Walls inside the protocol core: what may not know what.

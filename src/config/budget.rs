@@ -351,6 +351,36 @@ mod tests {
     }
 
     #[test]
+    fn every_upstream_pays_for_its_lanes_and_for_contexts_of_its_own() {
+        let of = |upstreams: &str| {
+            let file = format!("shards = 2\n[limits]\nmax_clients = 1000\n{upstreams}");
+            let machine = Machine { cores: 2, nofile: 1 << 22 };
+            let config =
+                Config::resolve(Some(("f", &file)), std::iter::empty(), &RunFlags::default(), &machine).unwrap();
+            Budget::of(&config)
+        };
+        let count = |budget: &Budget, name: &str| {
+            budget.terms.iter().find(|term| term.name == name).map_or(0, |term| term.count)
+        };
+        let one = of("[[upstream]]\nurl = \"https://a\"\n");
+        let several = of(
+            "[[upstream]]\nurls = [\"https://a\", \"http://b\"]\n[[upstream]]\nurl = \"http://c\"\nconnection_pool_size = 1\n\
+             [[upstream]]\nkind = \"observer\"\nurl = \"http://o\"\nconnection_pool_size = 2\n",
+        );
+        let connections = count(&one, "client slots");
+        for (name, of_one, of_several) in [
+            ("lanes", 5, 5 + 5 + 2 + 2),
+            ("lanes' TLS", 5, 5),
+            ("messages waiting for lanes", 5, 14),
+            ("client contexts", connections, 2 * connections),
+            ("large contexts", connections, 2 * connections),
+            ("view models", connections, connections),
+        ] {
+            assert_eq!((count(&one, name), count(&several, name)), (of_one, of_several), "{name}");
+        }
+    }
+
+    #[test]
     fn the_sums_are_those_of_the_constants() {
         let budget = one_shard("1000");
         let each = |paid, count| {

@@ -331,3 +331,272 @@ impl Upstream {
         self.urls.iter().any(|target| target.url.is_same_place(url))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::{Machine, Resolved, RunFlags};
+    use super::*;
+
+    const MACHINE: Machine = Machine { cores: 4, nofile: 1 << 20 };
+    const PEM: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/Cargo.toml");
+    const A: &str = "[[upstream]]\nurl = \"http://a\"\n";
+
+    fn resolve(file: &str, flags: RunFlags) -> Result<Resolved, Vec<String>> {
+        let resolved = Resolved::of(Some(("n.toml", file)), std::iter::empty(), &flags, &MACHINE);
+        resolved.map_err(|faults| faults.0.iter().map(ToString::to_string).collect())
+    }
+
+    fn upstreams(file: &str) -> Vec<Upstream> {
+        resolve(file, RunFlags::default()).unwrap_or_else(|faults| panic!("{faults:?}")).config.upstreams
+    }
+
+    fn faults(file: &str) -> Vec<String> {
+        resolve(file, RunFlags::default()).expect_err(file)
+    }
+
+    fn warnings(file: &str) -> Vec<String> {
+        resolve(file, RunFlags::default()).unwrap_or_else(|faults| panic!("{faults:?}")).warnings(&MACHINE)
+    }
+
+    #[test]
+    fn defaults_follow_place_kind_and_dispatch() {
+        let file = "[[upstream]]\nkind = \"observer\"\nurl = \"http://o\"\n\
+                    [[upstream]]\nname = \"b.2\"\nurl = \"http://b\"\ndispatch = \"message\"\n\
+                    [[upstream]]\nurl = \"http://c\"\nhub_id = \"node\"\nhalt_pipeline = false\n";
+        let [observer, b, c] = <[Upstream; 3]>::try_from(upstreams(file)).unwrap();
+        assert_eq!([&observer.name, &b.name, &c.name], ["upstream-1", "b.2", "upstream-3"]);
+        assert_eq!((observer.kind, observer.halt_pipeline, observer.filter), (UpstreamKind::Observer, false, None));
+        assert_eq!(observer.forward_headers, HeaderPolicy::Only(vec!["Host".into(), "User-Agent".into()]));
+        assert_eq!((b.kind, b.halt_pipeline, b.forward_headers), (UpstreamKind::AppServer, true, HeaderPolicy::All));
+        assert_eq!((observer.dispatch, observer.hub_id), (Dispatch::Client, HubScope::Lane));
+        assert_eq!((b.dispatch, b.hub_id), (Dispatch::Message, HubScope::Node));
+        assert_eq!((c.dispatch, c.hub_id, c.halt_pipeline), (Dispatch::Client, HubScope::Node, false));
+    }
+
+    #[test]
+    fn urls_are_texts_or_have_weights() {
+        let urls = |urls: &str| -> Vec<(String, u16)> {
+            let found = upstreams(&format!("[[upstream]]\n{urls}\n")).remove(0).urls;
+            found.into_iter().map(|target| (target.url.text, target.weight)).collect()
+        };
+        assert_eq!(urls("url = \"http://a/\""), [("http://a".into(), 1)]);
+        assert_eq!(urls("urls = [\"http://a\", \"http://b\"]"), [("http://a".into(), 1), ("http://b".into(), 1)]);
+        assert_eq!(
+            urls("urls = [{ url = \"http://a\", weight = 1000 }, \"http://b\", { url = \"http://c\" }]"),
+            [("http://a".into(), 1000), ("http://b".into(), 1), ("http://c".into(), 1)]
+        );
+        for (wrong, said) in [
+            ("urls = []", "is empty; give url = \"http://a\", or urls = [...] with one at least"),
+            (
+                "urls = [3]",
+                "wrong type: an entry is neither text nor table; write \"http://a\" or { url = \"http://a\", weight = 3 }",
+            ),
+            (
+                "url = 3",
+                "wrong type: expected text in quotes, found an integer; it takes http://, https://, ws:// or wss:// URL, or a list of up to 16",
+            ),
+            (
+                "urls = [{ url = \"http://a\", weight = 0 }]",
+                "a weight is out of range; it takes 1 to 1000, in whole numbers",
+            ),
+            (
+                "urls = [{ url = \"http://a\", weight = 1001 }]",
+                "a weight is out of range; it takes 1 to 1000, in whole numbers",
+            ),
+            (
+                "urls = [{ url = \"http://a\", weight = \"2\" }]",
+                "wrong type: weight of an entry; write { url = \"http://a\", weight = 3 }",
+            ),
+            ("urls = [{ url = \"http://a\", wieght = 2 }]", "unknown key \"wieght\" in an entry; did you mean weight?"),
+            ("urls = [{ weight = 2 }]", "an entry has no url; write { url = \"http://a\", weight = 3 }"),
+            (
+                "urls = [\"http://a\", \"ws://A:80/\"]",
+                "ws://A:80 is given twice; give it once; a larger share of clients is a weight",
+            ),
+        ] {
+            assert_eq!(
+                faults(&format!("[[upstream]]\n{wrong}\n")),
+                [format!("n.toml:2: upstream.url: {said}")],
+                "{wrong}"
+            );
+        }
+        assert_eq!(faults("[[upstream]]\nurls = [\"a\", \"ftp://b\"]\n").len(), 2);
+        let seventeen: Vec<String> = (1..=17).map(|host| format!("http://h{host}")).collect();
+        let found = resolve("", RunFlags::default().with(Key::Url, seventeen.join(","))).unwrap_err();
+        assert_eq!(found, ["--app-server: upstream.url: 17 urls are too many; give 16 at most"]);
+        let flags = seventeen[..16].iter().fold(RunFlags::default(), |flags, url| flags.with(Key::Url, url));
+        assert_eq!(resolve("", flags).unwrap().config.upstreams[0].urls.len(), 16);
+    }
+
+    #[test]
+    fn what_upstreams_say_wrongly_is_said_with_its_place() {
+        for (file, expected) in [
+            (
+                "[[upstream]]\nname = \"a b\"\nurl = \"http://a\"\n",
+                "n.toml:2: upstream.name: \"a b\" is not a name of upstreams; write 1 to 64 of A-Z a-z 0-9 _ . -",
+            ),
+            (
+                "[[upstream]]\nname = \"a\"\nurl = \"http://a\"\n[[upstream]]\nname = \"a\"\nurl = \"http://b\"\nfilter = 'vm_id == \"A\"'\n",
+                "n.toml:5: upstream.name: upstreams 1 and 2 are both called \"a\"; give each a name of its own",
+            ),
+            (
+                "[[upstream]]\nname = \"upstream-2\"\nurl = \"http://a\"\n[[upstream]]\nurl = \"http://b\"\n",
+                "n.toml:2: upstream.name: upstreams 1 and 2 are both called \"upstream-2\"; give each a name of its own",
+            ),
+            (
+                "[[upstream]]\nurl = \"http://a\"\n[[upstream]]\nname = \"chat\"\n",
+                "n.toml:3: upstream.url: \"chat\" has no url; write url = \"http://...\" below this line",
+            ),
+            (
+                "[[upstream]]\nkind = \"observer\"\nurl = \"http://o\"\n",
+                "n.toml:2: upstream.kind: an observer answers nothing, and there is no app server; add an [[upstream]] with the url of an app server",
+            ),
+            (
+                "[[upstream]]\nurl = \"http://a\"\n[[upstream]]\nkind = \"observer\"\nurl = \"http://o\"\nhalt_pipeline = true\n",
+                "n.toml:6: upstream.halt_pipeline: an observer answers nothing, so that no message may stop there; leave it out or write false",
+            ),
+            (
+                "[[upstream]]\nkind = \"proxy\"\nurl = \"http://a\"\n",
+                "n.toml:2: upstream.kind: \"proxy\" is none of app-server, observer; known here: app-server, observer",
+            ),
+            (
+                "[[upstream]]\nurl = \"http://a\"\ndispatch = \"message\"\nhub_id = \"lane\"\n",
+                "n.toml:3: upstream.dispatch: dispatch = \"message\" does not go with hub_id = \"lane\": the app server would address groups through one lane a hub id, and any lane may carry the messages of any client; write hub_id = \"node\" or leave it out, or write dispatch = \"client\"",
+            ),
+            (
+                "[[upstream]]\nurls = [\"http://a\", \"http://127.0.0.1:5000\"]\n",
+                "n.toml:2: upstream.url: the app server http://127.0.0.1:5000 is this node's own address; give the address of the dotNetify app server",
+            ),
+            (
+                "[[upstream]]\nurls = [\"http://a\", \"http://b/x/dotnetify\"]\n",
+                "n.toml:2: upstream.url: http://b/x/dotnetify ends with the hub path /dotnetify, which is added by itself; write http://b/x",
+            ),
+            (
+                "[hub]\nmaximum_receive_message_size = \"64KiB\"\n[[upstream]]\nname = \"a\"\nurl = \"http://a\"\nfilter = 'vm_id == \"A\"'\nmaximum_receive_message_size = \"48KiB\"\n\
+                 [[upstream]]\nname = \"b\"\nurl = \"http://b\"\nmaximum_receive_message_size = \"1MiB\"\n[[upstream]]\nname = \"c\"\nurl = \"http://c\"\n[[upstream]]\nkind = \"observer\"\nurl = \"http://o\"\n",
+                "n.toml:2: hub.maximum_receive_message_size: hub.maximum_receive_message_size (64KiB) is more than upstream.maximum_receive_message_size of \"a\" (48KiB), \"c\" (32KiB); raise HubOptions.MaximumReceiveMessageSize of those app servers and say so in upstream.maximum_receive_message_size, or lower hub.maximum_receive_message_size to 32KiB",
+            ),
+            (
+                "shards = 1\n[[upstream]]\nurls = [\"http://a\", \"http://b\"]\nconnection_pool_size = 513\n",
+                "n.toml:4: upstream.connection_pool_size: 1026 lanes on each of 1 shards are too many; lower connection_pool_size or take away urls until there are 1024 at most; each url has a pool of its own",
+            ),
+            (
+                "peers = [\"node-2:9090\", \"localhost:9090\"]\n[[upstream]]\nurl = \"http://a\"\n",
+                "n.toml:1: peers: localhost:9090 is this node's own admin address (127.0.0.1:9090); list other nodes only; this one is in its own picture anyway",
+            ),
+            (
+                "peers = [\"node-2:9090\", \"http://NODE-2:9090\"]\n[[upstream]]\nurl = \"http://a\"\n",
+                "n.toml:1: peers: node-2:9090 is given twice; give it once",
+            ),
+        ] {
+            assert_eq!(faults(file), [expected], "{file}");
+        }
+    }
+
+    #[test]
+    fn tls_is_asked_for_by_one_url_at_least() {
+        let with = |urls: &str| {
+            format!(
+                "{A}[[upstream]]\nurls = {urls}\nca_file = \"{PEM}\"\nclient_key_file = \"{PEM}\"\nclient_certificate_file = \"{PEM}\"\n"
+            )
+        };
+        assert!(upstreams(&with("[\"http://b\", \"https://c\"]"))[1].client_certificate.is_some());
+        let found = faults(&with("[\"http://b\", \"ws://c\"]"));
+        let said = "it is for TLS, and none of http://b, ws://c is encrypted; write https:// in the app server's url, or leave it out";
+        assert_eq!(
+            found,
+            [
+                format!("n.toml:5: upstream.ca_file: {said}"),
+                format!("n.toml:6: upstream.client_key_file: {said}"),
+                format!("n.toml:7: upstream.client_certificate_file: {said}")
+            ]
+        );
+        let half = format!("{A}[[upstream]]\nurl = \"https://b\"\nclient_key_file = \"{PEM}\"\n");
+        assert_eq!(
+            faults(&half),
+            [
+                "n.toml:5: upstream.client_key_file: it is given without client_certificate_file; give upstream.client_certificate_file as well"
+            ]
+        );
+    }
+
+    #[test]
+    fn lanes_of_all_upstreams_count_for_open_files_and_shards() {
+        let file = "shards = 2\n[[upstream]]\nurls = [\"http://a\", \"http://b\"]\nconnection_pool_size = 3\nfilter = 'vm_id == \"A\"'\n\
+                    [[upstream]]\nurl = \"http://c\"\nconnection_pool_size = 1\n";
+        let config = resolve(file, RunFlags::default()).unwrap().config;
+        assert_eq!(config.lanes(), 2 * 3 + 2);
+        let places = |shard| -> Vec<(u8, u8)> {
+            let places = config.lanes_of(crate::ids::ShardId(shard));
+            places.into_iter().map(|place| (place.upstream.0, place.url)).collect()
+        };
+        assert_eq!(places(0), [(0, 0), (0, 0), (0, 1), (0, 1), (1, 0)]);
+        assert_eq!(places(1), [(0, 0), (0, 1), (1, 0)]);
+
+        let machine = Machine { cores: 2, nofile: 1000 };
+        let most = |file: &str| {
+            let resolved = Resolved::of(Some(("n.toml", file)), std::iter::empty(), &RunFlags::default(), &machine);
+            resolved.unwrap().config.limits.max_clients
+        };
+        // Slack, two shards, two descriptors a lane.
+        assert_eq!(most(file), 1000 - 64 - 2 * 8 - 8 * 2);
+        assert_eq!(most(&format!("peers = [\"x:1\", \"y:1\"]\n{file}")), most(file) - 2);
+        // 256 shards with a lane each to 65 urls.
+        let many: String = (0..5)
+            .map(|upstream| {
+                let urls: Vec<String> = (0..13).map(|url| format!("\"http://h{upstream}-{url}\"")).collect();
+                format!("[[upstream]]\nurls = [{}]\nfilter = 'vm_id == \"A\"'\n", urls.join(", "))
+            })
+            .collect();
+        let found = faults(&format!("shards = 256\n{many}"));
+        assert_eq!(found.len(), 1);
+        assert!(
+            found[0].contains(": 16640 lanes of all shards are too many; ") && found[0].contains("16384 at most"),
+            "{found:?}"
+        );
+    }
+
+    #[test]
+    fn what_is_probably_not_meant_is_warned_of() {
+        let b = "[[upstream]]\nname = \"b\"\nurl = \"http://b\"\n";
+        let filter = "filter = 'vm_id == \"A\"'\n";
+        let observer = "[[upstream]]\nkind = \"observer\"\nurl = \"http://o\"\n";
+        let mirror = "halt_pipeline = false\n";
+        for (file, expected) in [
+            (format!("{A}{filter}{b}{observer}"), ""),
+            // An observer sees everything, wherever it stands.
+            (format!("{observer}{A}"), ""),
+            (format!("{A}{observer}"), ""),
+            (format!("{A}{mirror}{b}"), ""),
+            (format!("{A}{b}"), "\"upstream-1\" has no filter and halts, so that no message reaches \"b\" behind it"),
+            (
+                format!("{A}{filter}{b}{mirror}{observer}"),
+                "\"b\" is the last app server and has halt_pipeline = false: requests that go there are also answered as those of an unknown view model",
+            ),
+            (
+                format!("{A}{filter}{}", b.replace("http://b", "ws://A:80/")),
+                "ws://A:80 is a url of \"upstream-1\" and of \"b\": each has its own lanes to it, where the C# proxy has one pool a url",
+            ),
+            (
+                format!(
+                    "{A}{filter}{}",
+                    b.replace("url = \"http://b\"", "urls = [\"http://b\", \"http://c\"]\nconnection_pool_size = 2")
+                ),
+                "connection_pool_size = 2 of \"b\" is less than shards = 4: 4 lanes are used to each url, one a shard",
+            ),
+        ] {
+            let found = warnings(&file);
+            assert_eq!(found, if expected.is_empty() { vec![] } else { vec![expected] }, "{file}");
+        }
+    }
+
+    #[test]
+    fn contexts_are_kept_once_for_upstreams_that_are_told_the_same() {
+        let kinds = |file: &str| resolve(file, RunFlags::default()).unwrap().config.context_kinds();
+        let observer = "[[upstream]]\nkind = \"observer\"\nurl = \"http://o\"\n";
+        assert_eq!(kinds(A), 1);
+        assert_eq!(kinds(&format!("{A}[[upstream]]\nurl = \"http://b\"\nconnection_pool_size = 9\n")), 1);
+        assert_eq!(kinds(&format!("{A}[[upstream]]\nurl = \"http://b\"\nuse_message_pack = true\n{observer}")), 3);
+        assert_eq!(kinds(&format!("{A}{observer}forward_headers = \"all\"\n")), 2);
+    }
+}

@@ -77,7 +77,7 @@ const VARIABLES: [(&str, Type); 8] = [
 ];
 
 /// Functions with a fixed number of arguments: how a call looks, for messages and suggestions.
-const FUNCTIONS: [(&str, &str); 10] = [
+const FUNCTIONS: [(&str, &str); 9] = [
     ("startsWith", "text.startsWith(\"...\")"),
     ("endsWith", "text.endsWith(\"...\")"),
     ("contains", "text.contains(\"...\")"),
@@ -87,7 +87,6 @@ const FUNCTIONS: [(&str, &str); 10] = [
     ("int", "int(value)"),
     ("double", "double(value)"),
     ("string", "string(value)"),
-    ("in", "value in list"),
 ];
 
 /// Calls that the parser turns into loops.
@@ -617,12 +616,9 @@ fn suggestion<'k>(name: &str, known: impl Iterator<Item = &'k str>) -> Option<&'
         let letters = |name: &str| name.to_ascii_lowercase().replace(['_', '.'], "");
         strsim::damerau_levenshtein(&letters(name), &letters(known))
     };
-    known
-        .into_iter()
-        .map(|known| (distance(known), known))
-        .min()
-        .filter(|(distance, _)| *distance <= 2)
-        .map(|(_, known)| known)
+    // A third of a name may be wrong, but not more than two letters.
+    let is_near = |(distance, known): &(usize, &str)| *distance <= (known.len() / 3).min(2);
+    known.into_iter().map(|known| (distance(known), known)).min().filter(is_near).map(|(_, known)| known)
 }
 
 fn shortened(text: &str) -> String {

@@ -270,7 +270,9 @@ fn sentence(error: &ExecutionError) -> String {
             let shown: String = name.chars().take(40).collect();
             format!("there is no `{}`", shown.escape_debug())
         }
-        ExecutionError::NoSuchOverload(error) => error.to_string(),
+        ExecutionError::NoSuchOverload(error) => {
+            format!("`{}` does not take {}", error.function().trim_matches('_'), error.argument_types().join(" and "))
+        }
         ExecutionError::UnsupportedBinaryOperator(operator, left, right) => {
             format!("`{operator}` does not take {} and {}", left.type_of(), right.type_of())
         }
@@ -278,7 +280,10 @@ fn sentence(error: &ExecutionError) -> String {
             format!("{} and {} have no order", left.type_of(), right.type_of())
         }
         ExecutionError::UnsupportedIndex(index, of) => format!("{} has no `[{}]`", of.type_of(), index.type_of()),
-        ExecutionError::UnexpectedType { want, .. } => format!("a value is not of type {want}"),
+        // The only type that the crate calls by its name in Rust is what patterns take.
+        ExecutionError::UnexpectedType { want, .. } => {
+            format!("a value is not of type {}", if want == "Arc<String>" { "string" } else { want })
+        }
         ExecutionError::IndexOutOfBounds(Value::Int(index)) => format!("there is no element {index}"),
         ExecutionError::DivisionByZero(_) | ExecutionError::RemainderByZero(_) => "a division by zero".into(),
         ExecutionError::Overflow(..) => "a number beyond 64 bits".into(),

@@ -1,8 +1,10 @@
 //! Text to syntax tree, by the crate `cel`. Its errors become faults that point into the text.
 use super::{FilterFault, scan};
+use crate::limits::FILTER_PARSER_STACK_BYTES;
 use cel::common::ast::{IdedExpr, SourceInfo};
 use cel::parser::{ParseError, Parser};
 use core::ops::Range;
+use std::thread;
 
 pub struct Parsed<'a> {
     pub text: &'a str,
@@ -12,13 +14,26 @@ pub struct Parsed<'a> {
 
 pub fn parse(text: &str) -> Result<Parsed<'_>, FilterFault> {
     let tokens = scan::tokens(text)?;
-    match Parser::new().parse_with_source_info(text) {
-        Ok((expression, positions)) => Ok(Parsed { text, expression, positions }),
-        Err(errors) => Err(match errors.errors.first() {
+    match on_a_large_stack(|| Parser::new().parse_with_source_info(text)) {
+        Some(Ok((expression, positions))) => Ok(Parsed { text, expression, positions }),
+        Some(Err(errors)) => Err(match errors.errors.first() {
             Some(error) => fault(text, &tokens, error),
             None => unexpected(text, &tokens, text.len()),
         }),
+        None => Err(FilterFault {
+            offset: 0,
+            reason: "the parser gave up".into(),
+            remedy: "write the filter in a simpler way".into(),
+        }),
     }
+}
+
+/// The parser, generated from CEL's grammar, takes many calls for one parenthesis, and the stack that it is called on may be small.
+fn on_a_large_stack<R: Send>(run: impl FnOnce() -> R + Send) -> Option<R> {
+    thread::scope(|scope| {
+        let thread = thread::Builder::new().stack_size(FILTER_PARSER_STACK_BYTES).spawn_scoped(scope, run);
+        thread.ok()?.join().ok()
+    })
 }
 
 impl<'a> Parsed<'a> {
@@ -47,6 +62,7 @@ fn fault(text: &str, tokens: &[Range<usize>], error: &ParseError) -> FilterFault
         "argument must be a simple name" => "the first argument is a name for each element, e.g. `x`",
         "invalid argument to has() macro" => "it asks for a member: `has(data.Name)`",
         message if message.starts_with("invalid int") => "integers have 64 bits",
+        message if message.starts_with("invalid double") => "numbers with a point have 64 bits, as in IEEE 754",
         message if message.starts_with("reserved") => "take another name",
         _ => "write it without",
     };
