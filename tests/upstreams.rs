@@ -36,12 +36,11 @@ fn is_whole(node: &Node) {
     wait_for("every lane", PATIENCE, || (get(node.admin, "/ready").body == "ready\n").then_some(()));
 }
 
-/// An address where nobody listens, and nobody will.
-fn nowhere() -> (TcpListener, SocketAddr) {
-    // Bound and never listening would need another call; a listener whose queue is full answers as slowly as a dead machine.
-    let holder = TcpListener::bind("127.0.0.1:0").expect("a port");
-    let address = holder.local_addr().expect("an address");
-    (holder, address)
+/// Somebody who takes connections and never says a word: the kernel does, while the listener lives.
+fn silent() -> (TcpListener, SocketAddr) {
+    let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+    let address = listener.local_addr().expect("an address");
+    (listener, address)
 }
 
 /// A hub that writes down every record of every lane, and says nothing.
@@ -196,6 +195,36 @@ fn an_observer_is_sent_the_contracts_bytes() {
     assert!(apart >= Duration::from_millis(1000 * (reports.len() as u64 - 1) - 900), "{apart:?} for {}", reports.len());
 }
 
+#[test]
+fn an_observer_with_messagepack_lanes_understands_all_of_it() {
+    let (app, observer) = (App::start(), App::start_with(&["--observer", "--message-pack"]));
+    let node = start(&format!(
+        "[[upstream]]\nname = \"eye\"\nkind = \"observer\"\nuse_message_pack = true\nurl = \"{}\"\n\
+         [[upstream]]\nname = \"app\"\nurl = \"{}\"\n",
+        observer.url(),
+        app.url()
+    ));
+    is_whole(&node);
+    visit(&node, "between-us");
+    let observed =
+        || -> Value { serde_json::from_str(&get(observer.address, "/__double/observer").body).expect("JSON") };
+    let seen = wait_for("a client that came and went, and two reports of its hub", PATIENCE, || {
+        let seen = observed();
+        let client = seen["clients"].as_object()?.values().next()?.clone();
+        let reports = seen["hubs"][client["hub_id"].as_str()?]["reports"].as_u64()?;
+        (client["gone"] == true && reports >= 2).then_some(seen)
+    });
+    let (faults, stale, ignored) = (&seen["faults"], &seen["stale"], &seen["ignored"]);
+    assert_eq!((faults, stale, ignored), (&0.into(), &0.into(), &0.into()), "{seen}");
+    let client = seen["clients"].as_object().expect("clients").values().next().expect("one");
+    assert_eq!(client["calls"], serde_json::json!({ "Request_VM": 1, "Update_VM": 1, "Dispose_VM": 1 }));
+    let hub = &seen["hubs"][client["hub_id"].as_str().expect("a hub id")];
+    assert_eq!(hub["label"], "node-a");
+    let usage: Value = serde_json::from_str(hub["telemetry"].as_str().expect("text")).expect("JSON");
+    assert!(usage["proc_mem"].as_f64().is_some_and(|memory| memory > 1.0), "{usage}");
+    assert_eq!(app.figure("leaks") + app.figure("bindings"), 0);
+}
+
 /// A member of a record's context.
 fn member(text: &str, name: &str) -> String {
     context(text)[name].as_str().unwrap_or_else(|| panic!("no {name} in {text}")).to_string()
@@ -214,15 +243,12 @@ fn context(text: &str) -> Value {
 #[test]
 fn a_dead_upstream_and_a_dead_observer_are_named_and_the_node_stays_ready() {
     let app = App::start();
-    let (holder, silent) = nowhere();
-    let gone = {
-        let (holder, gone) = nowhere();
-        drop(holder);
-        gone
-    };
+    let (_listener, mute) = silent();
+    // Nobody listens there any more.
+    let gone = silent().1;
     let node = start(&format!(
         "[[upstream]]\nname = \"chat\"\nurl = \"http://{gone}\"\nfilter = 'vm_id.startsWith(\"ChatRoom\")'\n\
-         [[upstream]]\nname = \"eye\"\nkind = \"observer\"\nurl = \"http://{silent}\"\n\
+         [[upstream]]\nname = \"eye\"\nkind = \"observer\"\nurl = \"http://{mute}\"\n\
          [[upstream]]\nname = \"rest\"\nurl = \"{}\"\n",
         app.url()
     ));
@@ -230,7 +256,7 @@ fn a_dead_upstream_and_a_dead_observer_are_named_and_the_node_stays_ready() {
     let ready = get(node.admin, "/ready").body;
     assert!(ready.starts_with("ready; down: chat http://"), "{ready}");
     assert!(ready.contains(&format!("chat http://{gone}: cannot connect")), "{ready}");
-    assert!(ready.contains(&format!("; eye http://{silent}: ")) && !ready.contains("rest"), "{ready}");
+    assert!(ready.contains(&format!("; eye http://{mute}: ")) && !ready.contains("rest"), "{ready}");
     for _ in 0..3 {
         visit(&node, "x");
     }
@@ -246,7 +272,6 @@ fn a_dead_upstream_and_a_dead_observer_are_named_and_the_node_stays_ready() {
     let log = node.process.output();
     let told = log.lines().filter(|line| line.contains("cannot dial") && line.contains(&gone.to_string())).count();
     assert_eq!(told, 1, "{log}");
-    drop(holder);
 }
 
 #[test]
