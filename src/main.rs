@@ -31,6 +31,9 @@ enum Cmd {
         /// Take MessagePack lanes and clients, as a server that called AddMessagePackProtocol()
         #[arg(long)]
         message_pack: bool,
+        /// Play a DotNetify-Observer: record what nodes report (GET /__double/observer) and never answer them
+        #[arg(long)]
+        observer: bool,
     },
     /// Run an app server, two nodes and a page with live view models; needs nothing installed
     #[command(after_help = DEMO_HELP)]
@@ -121,8 +124,8 @@ fn main() -> ExitCode {
             Ok(resolved) => check(&resolved),
             Err(faults) => return refuse(&faults),
         },
-        Cmd::App { listen, message_pack } => with_default_log("info", || {
-            signalring::demo::app::run(listen, AppOptions { message_pack, ..AppOptions::default() })
+        Cmd::App { listen, message_pack, observer } => with_default_log("info", || {
+            signalring::demo::app::run(listen, AppOptions { message_pack, observer, ..AppOptions::default() })
         }),
         Cmd::Demo { listen } => with_default_log("warn", || signalring::demo::run(listen)),
         Cmd::WsEcho { listen } => with_default_log("info", || {

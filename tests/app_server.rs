@@ -187,9 +187,19 @@ async fn eventually(what: &str, mut is: impl FnMut() -> bool) {
 }
 
 async fn http(server: &AppServer, head: &str) -> String {
+    exchange(server, head, "").await
+}
+
+/// Asks one of the hooks for something. The status line says what came of it.
+async fn hook(server: &AppServer, name: &str, body: Value) -> String {
+    let head = format!("POST /__double/{name} HTTP/1.1\r\nContent-Type: application/json\r\n");
+    exchange(server, &head, &body.to_string()).await
+}
+
+async fn exchange(server: &AppServer, head: &str, body: &str) -> String {
     let mut stream = TcpStream::connect(server.local_addr).await.expect("a connection");
-    let head = format!("{head}Host: app\r\nConnection: close\r\nContent-Length: 0\r\n\r\n");
-    stream.write_all(head.as_bytes()).await.expect("a request");
+    let request = format!("{head}Host: app\r\nConnection: close\r\nContent-Length: {}\r\n\r\n{body}", body.len());
+    stream.write_all(request.as_bytes()).await.expect("a request");
     let mut answer = String::new();
     timeout(PATIENCE, stream.read_to_string(&mut answer)).await.expect("an answer").expect("text");
     answer
@@ -865,6 +875,87 @@ async fn the_double_shows_itself() {
     assert!(lane.rest().await.is_empty());
     eventually("the cut lane's last client is disconnected", || server.state().bindings == 0).await;
     assert_eq!(server.state().slow_connections, 0);
+}
+
+#[tokio::test]
+async fn one_view_model_or_one_lane_can_be_made_slow() {
+    const HELD_UP: Duration = Duration::from_millis(300);
+    let server = server().await;
+    let (mut one, mut two) = (Peer::connect(&server).await, Peer::connect(&server).await);
+    one.request("HelloWorldVM", quiet(), "a", "h").await;
+    two.request("HelloWorldVM", quiet(), "b", "g").await;
+    let lane = server.bindings()[0].lane.clone();
+    for (slow, first_is_slow, second_is_slow) in [
+        (json!({ "vm_id": "HelloWorldVM", "ms": 300 }), true, true),
+        (json!({ "vm_id": "HelloWorldVM", "ms": 0 }), false, false),
+        (json!({ "vm_id": "EchoVM", "lane": lane, "ms": 300 }), false, false),
+        (json!({ "lane": lane, "ms": 300 }), true, false),
+    ] {
+        assert!(hook(&server, "slow", slow.clone()).await.starts_with("HTTP/1.1 200"), "{slow}");
+        for (peer, id, is_slow) in [(&mut one, "a", first_is_slow), (&mut two, "b", second_is_slow)] {
+            let begin = Instant::now();
+            peer.update("HelloWorldVM", json!({ "FirstName": "x" }), id, "any").await;
+            assert_eq!(begin.elapsed() >= HELD_UP, is_slow, "{slow} {id}");
+        }
+    }
+    assert!(hook(&server, "slow", json!({ "vmid": "typing error", "ms": 1 })).await.starts_with("HTTP/1.1 422"));
+}
+
+#[tokio::test]
+async fn it_can_refuse_newcomers_and_lose_a_lane() {
+    let server = server().await;
+    let mut lane = Peer::connect(&server).await;
+    lane.request("HelloWorldVM", quiet(), "a", "h").await;
+    assert!(hook(&server, "refuse", json!({ "refuse": true })).await.starts_with("HTTP/1.1 200"));
+    let negotiate = "POST /dotnetify/negotiate?negotiateVersion=1 HTTP/1.1\r\n";
+    assert!(http(&server, negotiate).await.starts_with("HTTP/1.1 503"));
+    let url = format!("ws://{}/dotnetify", server.local_addr);
+    assert!(tokio_tungstenite::connect_async(url).await.is_err());
+    assert_eq!(lane.request("HelloWorldVM", quiet(), "b", "h").await.len(), 1, "who is there is served");
+    server.refuse(false);
+    assert!(http(&server, negotiate).await.starts_with("HTTP/1.1 200"));
+
+    let id = server.bindings()[0].lane.clone();
+    assert!(hook(&server, "close", json!({ "lane": id })).await.starts_with("HTTP/1.1 200"));
+    assert!(lane.rest().await.is_empty());
+    eventually("the lane's last client is taken along", || server.state().bindings == 1).await;
+    assert!(hook(&server, "close", json!({ "lane": id })).await.starts_with("HTTP/1.1 404"));
+}
+
+#[tokio::test]
+async fn an_observer_records_and_never_answers() {
+    let server = server_with(AppOptions { observer: true, ..AppOptions::default() }).await;
+    assert!(
+        app::bind(SocketAddr::from(([127, 0, 0, 1], 0)), AppOptions::default()).await.unwrap().observed().is_none()
+    );
+    let mut lane = Peer::connect(&server).await;
+    assert!(lane.request("HelloWorldVM", quiet(), "a", "h").await.is_empty());
+    assert!(lane.request("No such view model", quiet(), "b", "h").await.is_empty());
+    let usage = json!({ "proc_cpu": 1.25, "total_cpu": 10.5, "proc_mem": 85.31, "total_mem": null });
+    assert!(lane.call("Invoke", json!(["ReceiveTelemetry", [usage], { "HubId": "h" }])).await.is_empty());
+    assert!(lane.off("b", "h").await.is_empty());
+    lane.request("HelloWorldVM", quiet(), "b", "h").await;
+
+    let shown = body(&http(&server, "GET /__double/observer HTTP/1.1\r\n").await);
+    let seen: app::ObserverSnapshot = serde_json::from_value(shown).unwrap();
+    assert_eq!(seen, server.observed().unwrap());
+    let hub = &seen.hubs["h"];
+    assert_eq!((hub.reports, hub.clients, hub.label.as_deref()), (1, 1, Some("proxy:5000")));
+    assert_eq!(serde_json::from_str::<Value>(&hub.telemetry).unwrap(), usage);
+    assert_eq!((seen.disconnects, seen.ignored, seen.stale, seen.faults), (1, 1, 0, 0));
+    assert_eq!(seen.clients["a"].last_vm_id.as_deref(), Some("HelloWorldVM"));
+    assert_eq!((server.state().bindings, server.state().view_models, server.state().leaks), (0, 0, 0));
+
+    // A dashboard is a client like any other.
+    let mut dashboard = Peer::connect(&server).await;
+    assert_eq!(dashboard.call("Request_VM", json!(["HelloWorldVM", quiet()])).await.len(), 1);
+
+    // b's message was the lane's last; it is gone already. With a as the last, a goes, innocent.
+    let context = context("a", "h").replace("07:08:09", "07:08:10");
+    lane.call("Invoke", json!(["Dispose_VM", ["HelloWorldVM"], { "$fwdConnContext": context }])).await;
+    drop(lane);
+    eventually("the end of the lane", || server.observed().unwrap().innocents == 1).await;
+    assert!(server.observed().unwrap().clients["a"].gone);
 }
 
 #[tokio::test]

@@ -31,6 +31,7 @@ families! {
     tokens_of_users: "identity.test.mjs";
     listeners: "listeners.test.mjs";
     stateful_reconnect: "stateful.test.mjs";
+    several_upstreams: "upstreams.test.mjs";
     tls: "tls.test.mjs", needs "haproxy" "openssl";
 }
 

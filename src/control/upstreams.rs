@@ -209,7 +209,41 @@ impl Gate {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::{Machine, RunFlags};
+    use crate::tls::ClientTls;
+    use crate::tls::certificates::{Authority, Folder};
     use std::rc::Rc;
+
+    fn config(text: &str) -> Config {
+        Config::resolve(Some(("node.toml", text)), std::iter::empty(), &RunFlags::default(), &Machine::probe()).unwrap()
+    }
+
+    #[test]
+    fn each_upstream_is_dialled_in_its_own_way() {
+        let folder = Folder::new();
+        let ca = folder.file("ca.pem", Authority::new("the test's authority").pem());
+        let config = config(&format!(
+            "[[upstream]]\nname = \"both\"\nurls = [\"http://a:1\", \"https://b:2\"]\nca_file = {ca:?}\nhub_id = \"node\"\n\
+             [[upstream]]\nname = \"plain\"\nurl = \"http://c:3\"\nuse_message_pack = true\nhub_id = \"lane\"\n\
+             [[upstream]]\nname = \"more\"\nurl = \"http://d:4\"\nhub_id = \"node\"\n"
+        ));
+        let tls = ClientTls::load(Some(&ca), None).unwrap();
+        let prepared = Prepared { tls: vec![Some(tls), None, None], node: HubId::from_random([7; 16]) };
+        let upstreams = Upstreams::new(&config, prepared);
+        let dialled = |upstream, url| {
+            let (upstream, target) = upstreams.of(LanePlace { upstream: UpstreamIndex(upstream), url });
+            let way = upstream.way(target);
+            (way.url.text.clone(), way.protocol, way.tls.is_some())
+        };
+        assert_eq!(dialled(0, 0), ("http://a:1".into(), Protocol::Json, false));
+        assert_eq!(dialled(0, 1), ("https://b:2".into(), Protocol::Json, true));
+        assert_eq!(dialled(1, 0), ("http://c:3".into(), Protocol::MessagePack, false));
+
+        let hub_id = |upstream| upstreams.upstream(UpstreamIndex(upstream)).hub_id().unwrap();
+        assert_eq!((hub_id(0), hub_id(2)), (hub_id(0), hub_id(0)), "the node has one");
+        assert_ne!(hub_id(1), hub_id(1), "each incarnation of a lane has its own");
+        assert_ne!(hub_id(1), hub_id(0));
+    }
 
     #[test]
     fn a_reason_is_told_once_until_it_is_over() {

@@ -2,7 +2,8 @@
 //!
 //! It serves direct SignalR clients and lanes of proxies alike, keeps the original's defects where proxies have to live with them
 //! (bindings that outlive their lane, the wrong client disconnected with a lane, group sends through the oldest binding of a hub id),
-//! and counts what a real one would lose in silence: `GET /__double` shows `Snapshot`, `GET /__double/bindings` every binding.
+//! and counts what a real one would lose in silence: `hooks` says how to look and how to disturb. With `AppOptions::observer` it plays a
+//! DotNetify-Observer instead. Nothing here belongs to the process: several may run in one.
 //!
 //! It stands on axum, so that foreign code checks our framing, and shares no codec with the proxy.
 //!
@@ -23,6 +24,7 @@ use serde_json::{Value, json};
 use std::collections::HashMap;
 use std::io;
 use std::net::SocketAddr;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 use tokio::net::TcpListener;
@@ -33,14 +35,18 @@ mod bindings;
 mod clock;
 mod connection;
 mod context;
+mod hooks;
 mod hub;
 mod invoke;
 mod messagepack;
+mod observer;
 mod outbox;
 mod protocol;
 mod vm;
 
+pub use hooks::Slow;
 pub use hub::{BindingSnapshot, Snapshot};
+pub use observer::{ClientReport, HubReport, ObserverSnapshot};
 
 use bindings::ConnectionId;
 use hub::Hub;
@@ -74,6 +80,8 @@ pub struct AppOptions {
     pub handshake_timeout: Duration,
     /// `AddMessagePackProtocol()` was called. Without it a MessagePack handshake is refused, as by a stock server (contract 2.1).
     pub message_pack: bool,
+    /// Record what nodes report, as a DotNetify-Observer, and never answer them (contract 7.2). Clients of its own are served.
+    pub observer: bool,
     /// Queued for one connection before it is given up.
     pub outbox_bytes_max: usize,
 }
@@ -87,6 +95,7 @@ impl Default for AppOptions {
             client_timeout: Duration::from_secs(30),
             handshake_timeout: Duration::from_secs(15),
             message_pack: false,
+            observer: false,
             outbox_bytes_max: 64 * 1024 * 1024,
         }
     }
@@ -104,6 +113,8 @@ struct Shared {
     own_hub_id: Arc<str>,
     hub: Mutex<Hub>,
     pending: Mutex<HashMap<String, Pending>>,
+    /// New connections are answered 503.
+    refusing: AtomicBool,
     /// The ticker looks for the next timer anew.
     timers_changed: Notify,
     /// Tells every connection to say goodbye; its receivers are the connections.
@@ -130,9 +141,10 @@ pub async fn bind(addr: SocketAddr, options: AppOptions) -> io::Result<AppServer
     let local_addr = listener.local_addr()?;
     let own_hub_id: Arc<str> = random_id()?.into();
     let shared = Arc::new(Shared {
-        hub: Mutex::new(Hub::new(own_hub_id.clone())),
+        hub: Mutex::new(Hub::new(own_hub_id.clone(), options.observer)),
         own_hub_id,
         pending: Mutex::default(),
+        refusing: AtomicBool::default(),
         timers_changed: Notify::new(),
         stopping: watch::channel(false).0,
         connections: Mutex::default(),
@@ -142,11 +154,7 @@ pub async fn bind(addr: SocketAddr, options: AppOptions) -> io::Result<AppServer
     let router = Router::new()
         .route(&format!("{path}/negotiate"), post(negotiate))
         .route(path, get(connect))
-        .route("/__double", get(async |State(shared): State<Arc<Shared>>| Json(shared.hub().snapshot())))
-        .route(
-            "/__double/bindings",
-            get(async |State(shared): State<Arc<Shared>>| Json(shared.hub().binding_snapshots())),
-        )
+        .merge(hooks::routes())
         .layer(axum::middleware::from_fn(cross_origin))
         .with_state(shared.clone());
     // As Kestrel does: a record waits for nothing.
@@ -232,6 +240,21 @@ impl AppServer {
     pub fn cut(&self, connection_id: &str) -> bool {
         self.shared.hub().cut(connection_id)
     }
+
+    /// What an Observer was told; None unless it is one.
+    pub fn observed(&self) -> Option<ObserverSnapshot> {
+        self.shared.hub().observed()
+    }
+
+    /// Makes a part of the work slow, until told otherwise.
+    pub fn slow_down(&self, slow: Slow) {
+        self.shared.hub().slow_down(slow);
+    }
+
+    /// Whether new connections are refused, with status 503. Those that are there stay.
+    pub fn refuse(&self, refuse: bool) {
+        self.shared.refusing.store(refuse, Relaxed);
+    }
 }
 
 impl Drop for AppServer {
@@ -298,6 +321,9 @@ async fn negotiate(State(shared): State<Arc<Shared>>, Query(query): Query<Vec<(S
         }
         Some(Ok(version)) => version.min(1),
     };
+    if shared.refusing.load(Relaxed) {
+        return StatusCode::SERVICE_UNAVAILABLE.into_response();
+    }
     let (Ok(id), Ok(token)) = (random_id(), random_id()) else {
         return StatusCode::INTERNAL_SERVER_ERROR.into_response();
     };
@@ -326,6 +352,9 @@ async fn connect(
     headers: HeaderMap,
     upgrade: Result<WebSocketUpgrade, WebSocketUpgradeRejection>,
 ) -> Response {
+    if shared.refusing.load(Relaxed) {
+        return StatusCode::SERVICE_UNAVAILABLE.into_response();
+    }
     let Ok(upgrade) = upgrade else {
         let is_events = headers.get(header::ACCEPT).is_some_and(|accept| accept.as_bytes() == b"text/event-stream");
         return plain(

@@ -151,9 +151,18 @@ impl App {
         App::start_with(&[])
     }
 
+    /// Where one was before.
+    pub fn start_at(address: SocketAddr) -> App {
+        App::listening(&address.to_string(), &[])
+    }
+
     pub fn start_with(flags: &[&str]) -> App {
-        let mut process = Process::signalring("app server", &[&["app", "--listen", "127.0.0.1:0"], flags].concat());
-        let address = address(&process.printed("listening on "));
+        App::listening("127.0.0.1:0", flags)
+    }
+
+    fn listening(address: &str, flags: &[&str]) -> App {
+        let mut process = Process::signalring("app server", &[&["app", "--listen", address], flags].concat());
+        let address = self::address(&process.printed("listening on "));
         App { process, address }
     }
 

@@ -13,7 +13,7 @@ use super::context;
 use super::hub::{Command, Failed, Hub};
 use super::invoke;
 use super::outbox::{Next, Outbox};
-use super::protocol::{self, Call, HandshakeError, Inbound, Outbound, Protocol};
+use super::protocol::{self, Argument, Call, HandshakeError, Inbound, Outbound, Protocol};
 
 /// How long a closed connection may take to write its last records and see the peer's close frame (reference 13.4).
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(5);
@@ -167,6 +167,9 @@ impl Reader<'_> {
 
     async fn call(&self, id: &ConnectionId, call: Call) -> Result<(), Failed> {
         let (origin, command) = match call {
+            Call::Invoke { method, arguments, metadata } if self.shared.options.observer => {
+                return self.observe(id, method.as_deref(), &arguments.unwrap_or_default(), metadata).await;
+            }
             Call::Invoke { method, arguments, metadata } => {
                 let command = invoke::command(method, arguments);
                 let own_hub_id = self.shared.own_hub_id.clone();
@@ -191,7 +194,7 @@ impl Reader<'_> {
         let (client, delay) = {
             let mut hub = self.shared.hub();
             let client = hub.touch(id, origin);
-            let delay = hub.delay(&client, &command);
+            let delay = hub.delay(id, &client, &command);
             if delay.is_zero() {
                 self.run(&mut hub, &client, command);
                 return Ok(());
@@ -201,6 +204,26 @@ impl Reader<'_> {
         sleep(delay).await;
         self.run(&mut self.shared.hub(), &client, command);
         Ok(())
+    }
+
+    /// An Observer's part: the middleware takes the message, and no hub method sees it.
+    async fn observe(
+        &self,
+        id: &ConnectionId,
+        method: Option<&str>,
+        arguments: &[Argument],
+        metadata: Vec<(String, Argument)>,
+    ) -> Result<(), Failed> {
+        let slowness = self.shared.hub().slowness(id, arguments.first().map(Argument::text));
+        if !slowness.is_zero() {
+            sleep(slowness).await;
+        }
+        let mut hub = self.shared.hub();
+        hub.invoked(id, metadata.clone());
+        match &mut hub.observer {
+            Some(observer) => observer.receive(method, arguments, &metadata, &self.shared.own_hub_id),
+            None => Ok(()),
+        }
     }
 
     fn run(&self, hub: &mut Hub, client: &ConnectionId, command: Command) {

@@ -27,6 +27,7 @@ pub fn origin(metadata: &[(String, Argument)], own_hub_id: &Arc<str>) -> Result<
     let text = match metadata.iter().rev().find(|(key, _)| key == KEY) {
         None | Some((_, Argument::Null)) => return Ok(None),
         Some((_, Argument::Text(text) | Argument::Json(text))) => text,
+        Some((_, Argument::Dictionary(_))) => return Err(BadContext),
     };
     let context: Option<ConnectionContext> = serde_json::from_str(text).map_err(|_| BadContext)?;
     let Some(context) = context else { return Ok(None) };

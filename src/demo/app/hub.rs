@@ -9,6 +9,8 @@ use std::time::{Duration, Instant};
 
 use super::bindings::{Bindings, ConnectionId, HubId};
 use super::context::{self, Origin};
+use super::hooks::Slow;
+use super::observer::{Observer, ObserverSnapshot};
 use super::outbox::Outbox;
 use super::protocol::{Argument, Forwarded, Outbound, Protocol};
 use super::vm::{self, Effect, Exception, Object, Sharing, Turn, ViewModel};
@@ -124,6 +126,10 @@ pub struct Hub {
     departed: Departed,
     timers: BTreeMap<(Instant, u64), Timer>,
     next_id: u64,
+    /// What a test has made slow.
+    slow: Vec<Slow>,
+    /// There if it is one.
+    pub observer: Option<Observer>,
     pub counters: Counters,
 }
 
@@ -203,7 +209,7 @@ impl Departed {
 }
 
 impl Hub {
-    pub fn new(own_hub_id: Arc<str>) -> Self {
+    pub fn new(own_hub_id: Arc<str>, is_observer: bool) -> Self {
         Hub {
             own_hub_id,
             connections: HashMap::new(),
@@ -215,6 +221,8 @@ impl Hub {
             departed: Departed::default(),
             timers: BTreeMap::new(),
             next_id: 0,
+            slow: Vec::new(),
+            observer: is_observer.then(Observer::default),
             counters: Counters::default(),
         }
     }
@@ -236,7 +244,10 @@ impl Hub {
             !members.is_empty()
         });
         match context::origin(&connection.items, &self.own_hub_id) {
-            Ok(Some(origin)) => self.depart(&origin.connection_id),
+            Ok(Some(origin)) => match &mut self.observer {
+                Some(observer) => observer.lane_lost(&origin.connection_id),
+                None => self.depart(&origin.connection_id),
+            },
             Ok(None) => self.depart(id),
             Err(_) => tracing::warn!(connection = %id, "the last context of a closed connection cannot be read"),
         }
@@ -273,12 +284,32 @@ impl Hub {
     // ---- hub methods --------------------------------------------------------------------------------------------
 
     /// How long the command will hold up its connection.
-    pub fn delay(&self, client: &ConnectionId, command: &Command) -> Duration {
+    pub fn delay(&self, connection_id: &ConnectionId, client: &ConnectionId, command: &Command) -> Duration {
         let has = |vm_id: &str| self.controllers.get(client).is_some_and(|held| held.view_models.contains_key(vm_id));
-        match command {
-            Command::Request { vm_id, argument } if !has(vm_id) => vm::creation_delay(vm::type_name(vm_id), argument),
-            Command::Update { vm_id, data: Some(data) } if has(vm_id) => vm::update_delay(vm::type_name(vm_id), data),
-            _ => Duration::ZERO,
+        let (vm_id, own) = match command {
+            Command::Request { vm_id, argument } if !has(vm_id) => {
+                (Some(vm_id), vm::creation_delay(vm::type_name(vm_id), argument))
+            }
+            Command::Update { vm_id, data: Some(data) } if has(vm_id) => {
+                (Some(vm_id), vm::update_delay(vm::type_name(vm_id), data))
+            }
+            Command::Request { vm_id, .. } | Command::Update { vm_id, .. } | Command::Dispose { vm_id } => {
+                (Some(vm_id), Duration::ZERO)
+            }
+            Command::Disconnected => (None, Duration::ZERO),
+        };
+        own + self.slowness(connection_id, vm_id.map(String::as_str))
+    }
+
+    /// How long a test wants this held up.
+    pub fn slowness(&self, connection_id: &str, vm_id: Option<&str>) -> Duration {
+        self.slow.iter().filter(|slow| slow.concerns(connection_id, vm_id)).map(Slow::delay).sum()
+    }
+
+    pub fn slow_down(&mut self, slow: Slow) {
+        self.slow.retain(|known| !known.is_about_the_same_as(&slow));
+        if slow.ms > 0 {
+            self.slow.push(slow);
         }
     }
 
@@ -689,6 +720,10 @@ impl Hub {
     }
 
     // ---- introspection ------------------------------------------------------------------------------------------
+
+    pub fn observed(&self) -> Option<ObserverSnapshot> {
+        self.observer.as_ref().map(Observer::snapshot)
+    }
 
     pub fn snapshot(&self) -> Snapshot {
         let lanes = || self.connections.values().filter(|connection| connection.is_lane);

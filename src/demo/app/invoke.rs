@@ -39,7 +39,7 @@ pub fn view_model_argument(argument: &Argument) -> Result<Object, Failed> {
 pub fn direct_argument(argument: &Argument) -> Object {
     match argument {
         Argument::Json(json) => serde_json::from_str(json).map_or_else(|_| Object::default(), unwrap_argument),
-        Argument::Null | Argument::Text(_) => Object::default(),
+        Argument::Null | Argument::Text(_) | Argument::Dictionary(_) => Object::default(),
     }
 }
 
@@ -61,6 +61,7 @@ fn string(argument: &Argument) -> Result<String, Failed> {
             "false" => "False".into(),
             other => other.into(),
         }),
+        Argument::Dictionary(_) => Ok(argument.text().to_owned()),
         Argument::Null => Err(Failed),
     }
 }
@@ -82,6 +83,8 @@ fn value(argument: &Argument) -> Result<Parsed, Failed> {
             }
             serde_json::from_str(text).map_err(|_| Failed)
         }
+        // The name of its type is no JSON.
+        Argument::Dictionary(_) => Err(Failed),
     }
 }
 

@@ -144,9 +144,7 @@ impl Node {
     /// the dictionary's type, which is not JSON (contract 2.2).
     fn forwarded(&self) -> Argument {
         match self {
-            Node::Map(_) => {
-                Argument::Json("System.Collections.Generic.Dictionary`2[System.Object,System.Object]".into())
-            }
+            Node::Map(members) => Argument::Dictionary(object(members).json()),
             Node::Array(_) | Node::Binary(_) => Argument::Json("System.Object[]".into()),
             other => other.direct(),
         }
@@ -490,6 +488,6 @@ mod tests {
         else {
             panic!("not an Invoke")
         };
-        assert!(matches!(&arguments[0], Argument::Json(text) if text.starts_with("System.")));
+        assert!(matches!(&arguments[0], Argument::Dictionary(_)) && arguments[0].text().starts_with("System."));
     }
 }

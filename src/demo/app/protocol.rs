@@ -104,6 +104,8 @@ pub enum Argument {
     Text(String),
     /// Any other JSON value, as written.
     Json(String),
+    /// A map on a MessagePack lane, as JSON: what a hub method would get is its type's name (contract 2.2).
+    Dictionary(String),
 }
 
 impl Argument {
@@ -112,6 +114,7 @@ impl Argument {
         match self {
             Argument::Null => "",
             Argument::Text(text) | Argument::Json(text) => text,
+            Argument::Dictionary(_) => "System.Collections.Generic.Dictionary`2[System.Object,System.Object]",
         }
     }
 }

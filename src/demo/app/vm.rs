@@ -16,7 +16,7 @@ mod hello;
 mod probe;
 
 /// The longest a view model may keep its connection busy, so that a test's typing error cannot block a lane for good.
-const WORK_MAX: Duration = Duration::from_secs(120);
+pub const WORK_MAX: Duration = Duration::from_secs(120);
 
 pub trait ViewModel: Send {
     /// Called once, after the properties in vmArg were set.

@@ -145,8 +145,9 @@ export class App extends Running {
     return Object.assign(Object.create(App.prototype), { url });
   }
 
-  static async start({ port = 0, messagePack = false } = {}) {
-    const app = new App("app server", ["app", "--listen", `127.0.0.1:${port}`, ...(messagePack ? ["--message-pack"] : [])]);
+  static async start({ port = 0, messagePack = false, observer = false, name = observer ? "observer" : "app server" } = {}) {
+    const flags = [...(messagePack ? ["--message-pack"] : []), ...(observer ? ["--observer"] : [])];
+    const app = new App(name, ["app", "--listen", `127.0.0.1:${port}`, ...flags]);
     const [, url, number] = await app.line(LISTENING);
     app.url = url;
     app.port = Number(number);
@@ -159,6 +160,11 @@ export class App extends Running {
     if (!answer.ok) throw new Error(`/__double answered ${answer.status}`);
     const count = (value) => (value !== null && typeof value === "object" ? Object.keys(value).length : value);
     return Object.fromEntries(Object.entries(await answer.json()).map(([name, value]) => [name, count(value)]));
+  }
+
+  /** What an Observer was told. */
+  async observed() {
+    return await (await fetch(`${this.url}/__double/observer`)).json();
   }
 
   /** The contexts of all bound clients, oldest binding first, as their latest message brought them. */
@@ -207,12 +213,13 @@ export class Node extends Running {
 
   /**
    * Starts one by a file. `config` is its content as an object; `listen`, `admin` and the app server's `url` are filled in unless
-   * they are there. `ready: false` does not wait for its lanes.
+   * they are there; an `upstream` that is a list is taken as it is. `ready: false` does not wait for its lanes.
    */
   static async configured(app, config = {}, { ready = true } = {}) {
     const { listen = "127.0.0.1:0", upstream = {}, ...rest } = config;
     const file = path.join(scratch(), "node.toml");
-    const whole = { listen, admin: "127.0.0.1:0", shards: 2, ...rest, upstream: [{ url: app.url, ...upstream }] };
+    const upstreams = Array.isArray(upstream) ? upstream : [{ url: app.url, ...upstream }];
+    const whole = { listen, admin: "127.0.0.1:0", shards: 2, ...rest, upstream: upstreams };
     writeFileSync(file, toml(whole));
     const node = new Node("node", ["run", "--config", file]);
     node.file = file;
