@@ -1,9 +1,12 @@
 //! The hub codecs on the way of a message, each beside a memcpy of the same bytes: `cargo bench --bench hub`.
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
+use signalring::filter::{Facts, Filter};
 use signalring::fuzzing::identity as tokens;
 use signalring::identity::Identity;
+use signalring::limits::MESSAGE_BYTES_DEFAULT;
 use signalring::proto::dotnetify::context::{self, Context, Items, Peer};
 use signalring::proto::dotnetify::forward::{self, Forward};
+use signalring::proto::dotnetify::request::Call;
 use signalring::proto::dotnetify::{headers, request, response};
 use signalring::proto::signalr::{self, Protocol, json, msgpack};
 use std::hint::black_box;
@@ -249,6 +252,51 @@ fn identity(criterion: &mut Criterion) {
     }
 }
 
+/// What a filter costs a message, by what it looks at.
+fn filter(criterion: &mut Criterion) {
+    let headers: Vec<(Box<str>, Box<str>)> =
+        BROWSER.iter().map(|(name, value)| ((*name).into(), String::from_utf8_lossy(value).into())).collect();
+    let data = [r#"{"FirstName":"John","Age":5,"Nested":{"a":[1,null,true]}}"#.to_string(), rows(16 * 1024)];
+    let facts = Facts {
+        call: Call::UpdateVm,
+        vm_id: br#""ChatRoomVM""#,
+        connection_id: "0HM6KABCDEF01",
+        user: Some("ada"),
+        path: "/dotnetify",
+        headers: &headers,
+        claims: None,
+        data: Some(data[0].as_bytes()),
+    };
+    let escaped = Facts { vm_id: br#""Chat\u0052oomVM""#, ..facts };
+    let large = Facts { data: Some(data[1].as_bytes()), ..facts };
+    let hostile = format!("[{}]", vec!["1"; MESSAGE_BYTES_DEFAULT as usize / 2 - 1].join(","));
+    let hostile = Facts { data: Some(hostile.as_bytes()), ..facts };
+    let mut group = criterion.benchmark_group("Filter::matches");
+    for (name, text, facts) in [
+        ("one vmId", r#"vm_id == "ChatRoomVM""#, &facts),
+        ("one vmId, escaped", r#"vm_id == "ChatRoomVM""#, &escaped),
+        ("a prefix", r#"vm_id.startsWith("ChatRoom")"#, &facts),
+        ("one of ten", r#"vm_id in ["A", "B", "C", "D", "E", "F", "G", "H", "I", "ChatRoomVM"]"#, &facts),
+        ("a part", r#"vm_id.contains("Room")"#, &facts),
+        ("prefix, call and user", r#"vm_id.startsWith("Chat") && call_type != "Dispose_VM" && user != """#, &facts),
+        ("data, not looked at", r#"data.Age > 3 && vm_id == "BroadcastVM""#, &facts),
+        ("a pattern", r#"vm_id.matches("^Chat(Room|Box)")"#, &facts),
+        ("a header", r#"headers["sec-fetch-site"] == "same-origin""#, &facts),
+        ("data of 57 bytes", "data.Age > 3", &facts),
+        ("data of 16 KiB", "size(data.Rows) > 3", &large),
+        ("a loop over 16 KiB", "data.Rows.all(row, row.Id >= 0)", &large),
+        ("a loop over 16,000 numbers", "data.all(x, x == 1)", &hostile),
+        ("a loop that is given up", "data.all(x, x == 1 && size(data) > 1)", &hostile),
+    ] {
+        let filter = Filter::compile(text).expect("a filter");
+        group.bench_function(name, |bencher| bencher.iter(|| filter.matches(black_box(facts))));
+    }
+    group.finish();
+    criterion.bench_function("Filter::compile", |bencher| {
+        bencher.iter(|| Filter::compile(black_box(r#"vm_id.startsWith("ChatRoom") && data.Age > 3"#)))
+    });
+}
+
 fn copy(group: &mut criterion::BenchmarkGroup<'_, criterion::measurement::WallTime>, name: &str, bytes: &[u8]) {
     let mut out = Vec::with_capacity(bytes.len());
     group.bench_function(BenchmarkId::new("memcpy", name), |bencher| {
@@ -260,5 +308,5 @@ fn copy(group: &mut criterion::BenchmarkGroup<'_, criterion::measurement::WallTi
     });
 }
 
-criterion_group!(hub, scan, invoke, back, message_pack, identity);
+criterion_group!(hub, scan, invoke, back, message_pack, identity, filter);
 criterion_main!(hub);

@@ -339,6 +339,11 @@ fn length_and_depth_are_bounded() {
     for link in [".a", " + 1", " - data", "[0]", "?1:1"] {
         assert!(too_deep(&format!("data{}", link.repeat(100))), "{link}");
     }
+    // Nor do numbers and texts hide what nests.
+    for link in ["1.a", "1e+1", "0xe+1", "1e1-1", ".5-.5", "1u+", "r'\\'(", "1ur'\\'("] {
+        let hidden = link.repeat(100);
+        assert!(too_deep(&hidden) || too_deep(&format!("1{hidden}")), "{link}");
+    }
     // Rows of operands are not deep.
     let many = |operator: &str| vec!["data.a.b == 'x'"; 150].join(operator);
     for operator in [" && ", " || "] {

@@ -79,15 +79,32 @@ impl Scanner<'_> {
         }
     }
 
-    /// Loosely: the parser says what a number is. It cannot nest.
+    /// Exactly as the grammar has it: what is taken for part of a number here is an operator to the parser, and not counted.
     fn number(&mut self) {
-        while let Some(byte) = self.byte(0) {
-            let is_sign = matches!(byte, b'+' | b'-') && matches!(self.text.as_bytes()[self.at - 1], b'e' | b'E');
-            if !(byte.is_ascii_alphanumeric() || byte == b'.' || is_sign && !self.text[..self.at].ends_with("0xe")) {
-                return;
-            }
-            self.at += 1;
+        if self.rest().starts_with(b"0x") && self.digits(2, 16) > 0 {
+            self.at += 2 + self.digits(2, 16);
+        } else {
+            self.decimal();
         }
+        self.at += usize::from(matches!(self.byte(0), Some(b'u' | b'U')));
+    }
+
+    fn decimal(&mut self) {
+        self.at += self.digits(0, 10);
+        if self.byte(0) == Some(b'.') && self.digits(1, 10) > 0 {
+            self.at += 1 + self.digits(1, 10);
+        }
+        if matches!(self.byte(0), Some(b'e' | b'E')) {
+            let sign = usize::from(matches!(self.byte(1), Some(b'+' | b'-')));
+            if self.digits(1 + sign, 10) > 0 {
+                self.at += 1 + sign + self.digits(1 + sign, 10);
+            }
+        }
+    }
+
+    fn digits(&self, ahead: usize, radix: u32) -> usize {
+        let digits = self.rest().iter().skip(ahead);
+        digits.take_while(|&&byte| char::from(byte).is_digit(radix)).count()
     }
 
     fn word(&mut self, start: usize) -> Result<(), FilterFault> {
