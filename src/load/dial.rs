@@ -166,13 +166,10 @@ impl Dialler {
             let body = body.map_err(|error| format!("the negotiation's answer cannot be read: {error}"))?.to_bytes();
             Ok((status, body))
         };
-        // The connection must be driven while its exchange goes on; it ends with it.
+        // The connection must be driven while its exchange goes on; its end may be seen before the answer it brought.
         let (status, body) = tokio::select! {
             done = exchange => done,
-            ended = connection => match ended {
-                Ok(()) => Err("the server closed the connection during the negotiation".to_owned()),
-                Err(error) => Err(failed(error)),
-            },
+            Err(error) = connection => Err(failed(error)),
         }?;
         if !status.is_success() {
             return Err(format!("the negotiation was answered with {status}"));

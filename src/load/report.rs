@@ -317,7 +317,7 @@ impl Report {
 
 fn table(header: &[&str]) -> Table {
     let mut table = Table::new();
-    table.load_style(presets::UTF8_HORIZONTAL_ONLY).set_header(header.iter().copied());
+    table.load_style(presets::NOTHING).set_header(header.iter().copied());
     for column in table.column_iter_mut().skip(1) {
         column.set_cell_alignment(CellAlignment::Right);
     }
@@ -326,7 +326,11 @@ fn table(header: &[&str]) -> Table {
 
 impl fmt::Display for Report {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        writeln!(formatter, "{}\n{}", self.counts(), self.times())?;
+        writeln!(formatter, "{}", self.counts())?;
+        let times = self.times();
+        if !times.is_empty() {
+            writeln!(formatter, "{times}")?;
+        }
         for (name, figures) in self.rows() {
             for (text, times) in &figures.faults {
                 // The total repeats its servers'.

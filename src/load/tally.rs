@@ -6,6 +6,9 @@ use std::time::Duration;
 use super::sequence::Arrival;
 use crate::limits::LOAD_FAULTS_MAX;
 
+/// The histogram grows with the longest time in it: no clock that jumps may make it huge. An hour.
+const LONGEST_MICROS: u64 = 3_600_000_000;
+
 /// Microseconds, three significant digits.
 pub struct Times(Histogram<u64>);
 
@@ -17,7 +20,8 @@ impl Default for Times {
 
 impl Times {
     pub fn record(&mut self, time: Duration) {
-        self.0.saturating_record(u64::try_from(time.as_micros()).unwrap_or(u64::MAX));
+        let micros = u64::try_from(time.as_micros()).map_or(LONGEST_MICROS, |micros| micros.min(LONGEST_MICROS));
+        self.0.record(micros).expect("it grows as it must");
     }
 
     fn add(&mut self, other: &Times) {
