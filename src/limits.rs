@@ -279,7 +279,7 @@ pub const LOAD_DIALLING_MAX: usize = 128;
 /// Updates of one burst.
 pub const LOAD_BURST: u32 = 20;
 /// Bursts of one client that may be under way: a server that is slower than the load gets no more of it.
-pub const LOAD_BURSTS_UNDER_WAY_MAX: u32 = 10;
+pub const LOAD_BURSTS_UNDER_WAY_MAX: u32 = 3;
 /// Descriptors beside the clients': the runtime's, standard streams, resolver, and the second connection of clients that negotiate.
 pub const LOAD_DESCRIPTORS_SLACK: u64 = 64 + LOAD_DIALLING_MAX as u64;
 /// A connection that has not become a client by then has failed. As long as the .NET client waits for its handshake, and a

@@ -12,6 +12,7 @@ use futures_util::{SinkExt, StreamExt};
 use serde_json::{Value, json};
 use signalring::load::{self, Figures, Options, Profile, Protocol, Report, Stage};
 use std::net::SocketAddr;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 use tokio::net::TcpListener;
@@ -22,12 +23,18 @@ const PROFILES: [Profile; 6] =
     [Profile::Echo, Profile::SharedEcho, Profile::Broadcast, Profile::ChatRoom, Profile::Idle, Profile::Burst];
 
 fn options(server: &str, profile: Profile) -> Options {
+    // Some thousand messages a second at most: debug builds on a busy machine have to keep up with it.
+    let interval = match profile {
+        Profile::ChatRoom => 20,
+        Profile::Burst => 1000,
+        _ => 100,
+    };
     Options {
         clients: 200,
         run: Duration::from_secs(2),
         ramp_up: Duration::from_millis(500),
         ramp_down: Duration::from_millis(200),
-        interval: Duration::from_millis(if profile == Profile::ChatRoom { 20 } else { 100 }),
+        interval: Duration::from_millis(interval),
         groups: 7,
         ..Options::new(load::server(server).expect("a URL"), profile)
     }
@@ -162,7 +169,7 @@ fn a_run_can_be_watched_and_stopped() {
     let running = load::start(options).expect("the load starts");
     let first = wait_for("load", PATIENCE, || {
         let stats = running.stats();
-        (stats.stage == Stage::Load && stats.total.received > 1000).then_some(stats)
+        (stats.stage == Stage::Load && stats.total.received > 6000).then_some(stats)
     });
     assert_eq!((first.total.active, first.total.clients), (200, 200));
     let later = wait_for("more", PATIENCE, || {
@@ -243,6 +250,8 @@ struct Liar {
     lie: Lie,
     address: SocketAddr,
     members: Arc<Mutex<Vec<Member>>>,
+    /// Of the latest tick, changed with `members` locked: who joins gets it as its state, and the next one as a message.
+    tick: Arc<AtomicU32>,
 }
 
 #[derive(Clone)]
@@ -257,7 +266,7 @@ struct Member {
 impl Liar {
     async fn start(lie: Lie) -> Liar {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let liar = Liar { lie, address: listener.local_addr().unwrap(), members: Arc::default() };
+        let liar = Liar { lie, address: listener.local_addr().unwrap(), members: Arc::default(), tick: Arc::default() };
         let accepting = liar.clone();
         tokio::spawn(async move {
             while let Ok((stream, _)) = listener.accept().await {
@@ -267,11 +276,12 @@ impl Liar {
         // All members of a room are ticked together.
         let ticking = liar.clone();
         tokio::spawn(async move {
-            for sequence in 1.. {
+            loop {
                 tokio::time::sleep(Duration::from_millis(20)).await;
-                let members = ticking.members.lock().unwrap().clone();
+                let members = ticking.members.lock().unwrap();
+                let sequence = ticking.tick.fetch_add(1, Ordering::Relaxed) + 1;
                 for member in members.iter().filter(|member| member.room == "BroadcastVM") {
-                    ticking.send(member, "BroadcastVM", json!({ "Tick": { "Time": NOW, "Sequence": sequence } }));
+                    ticking.send(member, "BroadcastVM", json!({ "Tick": tick(sequence) }));
                 }
             }
         });
@@ -307,10 +317,12 @@ impl Liar {
                 let view_model = arguments[0].as_str().unwrap_or_default();
                 match record["target"].as_str() {
                     Some("Request_VM") => {
-                        response(&me, view_model, json!({}));
                         let room = arguments[1]["$vmArg"]["ChatRoom"].as_str();
                         me.room = room.unwrap_or(view_model).to_owned();
-                        self.members.lock().unwrap().push(me.clone());
+                        let mut members = self.members.lock().unwrap();
+                        response(&me, view_model, json!({ "Tick": tick(self.tick.load(Ordering::Relaxed)) }));
+                        members.push(me.clone());
+                        drop(members);
                         if view_model == "EchoVM" {
                             self.send(&me, view_model, ping(1));
                         }
@@ -382,6 +394,10 @@ fn response(member: &Member, view_model: &str, data: Value) {
 
 fn ping(sequence: u64) -> Value {
     json!({ "Ping": { "ConnectionId": "me", "Time": NOW, "Sequence": sequence, "PrevLatency": 1.5, "AvgLatency": 1.5 } })
+}
+
+fn tick(sequence: u32) -> Value {
+    json!({ "Time": NOW, "Sequence": sequence })
 }
 
 fn misdirected(mut data: Value) -> Value {
