@@ -60,6 +60,8 @@ Examples:
       App server, two nodes and a page, all on this machine
   signalring run --listen 0.0.0.0:5000 --app-server http://127.0.0.1:6100
       One node in front of one app server
+  signalring load --server http://127.0.0.1:5000 --profile chatroom --client 1000
+      A thousand clients for it, and every message checked
   signalring check --config node.toml
       What is node.toml worth, and what will it cost?
 

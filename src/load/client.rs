@@ -28,7 +28,7 @@ pub struct Client {
 }
 
 impl Client {
-    pub async fn live(mut self) {
+    pub async fn live(self) {
         let turn = self.run.started + self.run.part(self.run.options.ramp_up, self.index);
         let dialling = self.dialling.clone();
         let mut phase = self.phase.clone();
@@ -69,7 +69,6 @@ impl Client {
             tally.fault(why);
         }
         self.run.gate.leave(&standing);
-        self.phase.mark_unchanged();
     }
 
     fn server(&self) -> &Server {

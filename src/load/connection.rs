@@ -271,7 +271,7 @@ mod tests {
         let state = Record::Response { vm_id: "HelloWorldVM".into(), data: "{\"Greetings\":\"hi\"}".into() };
         let records = read(Protocol::Json, json.as_bytes());
         assert_eq!(records, [state, Record::Other, Record::Failed("no".into()), Record::Close(None)]);
-        let packed = b"\x18\x96\x01\x80\xc0\xabResponse_VM\x91\x92\xa2VM\xa2{}\x90\x02\x91\x06\x07\x95\x03\x80\xa1\x30\x01\xa0\x05\x93\x07\xa1x\xc3";
+        let packed = b"\x19\x96\x01\x80\xc0\xabResponse_VM\x91\x92\xa2VM\xa2{}\x90\x02\x91\x06\x07\x95\x03\x80\xa1\x30\x01\xa0\x05\x93\x07\xa1x\xc3";
         let state = Record::Response { vm_id: "VM".into(), data: "{}".into() };
         let records = read(Protocol::MessagePack, packed);
         assert_eq!(records, [state, Record::Other, Record::Failed(String::new()), Record::Close(Some("x".into()))]);
@@ -284,7 +284,7 @@ mod tests {
         let expected = "{\"type\":1,\"target\":\"Request_VM\",\"arguments\":[\"EchoVM\",{\"$headers\":{},\"$vmArg\":{\"PingInterval\":\"1000\"}}]}\u{1e}";
         assert_eq!(String::from_utf8(call).unwrap(), expected);
         let call = invocation(Protocol::MessagePack, "Request_VM", arguments);
-        let expected = b"\x3e\x96\x01\x80\xc0\xaaRequest_VM\x92\xa6EchoVM\x82\xa8$headers\x80\xa6$vmArg\x81\xacPingInterval\xa41000\x90";
+        let expected = b"\x3d\x96\x01\x80\xc0\xaaRequest_VM\x92\xa6EchoVM\x82\xa8$headers\x80\xa6$vmArg\x81\xacPingInterval\xa41000\x90";
         assert_eq!(call, expected);
         assert_eq!(
             (ping(Protocol::Json), ping(Protocol::MessagePack)),
