@@ -9,6 +9,7 @@
 //! ```text
 //! main                the `signalring` command: arguments and exit codes
 //! demo                the embedded app server (a double of dotNetify's own), the demo page     ws_echo  codec server for conformance suites
+//! load                the load tester: clients of any dotNetify server, seen from outside
 //! control   logging   dialling lanes on tokio-uring, admin endpoint, signals, certificates and keys read again
 //! config              file < environment < flags -> a Config valid by construction; memory budget
 //! shard               one core: the turn, accept, clients whatever carries them, lanes, delivery, connections handed over
@@ -110,6 +111,8 @@ pub mod filter;
 pub mod fuzzing;
 #[cfg(feature = "std")]
 pub mod identity;
+#[cfg(feature = "std")]
+pub mod load;
 #[cfg(feature = "std")]
 pub mod logging;
 #[cfg(feature = "std")]

@@ -293,3 +293,52 @@ pub const PEM_FILE_BYTES_MAX: u64 = 4 * 1024 * 1024;
 /// Bytes of a connection that are sealed at once; what the kernel has not taken stays in plain, in the bounded queue.
 pub const TLS_SEALED_BYTES_MAX: usize = 4 * TLS_PLAIN_BYTES_MAX;
 const _: () = assert!(POOLED_BUFFER_BYTES_MAX >= TLS_CARRY_BYTES_MAX);
+
+// ---- The load tester ----------------------------------------------------------------------------------------------
+//
+// Not the node's: what `signalring load` may ask of itself and of the machine it runs on.
+
+/// Clients for one server. A connection takes a descriptor, and each a task of some 10 KB.
+pub const LOAD_CLIENTS_MAX: u32 = 1_000_000;
+/// Beyond, rooms are mostly empty.
+pub const LOAD_GROUPS_MAX: u32 = 100_000;
+/// Longest period: a day; more is more often milliseconds where seconds are meant.
+pub const LOAD_SECONDS_MAX: f64 = 86_400.0;
+/// Longest interval between messages.
+pub const LOAD_INTERVAL_MS_MAX: u64 = 60 * 60 * 1000;
+/// Threads: beyond the cores of any one machine a load is made on.
+pub const LOAD_THREADS_MAX: u16 = 64;
+/// Clients of one source address on loopback: a client may hold two of an address's 28,000 ports for a minute, one for negotiating.
+pub const LOAD_CONNECTIONS_PER_ADDRESS_DEFAULT: u32 = 10_000;
+/// Clients that one thread connects at the same time: a listener's backlog is bounded, and a client that waits in it is slow, not early.
+pub const LOAD_DIALLING_MAX: usize = 128;
+/// Updates of one burst.
+pub const LOAD_BURST: u32 = 20;
+/// Bursts of one client that may be under way: a server that is slower than the load gets no more of it.
+pub const LOAD_BURSTS_UNDER_WAY_MAX: u32 = 3;
+/// Descriptors beside the clients': the runtime's, standard streams, resolver, and the second connection of clients that negotiate.
+pub const LOAD_DESCRIPTORS_SLACK: u64 = 64 + LOAD_DIALLING_MAX as u64;
+/// A connection that has not become a client by then has failed. As long as the .NET client waits for its handshake, and a
+/// second half for the state.
+pub const LOAD_CONNECT_TIMEOUT_MS: u64 = 30_000;
+/// What is under way when the load ends may take this long before it counts as missed.
+pub const LOAD_SETTLE_TIMEOUT_MS: u64 = 10_000;
+/// How long a client that leaves waits for the server's side of the close.
+pub const LOAD_CLOSE_TIMEOUT_MS: u64 = 5_000;
+/// Keep-alive of SignalR clients: a ping every 15 s; gone without a sign of the server for 30 s.
+pub const LOAD_PING_INTERVAL_MS: u64 = 15_000;
+pub const LOAD_SERVER_TIMEOUT_MS: u64 = 30_000;
+/// Gaps of one client that are remembered as ranges, to tell late messages from repeated ones. More of them stay missed.
+pub const LOAD_GAPS_MAX: usize = 256;
+/// Senders of other programs that a client follows in its chat room.
+pub const LOAD_STRANGERS_MAX: usize = 1024;
+/// Different errors that are kept as text, for the report.
+pub const LOAD_FAULTS_MAX: usize = 16;
+/// Longest WebSocket message that is taken: a state with everything a busy room ever said.
+pub const LOAD_MESSAGE_BYTES_MAX: usize = 16 * 1024 * 1024;
+/// Read buffer of one connection. The library's 128 KiB would be 640 MB for 5,000 clients.
+pub const LOAD_READ_BUFFER_BYTES: usize = 4 * 1024;
+/// Answer to a negotiation.
+pub const LOAD_NEGOTIATION_BYTES_MAX: usize = 64 * 1024;
+/// Other addresses that a negotiation may point to, one after the other, as SignalR's clients allow.
+pub const LOAD_REDIRECTS_MAX: usize = 100;

@@ -42,6 +42,9 @@ enum Cmd {
         #[arg(long, value_name = "IP:PORT", default_value = "127.0.0.1:8080")]
         listen: SocketAddr,
     },
+    /// Load a dotNetify server or proxy with many clients and check every message; needs no .NET
+    #[command(after_help = signalring::load::HELP)]
+    Load(signalring::load::Options),
     /// Validate a configuration; print it as resolved, with each value's source, and its memory budget
     #[command(after_help = CHECK_HELP)]
     Check(RunFlags),
@@ -60,6 +63,8 @@ Examples:
       App server, two nodes and a page, all on this machine
   signalring run --listen 0.0.0.0:5000 --app-server http://127.0.0.1:6100
       One node in front of one app server
+  signalring load --server http://127.0.0.1:5000 --profile chatroom --client 1000
+      A thousand clients for it, and every message checked
   signalring check --config node.toml
       What is node.toml worth, and what will it cost?
 
@@ -128,6 +133,15 @@ fn main() -> ExitCode {
             signalring::demo::app::run(listen, AppOptions { message_pack, observer, ..AppOptions::default() })
         }),
         Cmd::Demo { listen } => with_default_log("warn", || signalring::demo::run(listen)),
+        Cmd::Load(options) => {
+            signalring::logging::init("warn", LogFormat::Text);
+            match signalring::load::run(options) {
+                Ok(true) => Ok(()),
+                // The report has said why.
+                Ok(false) => return ExitCode::FAILURE,
+                Err(error) => Err(error),
+            }
+        }
         Cmd::WsEcho { listen } => with_default_log("info", || {
             let listener = TcpListener::bind(listen)
                 .map_err(|error| io::Error::new(error.kind(), format!("cannot listen on {listen}: {error}")))?;

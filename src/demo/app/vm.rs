@@ -10,6 +10,7 @@ use std::marker::PhantomData;
 use std::time::{Duration, SystemTime};
 
 mod broadcast;
+mod burst;
 mod chat;
 mod echo;
 mod hello;
@@ -61,6 +62,7 @@ pub fn kind(type_name: &str, argument: &Object) -> Option<Kind> {
         "EchoVM" => own("EchoVM", || Box::<echo::Echo>::default()),
         "SharedEchoVM" => shared("SharedEchoVM", None, || Box::<echo::SharedEcho>::default()),
         "BroadcastVM" => shared("BroadcastVM", Some("BroadcastVM".into()), || Box::<broadcast::Broadcast>::default()),
+        "BurstVM" => own("BurstVM", || Box::<burst::Burst>::default()),
         "ChatRoomVM" => {
             let room = argument.of("ChatRoom").map(text).filter(|room| !room.is_empty());
             shared("ChatRoomVM", room, || Box::<chat::ChatRoom>::default())

@@ -1,6 +1,6 @@
 //! BroadcastVM of the load tester (contract 7.1): one for all, in a group, ticking.
 use serde_json::{Value, json};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::super::clock;
 use super::{Exception, Object, Turn, ViewModel, interval};
@@ -12,18 +12,21 @@ const TICK_INTERVAL_MIN: Duration = Duration::from_millis(1);
 
 pub struct Broadcast {
     tick_interval: Duration,
+    /// Of the next tick. They keep time, as those of .NET's timer: one that is late does not delay all that follow.
+    due: Instant,
     count: u64,
     tick: Value,
 }
 
 impl Default for Broadcast {
     fn default() -> Self {
-        Broadcast { tick_interval: TICK_INTERVAL_DEFAULT, count: 0, tick: Value::Null }
+        Broadcast { tick_interval: TICK_INTERVAL_DEFAULT, due: Instant::now(), count: 0, tick: Value::Null }
     }
 }
 
 impl ViewModel for Broadcast {
     fn created(&mut self, turn: &mut Turn) -> Result<(), Exception> {
+        self.due = Instant::now() + TICK_INTERVAL_DEFAULT;
         turn.after(TICK_INTERVAL_DEFAULT, TICK, "");
         Ok(())
     }
@@ -47,6 +50,8 @@ impl ViewModel for Broadcast {
         self.tick = json!({ "Time": clock::iso(turn.now), "Sequence": self.count });
         turn.change("Tick", self.tick.clone());
         turn.push_updates();
-        turn.after(self.tick_interval, TICK, "");
+        let now = Instant::now();
+        self.due = (self.due + self.tick_interval).max(now);
+        turn.after(self.due - now, TICK, "");
     }
 }

@@ -1,6 +1,8 @@
 //! ChatRoomVM: the load tester's (contract 7.1), with a list of who is in the room for the demo page.
 //!
-//! The group is vmArg's `ChatRoom`. Only clients that give a `Name` are listed, so that the load tester's do not cause an update each.
+//! The group is vmArg's `ChatRoom`: rooms are there as on a server whose chat middleware runs before header extraction, which on a real
+//! one takes some forwarding-type middleware beside it (contract 7.1). Without a `ChatRoom` all share one ungrouped room.
+//! Only clients that give a `Name` are listed, so that the load tester's do not cause an update each.
 use serde_json::{Value, json};
 use std::collections::VecDeque;
 

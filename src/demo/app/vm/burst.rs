@@ -1,0 +1,22 @@
+//! BurstVM of `signalring load --profile burst`: each `Send` comes back as an `Echo`, one response for one update. dotNetify has none such.
+use serde_json::Value;
+
+use super::{Exception, Object, Turn, ViewModel};
+
+#[derive(Default)]
+pub struct Burst {}
+
+impl ViewModel for Burst {
+    fn state(&self) -> Object {
+        let mut state = Object::default();
+        state.push("Echo", Value::Null);
+        state
+    }
+
+    fn set(&mut self, property: &str, value: &Value, turn: &mut Turn) -> Result<(), Exception> {
+        if property == "Send" {
+            turn.change("Echo", value.clone());
+        }
+        Ok(())
+    }
+}
