@@ -26,6 +26,7 @@ pub(super) struct ClientSide<'a> {
     pub(super) socket: &'a mut Socket,
     pub(super) lane: &'a mut Lane,
     pub(super) forwarded: &'a mut bool,
+    pub(super) received: &'a mut u32,
     pub(super) origin: crate::ids::OriginId,
     pub(super) context: Tail<'a>,
     pub(super) user: &'a mut Option<Box<User>>,
@@ -59,6 +60,9 @@ impl ClientEnv for ClientSide<'_> {
     }
 
     fn note(&mut self, note: Note) {
+        if let Note::Request(_) = note {
+            *self.received = self.received.wrapping_add(1);
+        }
         let metrics = &mut *self.gate.metrics;
         match note {
             Note::HandshakeDone(Protocol::Json) => metrics.add(Counter::HandshakesJson, 1),
@@ -161,6 +165,7 @@ macro_rules! with_client {
                     session: $session,
                     lane,
                     forwarded,
+                    received,
                     origin,
                     connection,
                     headers,
@@ -175,6 +180,7 @@ macro_rules! with_client {
                     socket,
                     lane: &mut lanes[lane.0 as usize],
                     forwarded,
+                    received,
                     origin: *origin,
                     context: $crate::proto::dotnetify::context::Tail::Client { connection, headers },
                     user,
@@ -249,6 +255,8 @@ impl<I: Io> Shard<I> {
             lane,
             forwarded: false,
             origin,
+            received: 0,
+            sent: 0,
             memberships: Memberships::default(),
             connection: prepared.connection,
             headers: headers.intern(&prepared.headers),

@@ -19,6 +19,8 @@ pub(super) struct LaneSide<'a> {
     pub(super) index: LaneIndex,
     pub(super) groups: &'a mut Groups,
     pub(super) users: &'a Groups,
+    /// Counts the lane's messages.
+    pub(super) received: &'a mut u64,
     pub(super) conns: &'a mut Slab<Conn>,
     pub(super) frames: &'a mut FramePool,
     pub(super) dirty: &'a mut Vec<SlotKey>,
@@ -57,6 +59,7 @@ impl LaneEnv for LaneSide<'_> {
             Delivery::ToLane => Counter::AppOther,
         };
         self.metrics.add(kind, 1);
+        *self.received += 1;
         match *delivery {
             Delivery::Send { to: Recipients::One(id), vm, data } => match client_of(self.settings, id.of(record)) {
                 Some(key) => self.send_to_one(key, vm.of(record), data.of(record)),
@@ -115,6 +118,7 @@ impl LaneSide<'_> {
         }
         let (form, from) = (client.session.form(), self.settings.lane_protocol);
         socket.out(self.frames, self.dirty, |out| write_client(from, form, vm, data, out));
+        client.sent = client.sent.wrapping_add(1);
         self.metrics.add(Counter::DeliveredOne, 1);
     }
 
@@ -196,6 +200,7 @@ impl Many<'_> {
         };
         self.frames.share(frame, &mut socket.queue);
         socket.mark(self.dirty);
+        client.sent = client.sent.wrapping_add(1);
         if let Some(outbound) = client.carried.as_mut().and_then(|carried| carried.outbound.as_mut()) {
             keep(outbound, frame, self.frames, self.settings, self.metrics);
         }

@@ -61,6 +61,9 @@ pub(super) struct Lane {
     /// Lost, and the control plane has not been told: that waits for the old socket to be closed.
     unreported: bool,
     next_time: Time,
+    /// Messages to the app server, and from it, of all incarnations.
+    pub(super) sent: u64,
+    pub(super) received: u64,
 }
 
 /// A request in front of a lane.
@@ -249,6 +252,7 @@ impl Lane {
             Forward::Disconnected => Counter::ForwardedDisconnect,
         };
         gate.metrics.add(kind, 1);
+        self.sent += 1;
         Ok(())
     }
 
@@ -383,6 +387,7 @@ impl<I: Io> Shard<I> {
             index,
             groups: &mut lane.groups,
             users: &lane.users,
+            received: &mut lane.received,
             conns,
             frames,
             dirty,

@@ -10,6 +10,7 @@
 //! connections   which connection ids are in use                                authenticate  who a request comes from
 //! lane          the way to the app server, and what waits in front of it       delivery      the way back
 //! socket        lives of sockets, what is in flight for them                   secure        TLS between a socket and the rest
+//! sight         what the shard shows of itself to who looks at the node
 //! ```
 
 mod accept;
@@ -22,6 +23,7 @@ mod handover;
 mod lane;
 mod quiet;
 mod secure;
+mod sight;
 mod socket;
 mod turn;
 
@@ -148,6 +150,8 @@ pub struct Shard<I: Io> {
     unserved: Vec<SlotKey>,
     /// What one receive opened.
     plain: Vec<u8>,
+    /// Looks under way, oldest first.
+    looks: Vec<sight::Look>,
     /// Accepting stopped for want of descriptors; armed again at this time.
     accept_again: Option<Time>,
     stopping: Option<Time>,
@@ -250,6 +254,7 @@ impl<I: Io> Shard<I> {
             pumped: Vec::with_capacity(ENDING_KEPT),
             unserved: Vec::new(),
             plain: Vec::new(),
+            looks: Vec::new(),
             settings,
             io,
         };

@@ -294,6 +294,9 @@ pub(super) struct Client {
     /// Something of it has reached an app server on this lane: its end must, too.
     pub(super) forwarded: bool,
     pub(super) origin: OriginId,
+    /// Hub messages from it, and for it; both wrap.
+    pub(super) received: u32,
+    pub(super) sent: u32,
     pub(super) memberships: Memberships,
     /// Among the lane's users, where it has a user id.
     pub(super) as_user: Memberships,
