@@ -3,11 +3,13 @@ use super::admin;
 use super::backoff::Backoff;
 use super::credentials::Credentials;
 use super::dial::{Dialled, dial};
+use super::picture::{Ground, Picture};
 use super::{lane_protocol, random};
 use crate::bus::{ControlOrder, Receiver, Sender, ShardOrder, Unsent};
 use crate::config::Config;
 use crate::ids::{HubId, LaneKey};
 use crate::limits::STOP_MS;
+use crate::metrics::process::ProcessStats;
 use crate::metrics::{LaneInfo, LaneState, Published};
 use crate::proto::signalr::handshake::Protocol;
 use core::cell::{Cell, RefCell};
@@ -44,6 +46,7 @@ pub(super) struct Plane {
     pub(super) credentials: Credentials,
     /// For dialling an https app server.
     pub(super) lane_tls: Option<Arc<ClientConfig>>,
+    pub(super) ground: Ground,
 }
 
 /// What the tasks of the control thread share.
@@ -53,6 +56,7 @@ pub(super) struct State {
     /// Why a lane could not be dialled the last time one could not; empty once one could.
     pub(super) trouble: RefCell<String>,
     pub(super) stopping: Cell<bool>,
+    pub(super) process: Arc<ProcessStats>,
 }
 
 impl State {
@@ -78,12 +82,13 @@ impl Plane {
     }
 
     async fn live(self) {
-        let Plane { config, shards, from_shards, mut commanded, admin_listener, credentials, lane_tls } = self;
+        let Plane { config, shards, from_shards, mut commanded, admin_listener, credentials, lane_tls, ground } = self;
         let state = Rc::new(State {
             published: shards.iter().map(|shard| shard.published.clone()).collect(),
             lanes: RefCell::default(),
             trouble: RefCell::default(),
             stopping: Cell::new(false),
+            process: Arc::default(),
         });
         let upstream = Rc::new(Upstream { protocol: lane_protocol(&config), tls: lane_tls, config });
         let mut losses = HashMap::new();
@@ -94,7 +99,9 @@ impl Plane {
                 tokio_uring::spawn(keep_lane(*lane, upstream.clone(), shard.orders.clone(), losing, state.clone()));
             }
         }
-        tokio_uring::spawn(admin::serve(admin_listener, state.clone()));
+        let orders = shards.iter().map(|shard| shard.orders.clone()).collect();
+        let picture = Rc::new(Picture::new(ground, orders, state.clone()));
+        tokio_uring::spawn(admin::serve(admin_listener, state.clone(), picture));
         let (ended, mut ending) = mpsc::channel(shards.len().max(1));
         tokio_uring::spawn(read_reports(from_shards, losses, ended));
 
