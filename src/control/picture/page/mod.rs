@@ -37,9 +37,11 @@ mod tests {
             assert!(all.contains(&format!("/{name}\"")), "{name} is used by none");
         }
         assert!(!index.2.contains("<style") && !index.2.contains(" style=") && !index.2.contains("<script>"));
-        for scheme in ["http:", "https:", "ws:", "wss:"] {
-            let foreign = all.match_indices(scheme).find(|(at, _)| all[at + scheme.len()..].starts_with("//"));
-            assert_eq!(foreign, None, "the page names another place: {:?}", foreign.map(|(at, _)| &all[at..at + 60]));
+        for scheme in ["http://", "https://", "ws://", "wss://"] {
+            // The name of a vocabulary, which nobody fetches.
+            let text = all.replace("http://www.w3.org/2000/svg", "");
+            let foreign = text.find(scheme).map(|at| &text[at..at + 60]);
+            assert_eq!(foreign, None, "the page names another place");
         }
     }
 }
