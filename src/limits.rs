@@ -8,7 +8,7 @@
 
 /// Threads with a ring each. 256 is beyond the cores of any machine a node was meant for, and fits the shard field of an origin id.
 pub const SHARDS_MAX: u16 = 256;
-/// Lanes of a node. An app server serves a lane's messages one after another, so a pool wants tens of lanes; a thousand is the roof.
+/// Lanes of a node to one url. An app server serves a lane's messages one after another, so a pool wants tens of lanes; a thousand is the roof.
 pub const POOL_SIZE_DEFAULT: u16 = 5;
 pub const POOL_SIZE_MAX: u16 = 1024;
 /// Connections of a node when nobody says: what the file descriptors allow, but never a promise the memory cannot keep
@@ -25,6 +25,16 @@ pub const UPSTREAM_WEIGHT_MAX: u32 = 1000;
 pub const UPSTREAM_NAME_BYTES_MAX: usize = 64;
 /// Longest filter; a longer one is no rule that anybody can check by reading.
 pub const FILTER_BYTES_MAX: usize = 4 * 1024;
+/// Deepest nesting of a filter: parentheses, and operators in a row. Parser and evaluation recurse, and nobody reads deeper ones.
+pub const FILTER_DEPTH_MAX: usize = 24;
+/// Memory of one compiled pattern of `matches`. `\w{500}` is beyond it, an e-mail address or a list of names is not.
+pub const FILTER_PATTERN_BYTES_MAX: usize = 1024 * 1024;
+/// Values (numbers, texts, lists, members...) in the data of a message that a filter looks into. A grid of 1,000 rows and 20 columns has
+/// half of it, and reading that many takes a few milliseconds of the shard.
+pub const FILTER_VALUES_MAX: usize = 40_000;
+/// Steps that a filter may take over one message, one being a value looked at: what keeps a filter that looks through a list for every
+/// element of a list from holding up the shard. About 10 ms.
+pub const FILTER_STEPS_MAX: usize = 200_000;
 /// Other nodes in one picture. Each is asked once a second while somebody looks.
 pub const PEERS_MAX: usize = 64;
 /// Clients that one picture shows; above that it is a sample. What a browser lays out and draws at 60 frames a second.
@@ -238,6 +248,8 @@ const _: () = assert!(POOLED_BUFFER_BYTES_MAX >= HTTP_HEAD_BYTES_MAX);
 const _: () = assert!(LANE_SILENCE_MS >= 2 * LANE_KEEP_ALIVE_MS);
 /// Lanes of one shard.
 pub const LANES_PER_SHARD_MAX: u16 = 1024;
+/// ... and of all shards to all urls: each is a connection that app servers and the control plane keep alive.
+pub const LANES_MAX: u32 = 16 * 1024;
 /// Places kept free beyond the connection limit, so that one too many is told so (503) and not just cut off.
 pub const CONNECTIONS_SPARE: u32 = 64;
 const _: () = assert!(CLIENTS_MAX + CONNECTIONS_SPARE + (LANES_PER_SHARD_MAX as u32) < 1 << 24);
@@ -255,6 +267,12 @@ pub const CREDENTIALS_LOOK_MS: u64 = 10_000;
 /// Log lines of one kind that peers cause, a shard and window: enough to see what happens, too few to fill a disk.
 pub const LOG_LINES_MAX: u32 = 10;
 pub const LOG_WINDOW_MS: u64 = 10_000;
+/// How long an Observer that cannot be reached is left alone at least (contract 7.2).
+pub const OBSERVER_RETRY_MS: u64 = 60_000;
+/// Different reasons that are logged for a url that cannot be dialled, until it can: a reason may have a part that changes every time.
+pub const URL_TROUBLES_MAX: usize = 8;
+/// How often a node looks at what it uses: as often as an Observer is told (contract 7.2).
+pub const USAGE_LOOK_MS: u64 = 1_000;
 /// Interim answers (1xx) an app server may send before the real one.
 pub const INTERIM_REPLIES_MAX: usize = 8;
 /// How much longer than its shards a stopping node waits for its control plane, which may hang in the system's resolver.

@@ -19,7 +19,7 @@ struct Arguments {
 
 #[derive(Subcommand)]
 enum Cmd {
-    /// Run a node: take clients' connections and forward their messages to the app server
+    /// Run a node: take clients' connections and forward their messages to app servers
     #[command(after_help = RUN_HELP)]
     Run(RunFlags),
     /// Run the embedded dotNetify app server, a double of the real one with example view models
@@ -68,6 +68,8 @@ All faults of a configuration are reported at once (exit code 2), before any por
 
 Examples:
   signalring run --app-server http://127.0.0.1:6100
+  signalring run --app-server http://10.0.0.1:6100 --app-server http://10.0.0.2:6100
+      Two app servers that are the same: clients are dealt over them
   signalring run --config node.toml --shards 2 --log debug
   SIGNALRING_APP_SERVER=http://app:6100 signalring run --listen 0.0.0.0:5000 --allow-origin https://app.example.com
 
@@ -78,7 +80,17 @@ As a file (signalring check prints a complete one):
   keep_alive_interval = \"15s\"
   [[upstream]]
   url = \"http://127.0.0.1:6100\"
-  connection_pool_size = 5";
+  connection_pool_size = 5
+
+Several upstreams stand in the file only, in the order in which they are asked. A message goes to the first whose filter it passes,
+and on to the next ones where halt_pipeline is false:
+  [[upstream]]
+  name = \"chat\"
+  urls = [\"http://10.0.0.1:6100\", \"http://10.0.0.2:6100\"]
+  filter = 'vm_id.startsWith(\"ChatRoom\")'
+  [[upstream]]
+  name = \"rest\"
+  url = \"http://10.0.0.3:6100\"";
 
 const APP_HELP: &str = "\
 Example:

@@ -65,15 +65,15 @@ fn all_faults_come_at_once_with_their_places_and_exit_code_2() {
          [[upstream]]\n\
          url = \"ftp://app\"\n\
          use_message_pack = \"yes\"\n\
-         halt_pipeline = false\n\
-         filter = \"HelloWorldVM\"\n\
+         halt_pipeline = 1\n\
+         dispatch = \"lane\"\n\
          \n\
          [[upstream]]\n\
-         url = \"http://second\"\n",
+         name = \"upstream-1\"\n",
     );
     for command in ["run", "check"] {
         let output = signalring(
-            &[command, "--config", file.path(), "--pool-size", "0"],
+            &[command, "--config", file.path(), "--max-clients", "0"],
             &[("SIGNALRING_ADMN", "127.0.0.1:9090"), ("SIGNALRING_LOG", "loud")],
         );
         let said = stderr(&output);
@@ -89,19 +89,16 @@ fn all_faults_come_at_once_with_their_places_and_exit_code_2() {
             (":10", "limits.client_send_queue_bytes", "16KiB to 64MiB"),
             (":13", "upstream.url", "ftp:// is not a scheme of app servers"),
             (":14", "upstream.use_message_pack", "true or false, without quotes"),
-            (":15", "upstream.halt_pipeline", "not yet supported"),
-            (":16", "upstream.filter", "not yet supported"),
-            (":18", "upstream", "routing between several upstreams is not supported yet"),
+            (":15", "upstream.halt_pipeline", "expected true or false"),
+            (":16", "upstream.dispatch", "none of client, message"),
+            (":19", "upstream.name", "upstreams 1 and 2 are both called"),
         ] {
             let start = format!("  {}{place}: {key}: ", file.path());
             assert!(said.lines().any(|line| line.starts_with(&start) && line.contains(part)), "{start} {part}\n{said}");
         }
         assert!(said.contains("  SIGNALRING_ADMN: unknown variable; did you mean SIGNALRING_ADMIN?"), "{said}");
         assert!(said.contains("  SIGNALRING_LOG: log: \"loud\" is not a log level"), "{said}");
-        assert!(
-            said.contains("  --pool-size: upstream.connection_pool_size: 0 is out of range; it takes 1 to 1024"),
-            "{said}"
-        );
+        assert!(said.contains("  --max-clients: limits.max_clients: 0 is out of range; it takes 1 to "), "{said}");
         assert!(said.contains("has 15 faults"), "{said}");
     }
 }
@@ -225,6 +222,7 @@ impl Drop for Folder {
 const EVERYTHING: &str = r#"
 listen = ["http://127.0.0.1:5000", "https://[::]:5443", "unix:/run/signalring/node.sock"]
 admin = "127.0.0.1:9090"
+peers = ["10.0.0.2:9090"]
 shards = 2
 node_name = "node-1"
 token_key_file = "token.key"
@@ -273,15 +271,28 @@ forward_claims = ["role", "email"]
 required = "connection"
 
 [[upstream]]
-url = "https://app.example.com:6100"
+name = "chat"
+kind = "app-server"
+urls = ["https://app.example.com:6100", { url = "https://app-2.example.com:6100", weight = 2 }]
 connection_pool_size = 8
 use_message_pack = true
 maximum_receive_message_size = "1MiB"
 ca_file = "ca.pem"
 client_certificate_file = "client.pem"
 client_key_file = "client.key"
+filter = 'vm_id.startsWith("Chat") && call_type != "Update_VM"'
 halt_pipeline = true
+dispatch = "client"
+hub_id = "lane"
 forward_headers = ["Cookie"]
+
+[[upstream]]
+kind = "observer"
+url = "http://observer.example.com"
+
+[[upstream]]
+url = "http://app.example.com"
+maximum_receive_message_size = "64KiB"
 "#;
 
 const TOKEN_KEY: &str = "swordfish-swordfish";
@@ -367,6 +378,34 @@ fn paths_in_flags_and_variables_begin_at_the_working_directory() {
     let shown = stdout(&output);
     assert!(shown.contains(&format!("token_key_file = \"{}\"", folder.path("token.key"))), "{}", stderr(&output));
     assert!(shown.contains(&format!("jwks_file = \"{}\"", folder.path("jwks.json"))), "{shown}");
+}
+
+#[test]
+fn flags_describe_one_upstream_and_several_app_servers_are_its_urls() {
+    let one = File::new("one-upstream", "[[upstream]]\nname = \"chat\"\nurls = [\"http://a\", \"http://b\"]\n");
+    let arguments = ["check", "--config", one.path(), "--app-server", "http://c", "--app-server", "http://d"];
+    let output = signalring(&arguments, &[]);
+    let shown = stdout(&output);
+    assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
+    let urls = "urls = [\"http://c\", \"http://d\"]";
+    assert!(shown.lines().any(|line| line == format!("{urls:<44} # --app-server")), "{shown}");
+    assert!(shown.contains("name = \"chat\""), "{shown}");
+
+    let two = File::new("two-upstreams", "[[upstream]]\nurl = \"http://a\"\n\n[[upstream]]\nurl = \"http://b\"\n");
+    let output = signalring(&["run", "--config", two.path(), "--pool-size", "8"], &[("SIGNALRING_APP_SERVER", "x,y")]);
+    let said = stderr(&output);
+    assert_eq!(output.status.code(), Some(2), "{said}");
+    let path = two.path();
+    for (place, key, name) in
+        [("--pool-size", "connection_pool_size", "connection_pool_size"), ("SIGNALRING_APP_SERVER", "url", "url")]
+    {
+        let line = format!(
+            "  {place}: upstream.{key}: the file has 2 upstreams ({path}:1, {path}:4), and this could be meant for any; \
+             write {name} in the file, below the [[upstream]] it is meant for"
+        );
+        assert!(said.lines().any(|said| said == line), "{line}\n{said}");
+    }
+    assert!(said.contains("has 2 faults"), "{said}");
 }
 
 #[test]

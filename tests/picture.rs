@@ -118,6 +118,7 @@ fn two_nodes_are_one_picture_and_a_silent_third_delays_it_no_longer_than_its_dea
 
     for node in [own, other] {
         assert_eq!(node["trouble"], Value::Null);
+        assert!(node["memory"].as_f64().is_some_and(|megabytes| megabytes > 1.0), "{}", node["memory"]);
         let app_servers = node["app_servers"].as_array().expect("a list");
         assert_eq!((app_servers.len(), &app_servers[0]["url"]), (1, &app.url().into()));
         let lanes = node["lanes"].as_array().expect("a list");
@@ -160,6 +161,7 @@ fn two_nodes_are_one_picture_and_a_silent_third_delays_it_no_longer_than_its_dea
     );
     assert_eq!((&chat["transport"], &chat["protocol"]), (&"WebSockets".into(), &"json".into()));
     assert_eq!((&chat["received"], &chat["listener"]), (&1.into(), &far.address.to_string().into()));
+    assert_eq!((&chat["view_models"], &chat["view_model_count"]), (&serde_json::json!(["ChatRoomVM"]), &1.into()));
     let [lane] = chat["lanes"].as_array().expect("a list").as_slice() else { panic!("{chat}") };
     assert_eq!((&lane["url"], &lane["group_count"]), (&app.url().into(), &1.into()), "{lane}");
     assert!(lane["groups"][0].as_str().is_some_and(|group| group.contains("red")), "{lane}");

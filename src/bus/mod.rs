@@ -3,7 +3,7 @@
 pub mod sight;
 
 use crate::identity::Identity;
-use crate::ids::{HubId, LaneIndex, LaneKey, ShardId, SlotKey};
+use crate::ids::{HubId, LaneIndex, LaneKey, LanePlace, ShardId, SlotKey};
 use crate::limits::BUS_ORDERS;
 use crate::sys::doorbell::Doorbell;
 use crate::tls::Tls;
@@ -31,6 +31,9 @@ pub enum ShardOrder {
     },
     /// A connection that another shard accepted and whose request belongs here.
     Connection(Box<Handover>),
+    /// What an app server sent for many clients over another shard's lane, where all lanes of the node share a hub id: the one
+    /// conversation between shards, which only that option brings about.
+    Relay { place: LanePlace, record: Arc<[u8]> },
     /// Tokens are verified with these keys from now on.
     Identity(Arc<Identity>),
     /// Show yourself, with so many clients at most. Dropped unanswered by a shard that ends.

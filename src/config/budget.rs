@@ -6,6 +6,7 @@ use super::Config;
 use crate::bus::{self, ControlOrder, ShardOrder};
 use crate::limits::*;
 use crate::session::groups::MEMBERSHIP_BYTES;
+use crate::session::views::VIEW_BYTES;
 use crate::sys::ring::{BUFFER_ENTRY_BYTES, RING_BYTES, SENDS_BYTES};
 use crate::{metrics, shard};
 use core::fmt;
@@ -58,7 +59,12 @@ pub struct Budget {
 impl Budget {
     pub fn of(config: &Config) -> Budget {
         let (shards, lanes) = (u64::from(config.shards), u64::from(config.lanes()));
+        let https_lanes = config.upstreams.iter().map(|upstream| {
+            let urls = upstream.urls.iter().filter(|target| target.url.tls).count();
+            u64::from(upstream.lanes_each(config.shards)) * urls as u64
+        });
         let connections = shards * u64::from(config.connections_per_shard());
+        let contexts = connections * config.context_kinds() as u64;
         let message_bytes = config.hub.maximum_receive_message_size as usize;
         let incomplete_bytes = message_bytes.max(HTTP_HEAD_BYTES_MAX + shard::HTTP_STAGE_BYTES);
         let [send_queue, send_buffer, lane_queue] = [
@@ -97,21 +103,16 @@ impl Budget {
             term("shards", Start, shards, SHARD_BYTES, "lists of a turn, timers, metrics, orders"),
             term("orders to control", Start, 1, bus::queue_bytes::<ControlOrder>(), "one queue for all shards"),
             term("lanes", Start, lanes, shard::LANE_BYTES, "state of a lane, queues apart"),
-            term(
-                "lanes' TLS",
-                Start,
-                each(config.upstreams[0].urls[0].url.tls, lanes),
-                TLS_BYTES_USUAL,
-                "keys and buffers of a TLS connection",
-            ),
+            term("lanes' TLS", Start, https_lanes.sum(), TLS_BYTES_USUAL, "keys and buffers of those to https urls"),
             term("client slots", Client, connections, shard::CONNECTION_BYTES, "socket, session, deadline"),
             term(
                 "client contexts",
                 Client,
-                connections,
+                contexts,
                 CONTEXT_BYTES_USUAL,
                 "what each message says of its client; usual headers",
             ),
+            term("view models", Client, connections, VIEW_BYTES, "one each, names apart"),
             term("client groups", Client, connections, MEMBERSHIP_BYTES, "one group each, its name apart"),
             term(
                 "clients' TLS",
@@ -158,7 +159,7 @@ impl Budget {
             term(
                 "large contexts",
                 Worst,
-                connections,
+                contexts,
                 CONTEXT_BYTES_MAX - CONTEXT_BYTES_USUAL,
                 "of larger ones the headers are left out",
             ),
@@ -168,6 +169,13 @@ impl Budget {
                 connections,
                 (GROUPS_PER_CLIENT_MAX as usize - 1) * MEMBERSHIP_BYTES,
                 "further joins are dropped; names apart",
+            ),
+            term(
+                "many view models",
+                Worst,
+                connections,
+                (VIEWS_PER_CLIENT_MAX as usize - 1) * VIEW_BYTES,
+                "further requests are refused; names apart",
             ),
             term(
                 "client send queues",
@@ -350,7 +358,7 @@ mod tests {
             terms.map(|term| term.bytes_each).sum::<u64>()
         };
         // Each client pays every term of an idle one, once.
-        let idle = shard::CONNECTION_BYTES + CONTEXT_BYTES_USUAL + MEMBERSHIP_BYTES + SOCKET_KERNEL_BYTES;
+        let idle = shard::CONNECTION_BYTES + CONTEXT_BYTES_USUAL + VIEW_BYTES + MEMBERSHIP_BYTES + SOCKET_KERNEL_BYTES;
         assert_eq!(each(Paid::Client, 1000), idle as u64);
         assert_eq!(budget.total(Paid::Client), 1000 * idle as u64);
         // What the kernel fills belongs to a shard, however many lanes and clients it has.

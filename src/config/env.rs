@@ -1,6 +1,6 @@
 //! The environment: `SIGNALRING_…`, one variable a setting. A misspelt one is a fault, like an unknown key in the file.
 use super::fault::{Faults, Origin, suggestion};
-use super::settings::{Key, SETTINGS};
+use super::settings::SETTINGS;
 use super::value::{Given, Raw};
 
 const PREFIX: &str = "SIGNALRING_";
@@ -14,7 +14,7 @@ pub fn of_process() -> impl Iterator<Item = (String, String)> {
         .filter(|(name, _)| name.starts_with(PREFIX))
 }
 
-pub fn read(variables: impl Iterator<Item = (String, String)>, faults: &mut Faults) -> Vec<(Key, Given)> {
+pub fn read(variables: impl Iterator<Item = (String, String)>, faults: &mut Faults) -> Vec<Given> {
     let mut given = Vec::new();
     for (name, value) in variables.filter(|(name, _)| name.starts_with(PREFIX) && name != CONFIG_FILE) {
         let origin = Origin::Env(name.clone());
@@ -25,7 +25,7 @@ pub fn read(variables: impl Iterator<Item = (String, String)>, faults: &mut Faul
                 } else {
                     vec![value]
                 };
-                given.push((setting.key, Given { origin, raw: Raw::Words(words) }));
+                given.push(Given { place: setting.key.into(), origin, raw: Raw::Words(words) });
             }
             None => {
                 let remedy = suggestion(&name, SETTINGS.iter().map(|setting| setting.env).chain([CONFIG_FILE]));

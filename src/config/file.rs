@@ -1,15 +1,23 @@
 //! The TOML file, read with positions so that every fault can name its line.
 use super::fault::{Faults, Origin, suggestion};
-use super::settings::{Key, SETTINGS, Table};
-use super::value::{Given, Raw, several_upstreams};
+use super::settings::{Place, SETTINGS, Table};
+use super::value::{Given, Raw};
+use crate::limits::UPSTREAMS_MAX;
 use std::collections::BTreeSet;
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
-/// What the file says, setting by setting. Everything it says wrongly is added to `faults`; what can be read is read all the same,
-/// so that one run reports all of it.
-pub fn read(path: &str, text: &str, faults: &mut Faults) -> Vec<(Key, Given)> {
-    let mut reader = Reader { path, text, broken_lines: BTreeSet::new(), faults, given: Vec::new() };
+/// What the file says, setting by setting.
+#[derive(Default)]
+pub struct Written {
+    pub given: Vec<Given>,
+    /// Where each `[[upstream]]` begins; at most `UPSTREAMS_MAX`.
+    pub upstreams: Vec<Origin>,
+}
+
+/// Everything the file says wrongly is added to `faults`; what can be read is read all the same, so that one run reports all of it.
+pub fn read(path: &str, text: &str, faults: &mut Faults) -> Written {
+    let mut reader = Reader { path, text, broken_lines: BTreeSet::new(), faults, written: Written::default() };
     let (document, errors) = DeTable::parse_recoverable(text);
     for error in errors {
         let line = error.span().map_or(0, |span| line_of(text, span.start));
@@ -20,7 +28,7 @@ pub fn read(path: &str, text: &str, faults: &mut Faults) -> Vec<(Key, Given)> {
         }
     }
     reader.top(document.get_ref());
-    reader.given
+    reader.written
 }
 
 /// Line number, from 1, of a byte.
@@ -34,7 +42,7 @@ struct Reader<'a> {
     /// Lines that are not TOML: what was recovered from them is a guess and not worth a second fault.
     broken_lines: BTreeSet<usize>,
     faults: &'a mut Faults,
-    given: Vec<(Key, Given)>,
+    written: Written,
 }
 
 impl Reader<'_> {
@@ -52,22 +60,27 @@ impl Reader<'_> {
             let name = key.get_ref().as_ref();
             let section = Table::ALL.into_iter().find(|table| *table != Table::Top && table.name() == name);
             match (section, value.get_ref()) {
-                (None, _) => self.setting(Table::Top, name, key, value),
+                (None, _) => self.setting(Table::Top, 0, name, key, value),
                 (Some(Table::Upstream), DeValue::Array(array)) => {
                     for (index, entry) in array.iter().enumerate() {
                         match entry.get_ref() {
-                            DeValue::Table(table) if index == 0 => self.table(Table::Upstream, table),
-                            DeValue::Table(_) => {
-                                let refused = several_upstreams();
+                            DeValue::Table(_) if index >= UPSTREAMS_MAX => {
                                 let at = self.at(self.line(entry));
-                                self.faults.add(&at, name, refused.reason, refused.remedy);
+                                let remedy = format!("keep {UPSTREAMS_MAX} at most; several urls may stand for one");
+                                self.faults.add(&at, name, format!("{} upstreams are too many", array.len()), remedy);
+                                break;
+                            }
+                            DeValue::Table(table) => {
+                                let at = self.at(self.line(entry));
+                                self.written.upstreams.push(at);
+                                self.table(Table::Upstream, index, table);
                             }
                             _ => self.wrong_section(line, Table::Upstream, ""),
                         }
                     }
                 }
                 (Some(Table::Upstream), _) => self.wrong_section(line, Table::Upstream, ", in two brackets,"),
-                (Some(section), DeValue::Table(table)) => self.table(section, table),
+                (Some(section), DeValue::Table(table)) => self.table(section, 0, table),
                 (Some(section), _) => self.wrong_section(line, section, ""),
             }
         }
@@ -85,24 +98,41 @@ impl Reader<'_> {
         }
     }
 
-    fn table(&mut self, table: Table, entries: &DeTable<'_>) {
+    fn table(&mut self, table: Table, upstream: usize, entries: &DeTable<'_>) {
         for (key, value) in entries {
-            self.setting(table, key.get_ref().as_ref(), key, value);
+            self.setting(table, upstream, key.get_ref().as_ref(), key, value);
         }
     }
 
-    fn setting<T>(&mut self, table: Table, name: &str, key: &Spanned<T>, value: &Spanned<DeValue<'_>>) {
+    fn setting<T>(
+        &mut self,
+        table: Table,
+        upstream: usize,
+        name: &str,
+        key: &Spanned<T>,
+        value: &Spanned<DeValue<'_>>,
+    ) {
         let line = self.line(key);
         if self.broken_lines.contains(&line) {
             return;
         }
         let origin = self.at(line);
-        if let Some(setting) = table.settings().find(|setting| setting.name == name) {
-            self.given.push((setting.key, Given { origin, raw: raw(value.get_ref()) }));
+        if let Some(setting) = table.settings().find(|setting| setting.is_called(name)) {
+            let place = Place { upstream, key: setting.key };
+            // The same setting by its other name: TOML itself refuses a name that comes twice.
+            if let (Some(plural), Some(other)) =
+                (setting.plural(), self.written.given.iter().find(|given| given.place == place))
+            {
+                let later = if other.origin.line() > origin.line() { other.origin.clone() } else { origin };
+                let reason = format!("both {} and {plural} are given", setting.name);
+                self.faults.about(&later, setting, reason, "give one of them only");
+                return;
+            }
+            self.written.given.push(Given { place, origin, raw: raw(value.get_ref()) });
             return;
         }
         let path = if table == Table::Top { name.to_string() } else { format!("{}.{name}", table.name()) };
-        let elsewhere = SETTINGS.iter().find(|setting| setting.name == name);
+        let elsewhere = SETTINGS.iter().find(|setting| setting.is_called(name));
         let remedy = match elsewhere.map(|setting| setting.table) {
             Some(Table::Top) => "it belongs at the top of the file, above the first [section]".to_string(),
             Some(other) => format!("it belongs under {}", other.header()),
@@ -126,12 +156,15 @@ fn raw(value: &DeValue<'_>) -> Raw {
         DeValue::Array(items) => Raw::List(items.iter().map(|item| raw(item.get_ref())).collect()),
         DeValue::Float(_) => Raw::Other("a number with a fraction"),
         DeValue::Datetime(_) => Raw::Other("a date"),
-        DeValue::Table(_) => Raw::Other("a section"),
+        DeValue::Table(entries) => {
+            Raw::Table(entries.iter().map(|(key, value)| (key.get_ref().to_string(), raw(value.get_ref()))).collect())
+        }
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use super::super::settings::Key;
     use super::*;
 
     fn faults(text: &str) -> Vec<String> {
@@ -158,13 +191,31 @@ mod tests {
     }
 
     #[test]
-    fn a_second_upstream_and_sections_of_the_wrong_kind_are_refused() {
-        let found = faults("[[upstream]]\nurl = \"http://a\"\n\n[[upstream]]\nurl = \"http://b\"\n");
-        assert_eq!(found.len(), 1, "{found:?}");
-        assert!(
-            found[0].starts_with("s.toml:4: upstream: routing between several upstreams is not supported yet"),
-            "{found:?}"
+    fn each_upstream_has_its_own_settings_and_places() {
+        let text = "[[upstream]]\nurl = \"http://a\"\n\n[[upstream]]\nname = \"b\"\nurls = [\"http://b\", { url = \"x\", weight = 2 }]\n";
+        let mut faults = Faults::default();
+        let written = read("s.toml", text, &mut faults);
+        assert_eq!(faults, Faults::default());
+        let places: Vec<_> =
+            written.given.iter().map(|given| (given.place.upstream, given.place.key, given.origin.line())).collect();
+        assert_eq!(places, [(0, Key::Url, 2), (1, Key::UpstreamName, 5), (1, Key::Url, 6)]);
+        assert_eq!(written.upstreams.iter().map(Origin::line).collect::<Vec<_>>(), [1, 4]);
+        let table = vec![("url".to_string(), Raw::Text("x".into())), ("weight".to_string(), Raw::Integer(Some(2)))];
+        assert_eq!(written.given[2].raw, Raw::List(vec![Raw::Text("http://b".into()), Raw::Table(table)]));
+    }
+
+    #[test]
+    fn too_many_upstreams_two_names_of_one_setting_and_sections_of_the_wrong_kind_are_refused() {
+        let seventeen = "[[upstream]]\nurl = \"http://a\"\n".repeat(17);
+        assert_eq!(
+            faults(&seventeen),
+            ["s.toml:33: upstream: 17 upstreams are too many; keep 16 at most; several urls may stand for one"]
         );
+        for (first, second) in [("url", "urls"), ("urls", "url")] {
+            let text =
+                format!("[[upstream]]\n{first} = \"http://a\"\n{second} = \"http://b\"\n[[upstream]]\nurl = \"x\"\n");
+            assert_eq!(faults(&text), ["s.toml:3: upstream.url: both url and urls are given; give one of them only"]);
+        }
         assert!(faults("[upstream]\nurl = \"http://a\"\n")[0].starts_with("s.toml:1: upstream: wrong type"));
         for section in ["hub", "limits", "tls", "identity"] {
             assert!(faults(&format!("{section} = 3\n"))[0].contains(&format!("write [{section}]")));

@@ -27,10 +27,10 @@ impl RunFlags {
         self
     }
 
-    pub(super) fn read(&self) -> Vec<(Key, Given)> {
+    pub(super) fn read(&self) -> Vec<Given> {
         let given = |(key, values): &(Key, Vec<String>)| {
             let origin = Origin::Flag(format!("--{}", key.setting().flag));
-            (*key, Given { origin, raw: Raw::Words(values.clone()) })
+            Given { place: (*key).into(), origin, raw: Raw::Words(values.clone()) }
         };
         self.values.iter().map(given).collect()
     }
@@ -73,16 +73,19 @@ fn argument(setting: &'static Setting) -> Arg {
             choices = words.join("|");
             &choices
         }
-        Kind::Url => "URL",
-        Kind::NotYet { .. } => "VALUE",
+        Kind::UpstreamName => "NAME",
+        Kind::Urls => "URL",
+        Kind::Filter => "EXPRESSION",
+        Kind::Peers => "HOST:PORT",
         Kind::Headers => "NAMES",
     };
-    // A second app server is a fault, but one that says more than clap would.
-    let repeated = if setting.is_list() && setting.kind != Kind::Url { ". May be repeated" } else { "" };
+    let repeated = if setting.is_list() { ". May be repeated" } else { "" };
     // The value's name says the rest of what it takes.
     let takes = match setting.kind {
         Kind::Count { .. } | Kind::Size { .. } | Kind::Duration { .. } => format!(". {}", setting.takes()),
-        Kind::NodeName | Kind::Secret { .. } | Kind::Proxies => format!(". Takes {}", setting.takes()),
+        Kind::NodeName | Kind::UpstreamName | Kind::Secret { .. } | Kind::Proxies => {
+            format!(". Takes {}", setting.takes())
+        }
         _ => String::new(),
     };
     let help = format!("{}{repeated}{takes} [default: {}] [env: {}]", setting.about, setting.default, setting.env);
@@ -92,7 +95,7 @@ fn argument(setting: &'static Setting) -> Arg {
         Table::Limits => "Limits",
         Table::Tls => "TLS of https listeners",
         Table::Identity => "Identity of users",
-        Table::Upstream => "App server",
+        Table::Upstream => "App server (the one upstream; several are described in the file)",
     };
     // Only lists may be given twice; a second --shards is a mistake clap reports.
     let action = if setting.is_list() { ArgAction::Append } else { ArgAction::Set };

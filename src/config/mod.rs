@@ -3,13 +3,16 @@
 //! ```text
 //! settings   the table: one row a setting (key, flag, variable, values, default)
 //! file, env, flags   what was written, with its place        value, url, address, secret   what it means
-//! resolve    the last word of each setting, contradictions -> Config, or every Fault at once
+//! draft      the last word of each setting                     check        contradictions
+//! resolve    all of it in turn -> Config, or every Fault at once         upstreams    what one is, and several together
 //! show       the resolved configuration as TOML               budget       what it may cost in memory
 //! ```
 //!
 //! Nothing here opens a port; nothing else reads a setting.
 mod address;
 pub mod budget;
+mod check;
+mod draft;
 pub mod env;
 pub mod fault;
 mod file;
@@ -18,16 +21,17 @@ mod resolve;
 mod secret;
 pub mod settings;
 mod show;
+mod upstreams;
 mod url;
 mod value;
 
 pub use address::{ListenAddress, Listener, TrustedProxy};
 pub use budget::Budget;
-pub use fault::{Fault, Faults, Origin};
+pub use fault::{Excerpt, Fault, Faults, Origin};
 pub use flags::RunFlags;
 pub use resolve::{Machine, Resolved};
 pub use secret::Secret;
-pub use settings::Key;
+pub use settings::{Key, Place};
 pub use value::read_bytes;
 
 use crate::filter::Filter;
@@ -234,8 +238,19 @@ impl Config {
 
     /// Lanes in use, of all shards, to all urls.
     pub fn lanes(&self) -> u32 {
-        let of = |upstream: &Upstream| u32::from(upstream.connection_pool_size.max(self.shards));
-        self.upstreams.iter().map(|upstream| of(upstream) * upstream.urls.len() as u32).sum()
+        lanes(&self.upstreams, self.shards)
+    }
+
+    /// How many contexts each client has: upstreams that are told the same of it in the same form share one.
+    pub fn context_kinds(&self) -> usize {
+        let form = |upstream: &Upstream| (upstream.use_message_pack, upstream.kind, upstream.forward_headers.clone());
+        let mut forms: Vec<_> = Vec::new();
+        for form in self.upstreams.iter().map(form) {
+            if !forms.contains(&form) {
+                forms.push(form);
+            }
+        }
+        forms.len()
     }
 
     /// Where a shard's lanes lead, in the order of their indices. Each url's pool is dealt out over the shards; the first shards get
@@ -244,7 +259,7 @@ impl Config {
         let (shards, index) = (self.shards, u16::from(shard.0));
         let mut places = Vec::new();
         for (upstream, settings) in self.upstreams.iter().enumerate() {
-            let pool = settings.connection_pool_size.max(shards);
+            let pool = settings.lanes_each(shards) as u16;
             let count = pool / shards + u16::from(index < pool % shards);
             for url in 0..settings.urls.len() {
                 let place = LanePlace { upstream: UpstreamIndex(upstream as u8), url: url as u8 };
@@ -253,4 +268,15 @@ impl Config {
         }
         places
     }
+}
+
+impl Upstream {
+    /// Lanes to each of its urls, of all shards.
+    fn lanes_each(&self, shards: u16) -> u32 {
+        u32::from(self.connection_pool_size.max(shards))
+    }
+}
+
+fn lanes(upstreams: &[Upstream], shards: u16) -> u32 {
+    upstreams.iter().map(|upstream| upstream.lanes_each(shards) * upstream.urls.len() as u32).sum()
 }

@@ -1,21 +1,19 @@
 //! From three sources to one configuration: the last word of each setting, then what the settings mean together.
+use super::check::{Check, KEY_SOURCES, descriptors_beside_clients};
+use super::draft::Draft;
 use super::fault::{Faults, Origin};
 use super::flags::RunFlags;
-use super::settings::{Key, SETTINGS_COUNT, Table};
-use super::value::{Given, Value, duration_text, parse, read_text, size_text};
+use super::settings::{Key, Place};
+use super::value::{Value, read_text};
 use super::{
-    ClientCertificate, Config, Hub, Identity, Limits, ListenAddress, Listener, LogFormat, Secret, Tls, TrustedProxy,
-    Upstream, UpstreamUrl, WeightedUrl, address, env, file,
+    Config, Hub, Identity, Limits, ListenAddress, Listener, LogFormat, Tls, TrustedProxy, env, file, lanes, upstreams,
 };
 use crate::limits::*;
-use crate::proto::dotnetify::context::HeaderPolicy;
 use crate::proto::http::{ForwardedHeader, Transports};
-use crate::session::routing::{Dispatch, HubScope, UpstreamKind};
 use crate::shard::Required;
 use crate::tls::MinimumVersion;
-use core::time::Duration;
+use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
-use std::path::{Path, PathBuf};
 
 /// What defaults and checks need to know of the machine.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -39,7 +37,8 @@ impl Machine {
 #[derive(Clone, Debug)]
 pub struct Resolved {
     pub config: Config,
-    origins: [Origin; SETTINGS_COUNT],
+    /// Of those that somebody set.
+    origins: BTreeMap<Place, Origin>,
 }
 
 impl Resolved {
@@ -61,7 +60,7 @@ impl Resolved {
                     reason,
                     "name a readable TOML file with --config",
                 );
-                let mut draft = Draft::new();
+                let mut draft = Draft::new(Vec::new());
                 draft.take(env::read(env::of_process(), &mut faults), &mut faults);
                 draft.take(flags.read(), &mut faults);
                 Err(faults.sorted())
@@ -78,23 +77,21 @@ impl Resolved {
         machine: &Machine,
     ) -> Result<Resolved, Faults> {
         let mut faults = Faults::default();
-        let mut draft = Draft::new();
-        if let Some((path, text)) = file {
-            let given = file::read(path, text, &mut faults);
-            draft.take(given, &mut faults);
-        }
+        let written = file.map(|(path, text)| file::read(path, text, &mut faults)).unwrap_or_default();
+        let mut draft = Draft::new(written.upstreams);
+        draft.take(written.given, &mut faults);
         let file_is_sound = faults.0.is_empty();
         draft.take(env::read(env, &mut faults), &mut faults);
         draft.take(flags.read(), &mut faults);
 
-        let url = draft.url(file_is_sound, &mut faults);
-        let config = draft.config(url, machine);
-        draft.check(&config, machine, &mut faults);
-        if faults.0.is_empty() { Ok(Resolved { config, origins: draft.origins }) } else { Err(faults.sorted()) }
+        let config = draft.config(machine);
+        Check { draft: &draft, config: &config, machine, faults: &mut faults }.all(file_is_sound);
+        if faults.0.is_empty() { Ok(Resolved { config, origins: draft.origins() }) } else { Err(faults.sorted()) }
     }
 
-    pub fn origin(&self, key: Key) -> &Origin {
-        &self.origins[key as usize]
+    /// Of an upstream's setting, the first one's.
+    pub fn origin(&self, place: impl Into<Place>) -> &Origin {
+        self.origins.get(&place.into()).unwrap_or(&Origin::Default)
     }
 
     /// What is allowed but probably not meant; logged at start.
@@ -109,14 +106,6 @@ impl Resolved {
             warnings.push(format!(
                 "shards = {} on {} cores: some share a core and get in each other's way",
                 config.shards, machine.cores
-            ));
-        }
-        if config.upstreams[0].connection_pool_size < config.shards {
-            warnings.push(format!(
-                "connection_pool_size = {} is less than shards = {}: {} lanes are used, one a shard",
-                config.upstreams[0].connection_pool_size,
-                config.shards,
-                config.lanes()
             ));
         }
         let https = config.listen.iter().any(|listener| listener.tls);
@@ -137,108 +126,12 @@ impl Resolved {
                 "trusted_proxies lacks \"unix\": what a proxy says on {listener} about its clients' addresses is not believed"
             ));
         }
+        upstreams::warn(config, &mut warnings);
         warnings
     }
 }
 
-/// The settings while they are gathered.
-struct Draft {
-    values: [Option<Value>; SETTINGS_COUNT],
-    origins: [Origin; SETTINGS_COUNT],
-    /// Somebody said something wrong about it: it takes no part in contradictions.
-    faulty: [bool; SETTINGS_COUNT],
-}
-
 impl Draft {
-    fn new() -> Self {
-        Draft {
-            values: [const { None }; SETTINGS_COUNT],
-            origins: [const { Origin::Default }; SETTINGS_COUNT],
-            faulty: [false; SETTINGS_COUNT],
-        }
-    }
-
-    /// Lays a source over what was said before. A wrong value is a fault even where a later source overrides it.
-    fn take(&mut self, given: Vec<(Key, Given)>, faults: &mut Faults) {
-        for (key, Given { origin, raw }) in given {
-            let index = key as usize;
-            match parse(key.setting(), &raw, origin.folder()) {
-                Ok(value) => self.values[index] = Some(value),
-                Err(all_refused) => {
-                    self.faulty[index] = true;
-                    for refused in all_refused {
-                        faults.about(&origin, key.setting(), refused.reason, refused.remedy);
-                    }
-                }
-            }
-            self.origins[index] = origin;
-        }
-    }
-
-    fn is_given(&self, key: Key) -> bool {
-        self.values[key as usize].is_some()
-    }
-
-    fn are_sound(&self, keys: &[Key]) -> bool {
-        keys.iter().all(|key| !self.faulty[*key as usize])
-    }
-
-    fn text(&self, key: Key) -> Option<&str> {
-        match &self.values[key as usize] {
-            Some(Value::Text(text)) => Some(text),
-            _ => None,
-        }
-    }
-
-    fn texts(&self, key: Key) -> Option<Vec<String>> {
-        match &self.values[key as usize] {
-            Some(Value::Texts(texts)) => Some(texts.clone()),
-            _ => None,
-        }
-    }
-
-    fn path(&self, key: Key) -> Option<PathBuf> {
-        match &self.values[key as usize] {
-            Some(Value::File(path)) => Some(path.clone()),
-            _ => None,
-        }
-    }
-
-    /// The secret that one of the two settings gives; both together are a contradiction.
-    fn secret(&self, keys: [Key; 2]) -> Option<Secret> {
-        keys.into_iter().find_map(|key| match &self.values[key as usize] {
-            Some(Value::Secret(secret)) => Some(secret.clone()),
-            _ => None,
-        })
-    }
-
-    fn duration(&self, key: Key, default_seconds: u64) -> Duration {
-        match &self.values[key as usize] {
-            Some(Value::Duration(duration)) => *duration,
-            _ => Duration::from_secs(default_seconds),
-        }
-    }
-
-    fn boolean(&self, key: Key, default: bool) -> bool {
-        match &self.values[key as usize] {
-            Some(Value::Boolean(value)) => *value,
-            _ => default,
-        }
-    }
-
-    fn url(&self, file_is_sound: bool, faults: &mut Faults) -> UpstreamUrl {
-        if let Some(Value::Url(url)) = &self.values[Key::Url as usize] {
-            return url.clone();
-        }
-        // A file with faults may well name it, in a place that could not be read.
-        if !self.faulty[Key::Url as usize] && file_is_sound {
-            let setting = Key::Url.setting();
-            let remedy = format!("give --{} URL, {}, or [[upstream]] url in the file", setting.flag, setting.env);
-            faults.add(&Origin::Default, setting.path(), "no app server is configured", remedy);
-        }
-        UpstreamUrl { tls: false, host: String::new(), port: 0, base: String::new(), text: String::new() }
-    }
-
     fn tls(&self) -> Option<Tls> {
         Some(Tls {
             certificate_file: self.path(Key::TlsCertificateFile)?,
@@ -256,7 +149,7 @@ impl Draft {
         }
         Some(Identity {
             signing_key: self.secret([Key::SigningKey, Key::SigningKeyFile]),
-            public_key_files: match &self.values[Key::PublicKeyFile as usize] {
+            public_key_files: match self.value(Key::PublicKeyFile) {
                 Some(Value::Files(paths)) => paths.clone(),
                 _ => Vec::new(),
             },
@@ -276,36 +169,34 @@ impl Draft {
         })
     }
 
-    fn config(&self, url: UpstreamUrl, machine: &Machine) -> Config {
+    fn config(&self, machine: &Machine) -> Config {
         let loopback = |port| SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), port);
-        let count = |key: Key, default| match &self.values[key as usize] {
-            Some(Value::Count(count)) => *count,
-            _ => default,
-        };
+        let count = |key: Key, default| self.count(key, default);
         let duration = |key, default_seconds| self.duration(key, default_seconds);
         let text = |key, default: &str| self.text(key).unwrap_or(default).to_string();
-        let listen = match &self.values[Key::Listen as usize] {
+        let listen = match self.value(Key::Listen) {
             Some(Value::Listeners(listeners)) => listeners.clone(),
             _ => vec![Listener { address: ListenAddress::Tcp(loopback(5000)), tls: false }],
         };
 
-        // Both ranges end far below u16's.
+        // The range ends far below u16's.
         let shards = count(Key::Shards, machine.cores.clamp(1, u32::from(SHARDS_MAX))) as u16;
-        let connection_pool_size = count(Key::ConnectionPoolSize, u32::from(POOL_SIZE_DEFAULT)) as u16;
-        let beside_clients = descriptors_beside_clients(shards, connection_pool_size, listen.len());
+        let upstreams = upstreams::of(self);
+        let peers = self.texts(Key::Peers).unwrap_or_default();
+        let beside_clients = descriptors_beside_clients(shards, lanes(&upstreams, shards), listen.len(), peers.len());
         let max_clients_default =
             machine.nofile.saturating_sub(beside_clients).clamp(1, u64::from(CLIENTS_DEFAULT)) as u32;
         Config {
             listen,
-            admin: match self.values[Key::Admin as usize] {
-                Some(Value::Address(address)) => address,
+            admin: match self.value(Key::Admin) {
+                Some(Value::Address(address)) => *address,
                 _ => loopback(9090),
             },
             shards,
             // A node called "random" would be one of several.
             node_name: self.text(Key::NodeName).filter(|name| *name != "random").map(str::to_string),
             token_key: self.secret([Key::TokenKey, Key::TokenKeyFile]),
-            trusted_proxies: match &self.values[Key::TrustedProxies as usize] {
+            trusted_proxies: match self.value(Key::TrustedProxies) {
                 Some(Value::Proxies(proxies)) => proxies.clone(),
                 _ => Vec::new(),
             },
@@ -326,8 +217,8 @@ impl Draft {
                 handshake_timeout: duration(Key::HandshakeTimeout, 15),
                 client_timeout_interval: duration(Key::ClientTimeoutInterval, 30),
                 keep_alive_interval: duration(Key::KeepAliveInterval, 15),
-                transports: match self.values[Key::Transports as usize] {
-                    Some(Value::Transports(transports)) => transports,
+                transports: match self.value(Key::Transports) {
+                    Some(Value::Transports(transports)) => *transports,
                     _ => Transports::ALL,
                 },
                 allow_stateful_reconnects: self.boolean(Key::AllowStatefulReconnects, true),
@@ -351,300 +242,22 @@ impl Draft {
             },
             tls: self.tls(),
             identity: self.identity(),
-            peers: Vec::new(),
-            upstreams: vec![Upstream {
-                name: "upstream-1".into(),
-                kind: UpstreamKind::AppServer,
-                urls: vec![WeightedUrl { url, weight: 1 }],
-                filter: None,
-                halt_pipeline: true,
-                dispatch: Dispatch::Client,
-                hub_id: HubScope::Lane,
-                connection_pool_size,
-                use_message_pack: self.boolean(Key::UseMessagePack, false),
-                maximum_receive_message_size: count(
-                    Key::UpstreamMaximumReceiveMessageSize,
-                    UPSTREAM_MESSAGE_BYTES_DEFAULT,
-                ),
-                ca_file: self.path(Key::CaFile),
-                client_certificate: self.path(Key::ClientCertificateFile).and_then(|certificate_file| {
-                    Some(ClientCertificate { certificate_file, key_file: self.path(Key::ClientKeyFile)? })
-                }),
-                forward_headers: match &self.values[Key::ForwardHeaders as usize] {
-                    Some(Value::Headers(policy)) => policy.clone(),
-                    _ => HeaderPolicy::All,
-                },
-            }],
-        }
-    }
-
-    /// Settings that are right alone and wrong together. Reported where the one of them was said that is easiest to change:
-    /// the last source that spoke.
-    fn check(&self, config: &Config, machine: &Machine, faults: &mut Faults) {
-        let sound = |keys: &[Key]| self.are_sound(keys);
-        let mut contradiction = |keys: &[Key], reason: String, remedy: String| {
-            let last =
-                keys.iter().copied().max_by_key(|key| (self.origins[*key as usize].rank(), std::cmp::Reverse(*key)));
-            let key = last.expect("a contradiction has settings");
-            faults.about(&self.origins[key as usize], key.setting(), reason, remedy);
-        };
-
-        let keys = [Key::StatefulReconnectBufferSize, Key::ClientSendQueueBytes];
-        let (kept, queue) = (config.hub.stateful_reconnect_buffer_size, config.limits.client_send_queue_bytes);
-        if config.hub.allow_stateful_reconnects && kept > queue && sound(&keys) {
-            contradiction(
-                &keys,
-                format!(
-                    "stateful_reconnect_buffer_size ({}) is larger than client_send_queue_bytes ({}): a client that comes back would be too slow for what it is sent again",
-                    size_text(kept),
-                    size_text(queue)
-                ),
-                "make it smaller, or client_send_queue_bytes larger".into(),
-            );
-        }
-
-        let keys = [Key::Listen, Key::Admin];
-        let in_the_way =
-            |listener: &&Listener| listener.tcp().is_some_and(|address| address::overlap(address, config.admin));
-        if sound(&keys)
-            && let Some(listener) = config.listen.iter().find(in_the_way)
-        {
-            contradiction(
-                &keys,
-                format!("listen ({listener}) and admin ({}) are the same address", config.admin),
-                "give them different ports".into(),
-            );
-        }
-
-        // Two settings for one thing.
-        for keys in [[Key::TokenKey, Key::TokenKeyFile], [Key::SigningKey, Key::SigningKeyFile]] {
-            if keys.iter().all(|key| self.is_given(*key)) {
-                let [text, file] = keys.map(|key| key.setting().name);
-                contradiction(&keys, format!("both {text} and {file} are given"), "give one of them only".into());
-            }
-        }
-
-        // Two settings of which each needs the other.
-        for pair in [[Key::TlsCertificateFile, Key::TlsKeyFile], [Key::ClientCertificateFile, Key::ClientKeyFile]] {
-            for (given, missing) in [(pair[0], pair[1]), (pair[1], pair[0])] {
-                if sound(&pair) && self.is_given(given) && !self.is_given(missing) {
-                    contradiction(
-                        &[given],
-                        format!("it is given without {}", missing.setting().name),
-                        format!("give {} as well", missing.setting().path()),
-                    );
-                }
-            }
-        }
-
-        let pair = [Key::TlsCertificateFile, Key::TlsKeyFile];
-        if sound(&pair) && !pair.into_iter().any(|key| self.is_given(key)) {
-            let remedy = "give tls.certificate_file and tls.key_file";
-            let https = config.listen.iter().find(|listener| listener.tls);
-            if let Some(listener) = https
-                && sound(&[Key::Listen])
-            {
-                contradiction(&[Key::Listen], format!("{listener} has no certificate"), remedy.into());
-            }
-            if self.is_given(Key::TlsMinimumVersion) {
-                contradiction(&[Key::TlsMinimumVersion], "it is given without a certificate".into(), remedy.into());
-            }
-        }
-
-        if sound(&KEY_SOURCES) && config.identity.is_none() {
-            let in_vain = Key::all().filter(|key| key.setting().table == Table::Identity && self.is_given(*key));
-            let in_vain: Vec<Key> = in_vain
-                .chain(config.hub.close_on_authentication_expiration.then_some(Key::CloseOnAuthenticationExpiration))
-                .collect();
-            if !in_vain.is_empty() {
-                let names: Vec<&str> = in_vain.iter().map(|key| key.setting().name).collect();
-                contradiction(
-                    &in_vain,
-                    format!("{} needs a key that users' tokens are verified with", names.join(", ")),
-                    "give identity.signing_key, signing_key_file, public_key_file or jwks_file".into(),
-                );
-            }
-        }
-
-        let keys = [Key::ProxyProtocol, Key::TrustedProxies];
-        if sound(&keys) && config.proxy_protocol && config.trusted_proxies.is_empty() {
-            contradiction(
-                &[Key::ProxyProtocol],
-                "proxy_protocol is on and no proxy is trusted".into(),
-                "list the proxies in trusted_proxies".into(),
-            );
-        }
-
-        if sound(&[Key::Url]) && self.is_given(Key::Url) && !config.upstreams[0].urls[0].url.tls {
-            for key in [Key::CaFile, Key::ClientCertificateFile, Key::ClientKeyFile] {
-                if sound(&[key]) && self.is_given(key) {
-                    contradiction(
-                        &[key],
-                        format!("it is for TLS, and {} is not encrypted", config.upstreams[0].urls[0].url.text),
-                        "write https:// in the app server's url, or leave it out".into(),
-                    );
-                }
-            }
-        }
-
-        let keys = [Key::MaximumReceiveMessageSize, Key::UpstreamMaximumReceiveMessageSize];
-        let most = config.upstreams[0].maximum_receive_message_size;
-        if sound(&keys) && config.hub.maximum_receive_message_size > most {
-            contradiction(
-                &keys,
-                format!(
-                    "hub.maximum_receive_message_size ({}) is more than the app server takes, upstream.maximum_receive_message_size ({})",
-                    size_text(config.hub.maximum_receive_message_size),
-                    size_text(most)
-                ),
-                format!(
-                    "raise HubOptions.MaximumReceiveMessageSize of the app server and say so in upstream.maximum_receive_message_size, or lower hub.maximum_receive_message_size to {}",
-                    size_text(most)
-                ),
-            );
-        }
-
-        let keys = [Key::ClientTimeoutInterval, Key::KeepAliveInterval];
-        let least = config.hub.keep_alive_interval * CLIENT_TIMEOUT_KEEP_ALIVES_MIN;
-        if sound(&keys) && config.hub.client_timeout_interval < least {
-            contradiction(
-                &keys,
-                format!(
-                    "client_timeout_interval ({}) is less than twice keep_alive_interval ({}), so one lost ping would disconnect a client",
-                    duration_text(config.hub.client_timeout_interval),
-                    duration_text(config.hub.keep_alive_interval)
-                ),
-                format!(
-                    "raise client_timeout_interval to {} or more, or lower keep_alive_interval",
-                    duration_text(least)
-                ),
-            );
-        }
-
-        let keys = [Key::UpstreamQueueBytes, Key::MaximumReceiveMessageSize];
-        let least = config.hub.maximum_receive_message_size.saturating_mul(UPSTREAM_QUEUE_MESSAGES_MIN);
-        if sound(&keys) && config.limits.upstream_queue_bytes < least {
-            contradiction(
-                &keys,
-                format!(
-                    "upstream_queue_bytes ({}) cannot hold one message of maximum_receive_message_size ({})",
-                    size_text(config.limits.upstream_queue_bytes),
-                    size_text(config.hub.maximum_receive_message_size)
-                ),
-                format!("raise upstream_queue_bytes to {} or more", size_text(least)),
-            );
-        }
-
-        let keys = [Key::MaxClients, Key::Shards, Key::ConnectionPoolSize];
-        if sound(&keys) {
-            let beside_clients = descriptors_beside_clients(
-                config.shards,
-                config.upstreams[0].connection_pool_size,
-                config.listen.len(),
-            );
-            let needed = u64::from(config.limits.max_clients) + beside_clients;
-            if needed > machine.nofile {
-                contradiction(
-                    &keys,
-                    format!(
-                        "max_clients = {} needs {needed} open files ({beside_clients} beside the clients), and the limit is {}",
-                        config.limits.max_clients, machine.nofile
-                    ),
-                    match machine.nofile.checked_sub(beside_clients) {
-                        Some(possible @ 1..) => {
-                            format!("lower max_clients to {possible}, or raise the limit (ulimit -n, LimitNOFILE=)")
-                        }
-                        _ => "raise the limit (ulimit -n, LimitNOFILE=)".into(),
-                    },
-                );
-            }
-            if config.limits.max_clients < u32::from(config.shards) {
-                contradiction(
-                    &[Key::MaxClients, Key::Shards],
-                    format!(
-                        "max_clients = {} leaves some of the {} shards without a client",
-                        config.limits.max_clients, config.shards
-                    ),
-                    "raise max_clients or lower shards".into(),
-                );
-            }
-        }
-
-        let keys = [Key::Url, Key::Listen];
-        let addresses = || config.listen.iter().filter_map(Listener::tcp);
-        if sound(&keys) && addresses().any(|listen| is_itself(&config.upstreams[0].urls[0].url, listen)) {
-            contradiction(
-                &keys,
-                format!("the app server {} is this node's own address", config.upstreams[0].urls[0].url.text),
-                "give the address of the dotNetify app server".into(),
-            );
-        }
-
-        let keys = [Key::Url, Key::HubPath];
-        if sound(&keys)
-            && let Some(suffix) = config.upstreams[0].urls[0].url.hub_suffix(&config.hub_path)
-        {
-            let text = &config.upstreams[0].urls[0].url.text;
-            faults.about(
-                &self.origins[Key::Url as usize],
-                Key::Url.setting(),
-                format!("{text} ends with the hub path {suffix}, which is added by itself"),
-                format!("write {}", &text[..text.len() - suffix.len()]),
-            );
+            peers,
+            upstreams,
         }
     }
 }
-
-/// Without one of these there is no identity.
-const KEY_SOURCES: [Key; 4] = [Key::SigningKey, Key::SigningKeyFile, Key::PublicKeyFile, Key::JwksFile];
 
 /// What ASP.NET reads as `ClaimTypes.NameIdentifier`, `Context.UserIdentifier` by default: the short names of a JWT, and the long one.
 const USER_ID_CLAIMS: [&str; 3] =
     ["nameid", "sub", "http://schemas.xmlsoap.org/ws/2005/05/identity/claims/nameidentifier"];
 
-impl Origin {
-    /// Where relative paths begin: at the file they stand in, or where the node was started.
-    fn folder(&self) -> &Path {
-        match self {
-            Origin::File { path, .. } => Path::new(path).parent().unwrap_or(Path::new("")),
-            _ => Path::new(""),
-        }
-    }
-
-    /// Precedence.
-    fn rank(&self) -> u8 {
-        match self {
-            Origin::Default => 0,
-            Origin::File { .. } => 1,
-            Origin::Env(_) => 2,
-            Origin::Flag(_) => 3,
-        }
-    }
-}
-
-/// Open files a node needs when it holds no client.
-fn descriptors_beside_clients(shards: u16, pool_size: u16, listeners: usize) -> u64 {
-    let lanes = u32::from(pool_size.max(shards));
-    // The first listener is one of a shard's own.
-    let per_shard = DESCRIPTORS_PER_SHARD + listeners as u32 - 1;
-    u64::from(DESCRIPTORS_SLACK + u32::from(shards) * per_shard + lanes * DESCRIPTORS_PER_LANE)
-}
-
-/// Only what can be said without asking a name server.
-fn is_itself(url: &UpstreamUrl, listen: SocketAddr) -> bool {
-    let host = match url.host.as_str() {
-        "localhost" => Some(IpAddr::V4(Ipv4Addr::LOCALHOST)),
-        host => host.parse().ok(),
-    };
-    host.is_some_and(|ip: IpAddr| {
-        url.port == listen.port()
-            && (ip == listen.ip() || (listen.ip().is_unspecified() && (ip.is_loopback() || ip.is_unspecified())))
-    })
-}
-
 #[cfg(test)]
 mod tests {
+    use super::super::ClientCertificate;
     use super::*;
+    use crate::proto::dotnetify::context::HeaderPolicy;
+    use core::time::Duration;
 
     const MACHINE: Machine = Machine { cores: 4, nofile: 20_000 };
 
@@ -672,7 +285,12 @@ mod tests {
             // A description, no value.
             if matches!(
                 setting.default,
-                "none" | "required" | "not checked" | "random at start" | "the usual authorities"
+                "none"
+                    | "required"
+                    | "not checked"
+                    | "random at start"
+                    | "the usual authorities"
+                    | "upstream-N by its place"
             ) && setting.key != Key::Required
                 || setting.default.contains(" a core")
                 || setting.default.contains("the open-files limit")
@@ -975,28 +593,6 @@ mod tests {
         let found = resolve("", &[], RunFlags::default()).unwrap_err();
         assert_eq!(found.len(), 1);
         assert!(found[0].contains("--app-server URL, SIGNALRING_APP_SERVER, or [[upstream]] url"), "{found:?}");
-    }
-
-    #[test]
-    fn later_features_are_refused_wherever_they_are_asked_for() {
-        let file = "[[upstream]]\nurl = \"http://a\"\nhalt_pipeline = false\nfilter = \"HelloWorldVM\"\n";
-        let found = resolve(file, &[("SIGNALRING_HALT_PIPELINE", "false")], RunFlags::default().with(Key::Filter, "x"))
-            .unwrap_err();
-        assert_eq!(found.len(), 4, "{found:?}");
-        assert!(found.iter().all(|fault| fault.contains("not yet supported")), "{found:?}");
-        let file = "[[upstream]]\nurl = \"http://a\"\nuse_message_pack = false\nhalt_pipeline = true\n";
-        assert!(resolve(file, &[], RunFlags::default()).is_ok());
-    }
-
-    #[test]
-    fn a_second_app_server_is_refused_from_every_source() {
-        let second = app().with(Key::Url, "http://127.0.0.1:6200");
-        assert!(
-            resolve("", &[], second).unwrap_err()[0]
-                .contains("--app-server: upstream.url: routing between several upstreams is not supported yet")
-        );
-        let found = resolve("", &[("SIGNALRING_APP_SERVER", "http://a,http://b")], RunFlags::default()).unwrap_err();
-        assert!(found[0].starts_with("SIGNALRING_APP_SERVER: ") && found.len() == 1, "{found:?}");
     }
 
     #[test]

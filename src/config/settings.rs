@@ -8,6 +8,7 @@ use std::fmt::Write as _;
 pub enum Key {
     Listen,
     Admin,
+    Peers,
     Shards,
     NodeName,
     TokenKey,
@@ -48,6 +49,8 @@ pub enum Key {
     UserIdClaim,
     ForwardClaims,
     Required,
+    UpstreamName,
+    UpstreamKind,
     Url,
     ConnectionPoolSize,
     UseMessagePack,
@@ -55,12 +58,14 @@ pub enum Key {
     CaFile,
     ClientCertificateFile,
     ClientKeyFile,
-    HaltPipeline,
     Filter,
+    HaltPipeline,
+    Dispatch,
+    HubId,
     ForwardHeaders,
 }
 
-/// Where a setting stands in the file.
+/// Where a setting stands in the file. There may be several `[[upstream]]`, and each has a value of its own.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Table {
     Top,
@@ -69,6 +74,20 @@ pub enum Table {
     Tls,
     Identity,
     Upstream,
+}
+
+/// A setting, and of which upstream where it is one of theirs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Place {
+    /// From 0, in the order of the file; 0 for a setting that stands elsewhere.
+    pub upstream: usize,
+    pub key: Key,
+}
+
+impl From<Key> for Place {
+    fn from(key: Key) -> Place {
+        Place { upstream: 0, key }
+    }
 }
 
 /// What values a setting takes.
@@ -113,11 +132,12 @@ pub enum Kind {
     },
     LogFilter,
     Choice(&'static [&'static str]),
-    Url,
-    /// Settings of later releases: only this value is taken.
-    NotYet {
-        accepted: Option<bool>,
-    },
+    UpstreamName,
+    /// App servers' urls, each with a weight.
+    Urls,
+    /// A CEL expression.
+    Filter,
+    Peers,
     Headers,
 }
 
@@ -152,6 +172,8 @@ settings! {
         "Addresses clients connect to, one or a list; 0.0.0.0:PORT for every interface, https://IP:PORT with TLS, unix:/PATH for a proxy on this machine";
     Admin, Top, "admin", "ADMIN", "admin", Kind::Address, "127.0.0.1:9090",
         "Address of the admin endpoint (/health, /ready, /metrics); it asks for no password, keep it on loopback or a private network";
+    Peers, Top, "peers", "PEERS", "peer", Kind::Peers, "none",
+        "Admin addresses of other nodes that the live picture shows together with this one";
     Shards, Top, "shards", "SHARDS", "shards", Kind::Count { min: 1, max: SHARDS_MAX as u32 }, "one a core",
         "Threads that serve clients, each with its own io_uring";
     NodeName, Top, "node_name", "NODE_NAME", "node-name", Kind::NodeName, "random",
@@ -244,10 +266,14 @@ settings! {
         "Claims the app server is shown with every message, as metadata claim:NAME";
     Required, Identity, "required", "IDENTITY_REQUIRED", "identity-required", Kind::Choice(&["none", "connection", "request"]), "none",
         "What needs a valid token: connection, every request of a client (or it gets 401); request, every Request_VM, from the connection or its own $headers (or it is answered with UnauthorizedAccessException)";
-    Url, Upstream, "url", "APP_SERVER", "app-server", Kind::Url, "required",
-        "The app server, http://, https://, ws:// or wss://, without trailing slash and without the hub path, e.g. http://127.0.0.1:6100";
+    UpstreamName, Upstream, "name", "UPSTREAM_NAME", "upstream-name", Kind::UpstreamName, "upstream-N by its place",
+        "What the upstream is called in logs, metrics and pictures; all different";
+    UpstreamKind, Upstream, "kind", "UPSTREAM_KIND", "upstream-kind", Kind::Choice(&["app-server", "observer"]), "app-server",
+        "app-server, or observer: a DotNetify-Observer, which sees the traffic of clients without payloads and answers nothing";
+    Url, Upstream, "url", "APP_SERVER", "app-server", Kind::Urls, "required",
+        "The app server, http://, https://, ws:// or wss://, without trailing slash and without the hub path, e.g. http://127.0.0.1:6100; several stand for one and share its clients, in the file as urls = [\"http://a\", { url = \"http://b\", weight = 3 }]";
     ConnectionPoolSize, Upstream, "connection_pool_size", "POOL_SIZE", "pool-size", Kind::Count { min: 1, max: POOL_SIZE_MAX as u32 }, "5",
-        "Lanes (persistent connections) of the whole node to the app server; at least one a shard is used";
+        "Lanes (persistent connections) of the whole node to each url; at least one a shard is used";
     UseMessagePack, Upstream, "use_message_pack", "USE_MESSAGE_PACK", "use-message-pack", Kind::Boolean, "false",
         "Whether lanes speak MessagePack instead of JSON; the app server needs AddMessagePackProtocol()";
     UpstreamMaximumReceiveMessageSize, Upstream, "maximum_receive_message_size", "UPSTREAM_MAXIMUM_RECEIVE_MESSAGE_SIZE",
@@ -260,12 +286,16 @@ settings! {
         "PEM file with the certificate the node shows the app server; only with https";
     ClientKeyFile, Upstream, "client_key_file", "UPSTREAM_CLIENT_KEY_FILE", "upstream-client-key-file", Kind::File, "none",
         "PEM file with that certificate's private key";
-    HaltPipeline, Upstream, "halt_pipeline", "HALT_PIPELINE", "halt-pipeline", Kind::NotYet { accepted: Some(true) }, "true",
-        "Whether a forwarded message stops here; not yet supported, only true is taken";
-    Filter, Upstream, "filter", "FILTER", "filter", Kind::NotYet { accepted: None }, "none",
-        "Which messages go to this app server; not yet supported";
+    Filter, Upstream, "filter", "FILTER", "filter", Kind::Filter, "none",
+        "Which messages go here, e.g. vm_id.startsWith('Chat'); without one all that come this far";
+    HaltPipeline, Upstream, "halt_pipeline", "HALT_PIPELINE", "halt-pipeline", Kind::Boolean, "true",
+        "Whether a message that goes here goes to no upstream behind it; always false for an observer";
+    Dispatch, Upstream, "dispatch", "DISPATCH", "dispatch", Kind::Choice(&["client", "message"]), "client",
+        "What is dealt over the lanes: client, so that each one's messages stay in order on one lane, or message, so that they may overtake each other";
+    HubId, Upstream, "hub_id", "HUB_ID", "hub-id", Kind::Choice(&["lane", "node"]), "lane",
+        "What the app server sees as one hub: each lane, or the whole node, which is the default with dispatch = message";
     ForwardHeaders, Upstream, "forward_headers", "FORWARD_HEADERS", "forward-headers", Kind::Headers, "all",
-        "Request headers of clients the app server is shown: all, or a list of names; hop-by-hop and Sec-WebSocket-* never are";
+        "Request headers of clients the app server is shown: all, or a list of names (an observer unless told: Host, User-Agent); hop-by-hop and Sec-WebSocket-* never are";
 }
 
 pub const SETTINGS_COUNT: usize = SETTINGS.len();
@@ -318,6 +348,15 @@ impl Setting {
         }
     }
 
+    /// Its key in the file when it has several values, where that is another one.
+    pub fn plural(&self) -> Option<&'static str> {
+        (self.kind == Kind::Urls).then_some("urls")
+    }
+
+    pub(super) fn is_called(&self, name: &str) -> bool {
+        self.name == name || self.plural() == Some(name)
+    }
+
     /// The values it takes, with unit: what a fault says and the documentation shows.
     pub fn takes(&self) -> String {
         match self.kind {
@@ -349,9 +388,10 @@ impl Setting {
                 [rest @ .., last] if !rest.is_empty() => format!("{} or {last}", rest.join(", ")),
                 _ => choices.concat(),
             },
-            Kind::Url => "http://, https://, ws:// or wss:// URL".into(),
-            Kind::NotYet { accepted: Some(accepted) } => accepted.to_string(),
-            Kind::NotYet { accepted: None } => "nothing yet".into(),
+            Kind::UpstreamName => format!("1 to {UPSTREAM_NAME_BYTES_MAX} of A-Z a-z 0-9 _ . -"),
+            Kind::Urls => format!("http://, https://, ws:// or wss:// URL, or a list of up to {UPSTREAM_URLS_MAX}"),
+            Kind::Filter => "a CEL expression".into(),
+            Kind::Peers => "list of HOST:PORT".into(),
             Kind::Headers => "\"all\" or list of names".into(),
         }
     }
@@ -367,7 +407,8 @@ impl Setting {
                 | Kind::Transports
                 | Kind::Names { .. }
                 | Kind::Headers
-                | Kind::Url
+                | Kind::Peers
+                | Kind::Urls
         )
     }
 }
@@ -376,8 +417,9 @@ impl Setting {
 pub fn markdown() -> String {
     let mut text = String::from("| TOML key | flag | environment | default | values | |\n|---|---|---|---|---|---|\n");
     for setting in SETTINGS {
-        let key = match setting.table {
-            Table::Upstream => format!("[[upstream]] {}", setting.name),
+        let key = match (setting.table, setting.plural()) {
+            (Table::Upstream, Some(plural)) => format!("[[upstream]] {}`, `{plural}", setting.name),
+            (Table::Upstream, None) => format!("[[upstream]] {}", setting.name),
             _ => setting.path(),
         };
         let (flag, env, takes) = (setting.flag, setting.env, setting.takes());

@@ -1,30 +1,30 @@
 //! The resolved configuration as a TOML file that reads back to the same one, each value with its source.
 use super::secret::SHOWN;
-use super::settings::{Key, Kind, Table};
+use super::settings::{Key, Place, Table};
 use super::value::{duration_text, size_text};
-use super::{Config, Origin, Resolved, Secret};
+use super::{Config, Origin, Resolved, Secret, WeightedUrl};
 use crate::proto::dotnetify::context::HeaderPolicy;
+use crate::session::routing::{Dispatch, UpstreamKind};
 use core::fmt;
 use std::path::Path;
 
 impl fmt::Display for Resolved {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         for table in Table::ALL {
-            if table != Table::Top {
-                writeln!(f, "\n{}", table.header())?;
-            }
-            for setting in table.settings() {
-                let origin = self.origin(setting.key);
-                // A file's path may hold anything, a comment no control characters.
-                let source = origin.to_string().replace(char::is_control, "?");
-                match self.config.text(setting.key) {
-                    Some(text) => writeln!(
-                        f,
-                        "{:<44} # {source}{}",
-                        format!("{} = {text}", setting.name),
-                        self.derivation(setting.key, origin)
-                    )?,
-                    None => writeln!(f, "# {} is not set", setting.name)?,
+            let sections = if table == Table::Upstream { self.config.upstreams.len() } else { 1 };
+            for section in 0..sections {
+                if table != Table::Top {
+                    writeln!(f, "\n{}", table.header())?;
+                }
+                for setting in table.settings() {
+                    let place = Place { upstream: section, key: setting.key };
+                    let origin = self.origin(place);
+                    // A file's path may hold anything, a comment no control characters.
+                    let source = origin.to_string().replace(char::is_control, "?");
+                    match self.config.line(place) {
+                        Some(line) => writeln!(f, "{line:<44} # {source}{}", self.derivation(place, origin))?,
+                        None => writeln!(f, "# {} is not set", setting.name)?,
+                    }
                 }
             }
         }
@@ -33,27 +33,42 @@ impl fmt::Display for Resolved {
 }
 
 impl Resolved {
-    fn derivation(&self, key: Key, origin: &Origin) -> &'static str {
-        match (origin, key) {
+    fn derivation(&self, place: Place, origin: &Origin) -> &'static str {
+        let upstream = &self.config.upstreams[place.upstream];
+        let is_observer = upstream.kind == UpstreamKind::Observer;
+        match (origin, place.key) {
             (Origin::Default, Key::Shards) => ": one a core",
             (Origin::Default, Key::MaxClients) => ": from the limit of open files",
+            (Origin::Default, Key::UpstreamName) => ": by its place",
+            (Origin::Default, Key::HaltPipeline | Key::ForwardHeaders) if is_observer => " of an observer",
+            (Origin::Default, Key::HubId) if upstream.dispatch == Dispatch::Message => " of dispatch = message",
             _ => "",
         }
     }
 }
 
 impl Config {
+    /// A setting as it stands in a file; None where it has no value.
+    fn line(&self, place: Place) -> Option<String> {
+        let (setting, text) = (place.key.setting(), self.text(place)?);
+        // Several urls are a list, under the name of lists.
+        let name = setting.plural().filter(|_| text.starts_with('[')).unwrap_or(setting.name);
+        Some(format!("{name} = {text}"))
+    }
+
     /// A setting's value in TOML; None where it has none.
-    fn text(&self, key: Key) -> Option<String> {
+    fn text(&self, place: Place) -> Option<String> {
         let tls = self.tls.as_ref();
         let identity = self.identity.as_ref();
-        let client_certificate = self.upstreams[0].client_certificate.as_ref();
-        Some(match key {
+        let upstream = &self.upstreams[place.upstream];
+        let client_certificate = upstream.client_certificate.as_ref();
+        Some(match place.key {
             Key::Listen => match self.listen.as_slice() {
                 [only] => quoted(&only.to_string()),
                 several => list(several),
             },
             Key::Admin => quoted(&self.admin.to_string()),
+            Key::Peers => list(&self.peers),
             Key::Shards => self.shards.to_string(),
             Key::NodeName => quoted(self.node_name.as_deref().unwrap_or("random")),
             Key::TokenKey => secret(self.token_key.as_ref())?,
@@ -97,23 +112,41 @@ impl Config {
             Key::UserIdClaim => list(&identity?.user_id_claims),
             Key::ForwardClaims => list(&identity?.forward_claims),
             Key::Required => quoted(identity?.required.name()),
-            Key::Url => quoted(&self.upstreams[0].urls[0].url.text),
-            Key::ConnectionPoolSize => self.upstreams[0].connection_pool_size.to_string(),
-            Key::UseMessagePack => self.upstreams[0].use_message_pack.to_string(),
-            Key::UpstreamMaximumReceiveMessageSize => size(self.upstreams[0].maximum_receive_message_size),
-            Key::CaFile => path(self.upstreams[0].ca_file.as_ref()?),
+            Key::UpstreamName => quoted(&upstream.name),
+            Key::UpstreamKind => quoted(upstream.kind.name()),
+            Key::Url => urls(&upstream.urls),
+            Key::ConnectionPoolSize => upstream.connection_pool_size.to_string(),
+            Key::UseMessagePack => upstream.use_message_pack.to_string(),
+            Key::UpstreamMaximumReceiveMessageSize => size(upstream.maximum_receive_message_size),
+            Key::CaFile => path(upstream.ca_file.as_ref()?),
             Key::ClientCertificateFile => path(&client_certificate?.certificate_file),
             Key::ClientKeyFile => path(&client_certificate?.key_file),
-            Key::HaltPipeline | Key::Filter => match key.setting().kind {
-                Kind::NotYet { accepted: Some(accepted) } => accepted.to_string(),
-                _ => return None,
-            },
-            Key::ForwardHeaders => match &self.upstreams[0].forward_headers {
+            Key::Filter => quoted(upstream.filter.as_ref()?.text()),
+            Key::HaltPipeline => upstream.halt_pipeline.to_string(),
+            Key::Dispatch => quoted(upstream.dispatch.name()),
+            Key::HubId => quoted(upstream.hub_id.name()),
+            Key::ForwardHeaders => match &upstream.forward_headers {
                 HeaderPolicy::All => quoted("all"),
                 HeaderPolicy::Only(names) => list(names),
             },
         })
     }
+}
+
+/// One is a text, several are a list; with weights where not all are 1.
+fn urls(urls: &[WeightedUrl]) -> String {
+    if let [WeightedUrl { url, weight: 1 }] = urls {
+        return quoted(&url.text);
+    }
+    let is_plain = urls.iter().all(|target| target.weight == 1);
+    let entries: Vec<String> = urls
+        .iter()
+        .map(|WeightedUrl { url, weight }| match is_plain {
+            true => quoted(&url.text),
+            false => format!("{{ url = {}, weight = {weight} }}", quoted(&url.text)),
+        })
+        .collect();
+    format!("[{}]", entries.join(", "))
 }
 
 fn list(items: &[impl fmt::Display]) -> String {
@@ -158,10 +191,18 @@ mod tests {
     const MACHINE: Machine = Machine { cores: 2, nofile: 1 << 20 };
 
     fn reads_back(flags: &RunFlags) {
-        let resolved = Resolved::of(None, std::iter::empty(), flags, &MACHINE).unwrap();
+        reads_back_with("", flags);
+    }
+
+    /// Returns what is shown.
+    fn reads_back_with(file: &str, flags: &RunFlags) -> String {
+        let resolve =
+            |file, flags: &RunFlags| Resolved::of(Some(("n.toml", file)), std::iter::empty(), flags, &MACHINE);
+        let resolved = resolve(file, flags).unwrap_or_else(|faults| panic!("{faults}\n{file}"));
         let text = resolved.to_string();
-        let again = Resolved::of(Some(("shown.toml", &text)), std::iter::empty(), &RunFlags::default(), &MACHINE);
-        assert_eq!(again.unwrap_or_else(|faults| panic!("{faults}\n{text}")).config, resolved.config, "{text}");
+        let again = resolve(&text, &RunFlags::default()).unwrap_or_else(|faults| panic!("{faults}\n{text}"));
+        assert_eq!(again.config, resolved.config, "{text}");
+        text
     }
 
     #[test]
@@ -175,6 +216,9 @@ mod tests {
                 .with(Key::AllowedOrigins, "https://a")
                 .with(Key::AllowedOrigins, "http://b:1"),
         );
+        reads_back(&app().with(Key::Url, "http://b,https://c/base").with(Key::Dispatch, "message"));
+        reads_back(&app().with(Key::Filter, "vm_id == 'a \"b\"' ||\n\tvm_id == \"\\u0041'\""));
+        reads_back(&app().with(Key::Peers, "node-2:9090,http://[::1]:9090").with(Key::HubId, "node"));
         reads_back(&app().with(Key::Log, "info,signalring[span{field=\"x\"}]=debug"));
         let pem = concat!(env!("CARGO_MANIFEST_DIR"), "/Cargo.toml");
         reads_back(
@@ -204,6 +248,55 @@ mod tests {
                 .with(Key::ClientCertificateFile, pem)
                 .with(Key::ClientKeyFile, pem),
         );
+    }
+
+    #[test]
+    fn every_upstream_is_shown_with_its_sources_and_reads_back() {
+        let pem = concat!(env!("CARGO_MANIFEST_DIR"), "/Cargo.toml");
+        let file = format!(
+            r#"peers = ["node-2:9090"]
+            [[upstream]]
+            name = "observer.1"
+            kind = "observer"
+            url = "http://observer"
+            [[upstream]]
+            name = "chat"
+            urls = ["https://a", {{ url = "http://b:6100/x", weight = 3 }}]
+            ca_file = "{pem}"
+            filter = """
+vm_id.startsWith('Chat') ||
+vm_id == "it's \"quoted\"" """
+            dispatch = "message"
+            [[upstream]]
+            urls = [{{ url = "http://c", weight = 1000 }}]
+            filter = 'vm_id == "A"'
+            halt_pipeline = false
+            use_message_pack = true
+            forward_headers = []
+            [[upstream]]
+            urls = ["http://d", "http://e"]
+            hub_id = "node"
+            connection_pool_size = 7
+            "#
+        );
+        let shown = reads_back_with(&file, &RunFlags::default());
+        assert_eq!(shown.matches("\n[[upstream]]\n").count(), 4, "{shown}");
+        for (line, source) in [
+            ("name = \"observer.1\"", "n.toml:3"),
+            ("kind = \"observer\"", "n.toml:4"),
+            ("halt_pipeline = false", "default of an observer"),
+            ("forward_headers = [\"Host\", \"User-Agent\"]", "default of an observer"),
+            ("urls = [{ url = \"https://a\", weight = 1 }, { url = \"http://b:6100/x\", weight = 3 }]", "n.toml:8"),
+            ("hub_id = \"node\"", "default of dispatch = message"),
+            ("name = \"upstream-3\"", "default: by its place"),
+            ("urls = [{ url = \"http://c\", weight = 1000 }]", "n.toml:15"),
+            ("urls = [\"http://d\", \"http://e\"]", "n.toml:21"),
+            ("hub_id = \"node\"", "n.toml:22"),
+            ("connection_pool_size = 7", "n.toml:23"),
+        ] {
+            let line = format!("{line:<44} # {source}");
+            assert!(shown.lines().any(|shown| shown == line), "{line}\n{shown}");
+        }
     }
 
     #[test]

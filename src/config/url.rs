@@ -49,6 +49,32 @@ pub fn parse(text: &str) -> Result<UpstreamUrl, Refused> {
     })
 }
 
+/// Reads the address of another node's admin endpoint, `host:port` or `http://host:port`, and gives the first form.
+pub fn peer(text: &str) -> Result<String, Refused> {
+    let example = "write it like 10.0.0.2:9090 or node-2.internal:9090";
+    let address = match text.split_once("://") {
+        None => text,
+        Some((scheme, rest)) if scheme.eq_ignore_ascii_case("http") => rest.strip_suffix('/').unwrap_or(rest),
+        Some((scheme, _)) => {
+            return Err(refused(format!("{scheme}:// is not what admin endpoints speak"), example));
+        }
+    };
+    // A password is not repeated: faults end up in logs.
+    if address.contains('@') {
+        return Err(refused("the address carries a user name or password, which would not be sent", example));
+    }
+    let url = Url::parse(&format!("http://{address}")).ok();
+    let Some(host) = url.as_ref().and_then(Url::host).filter(|_| !address.contains(['/', '?', '#'])) else {
+        return Err(refused(format!("{text:?} is not an address of another node"), example));
+    };
+    // URLs may go without a port and mean 80 then, where hardly an admin endpoint is.
+    let port = address.rsplit_once(':').and_then(|(_, port)| port.parse::<u16>().ok()).filter(|port| *port != 0);
+    match port {
+        Some(port) => Ok(format!("{host}:{port}")),
+        None => Err(refused(format!("{text:?} names no port"), format!("write {host}:9090 if it is the default one"))),
+    }
+}
+
 /// Reads an origin as browsers send it: scheme, host, and port unless it is the scheme's own.
 pub fn origin(text: &str) -> Result<String, Refused> {
     let example = "write it as browsers send it, e.g. https://app.example.com or http://localhost:8080";
@@ -80,6 +106,12 @@ pub fn origin(text: &str) -> Result<String, Refused> {
 }
 
 impl UpstreamUrl {
+    /// Whether two of them, perhaps written differently, lead to one place.
+    pub(super) fn is_same_place(&self, other: &UpstreamUrl) -> bool {
+        let place = |url: &UpstreamUrl| (url.tls, url.host.clone(), url.port, url.base.clone());
+        place(self) == place(other)
+    }
+
     /// Value of the Host header; IPv6 in brackets, the default port left out.
     pub fn authority(&self) -> String {
         let host = if self.host.contains(':') { format!("[{}]", self.host) } else { self.host.clone() };
@@ -137,6 +169,41 @@ mod tests {
             assert!(said.contains(part), "{text}: {said}");
             assert!(!said.contains("secret"));
         }
+    }
+
+    #[test]
+    fn peers_are_host_and_port() {
+        for (text, shown) in [
+            ("10.0.0.2:9090", "10.0.0.2:9090"),
+            ("http://10.0.0.2:9090/", "10.0.0.2:9090"),
+            ("HTTP://Node-2:80", "node-2:80"),
+            ("[::1]:9090", "[::1]:9090"),
+        ] {
+            assert_eq!(peer(text).as_deref(), Ok(shown), "{text}");
+            assert_eq!(peer(shown).as_deref(), Ok(shown));
+        }
+        for (text, part) in [
+            ("node-2", "write node-2:9090"),
+            ("http://node-2/", "write node-2:9090"),
+            ("[::1]", "write [::1]:9090"),
+            ("node-2:0", "names no port"),
+            ("https://node-2:9090", "https:// is not what"),
+            ("node-2:9090/metrics", "is not an address"),
+            ("me:secret@node-2:9090", "user name or password"),
+            ("::1:9090", "is not an address"),
+            ("", "is not an address"),
+        ] {
+            let refused = peer(text).expect_err(text);
+            let said = format!("{}; {}", refused.reason, refused.remedy);
+            assert!(said.contains(part) && !said.contains("secret"), "{text}: {said}");
+        }
+    }
+
+    #[test]
+    fn one_place_may_be_written_differently() {
+        let same = |a: &str, b: &str| parse(a).unwrap().is_same_place(&parse(b).unwrap());
+        assert!(same("http://App", "ws://app:80/") && same("https://app/x/", "wss://app:443/x"));
+        assert!(!same("http://app", "https://app") && !same("http://app", "http://app/x"));
     }
 
     #[test]

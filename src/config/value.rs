@@ -1,11 +1,13 @@
 //! From what was written to what is meant: one parser a kind of setting, the same for file, environment and flags.
-use super::fault::Origin;
+use super::fault::{Excerpt, Origin};
 use super::secret::Secret;
-use super::settings::{Kind, Setting};
-use super::{Listener, LogFormat, TrustedProxy, UpstreamUrl, address, url};
-use crate::limits::{CONFIG_FILE_BYTES_MAX, LISTENERS_MAX, NODE_NAME_BYTES_MAX};
+use super::settings::{Kind, Place, Setting};
+use super::{Listener, LogFormat, TrustedProxy, WeightedUrl, address, url};
+use crate::filter::Filter;
+use crate::limits::*;
 use crate::proto::dotnetify::context::HeaderPolicy;
 use crate::proto::http::Transports;
+use crate::session::routing::{Dispatch, HubScope, UpstreamKind};
 use crate::shard::Required;
 use crate::tls::MinimumVersion;
 use core::time::Duration;
@@ -24,12 +26,14 @@ pub enum Raw {
     Integer(Option<i64>),
     Boolean(bool),
     List(Vec<Raw>),
+    Table(Vec<(String, Raw)>),
     /// Anything no setting takes, by its name for the fault.
     Other(&'static str),
 }
 
 #[derive(Clone, Debug, PartialEq)]
 pub struct Given {
+    pub place: Place,
     pub origin: Origin,
     pub raw: Raw,
 }
@@ -49,7 +53,9 @@ pub enum Value {
     Files(Vec<PathBuf>),
     Proxies(Vec<TrustedProxy>),
     Transports(Transports),
-    Url(UpstreamUrl),
+    /// At least one, none twice.
+    Urls(Vec<WeightedUrl>),
+    Filter(Filter),
     Headers(HeaderPolicy),
     Boolean(bool),
 }
@@ -59,10 +65,11 @@ pub enum Value {
 pub struct Refused {
     pub reason: String,
     pub remedy: String,
+    pub excerpt: Option<Excerpt>,
 }
 
 pub fn refused(reason: impl Into<String>, remedy: impl Into<String>) -> Refused {
-    Refused { reason: reason.into(), remedy: remedy.into() }
+    Refused { reason: reason.into(), remedy: remedy.into(), excerpt: None }
 }
 
 /// `folder` is where relative paths begin.
@@ -93,14 +100,10 @@ pub fn parse(setting: &Setting, raw: &Raw, folder: &Path) -> Result<Value, Vec<R
         }
         Kind::Origins => origins(raw).map(Value::Texts),
         Kind::Headers => headers(raw).map(Value::Headers),
-        Kind::Url => {
-            if let Raw::Words(words) = raw
-                && words.len() > 1
-            {
-                return Err(vec![several_upstreams()]);
-            }
-            one(text(setting, raw).and_then(|text| url::parse(&text)).map(Value::Url))
-        }
+        Kind::UpstreamName => one(text(setting, raw).and_then(|text| upstream_name(setting, text)).map(Value::Text)),
+        Kind::Urls => urls(setting, raw).map(Value::Urls),
+        Kind::Filter => one(text(setting, raw).and_then(|text| filter(&text)).map(Value::Filter)),
+        Kind::Peers => peers(setting, raw).map(Value::Texts),
         Kind::Address => one(text(setting, raw).and_then(|text| address::tcp("", &text)).map(Value::Address)),
         Kind::Count { min, max } => one(count(setting, raw, min, max).map(Value::Count)),
         Kind::Size { min, max } => one(size(setting, raw, min, max).map(Value::Count)),
@@ -116,12 +119,7 @@ pub fn parse(setting: &Setting, raw: &Raw, folder: &Path) -> Result<Value, Vec<R
                 )
             })
         })),
-        Kind::NotYet { accepted } => one(not_yet(setting, raw, accepted)),
     }
-}
-
-pub fn several_upstreams() -> Refused {
-    refused("routing between several upstreams is not supported yet", "give one app server only")
 }
 
 impl LogFormat {
@@ -148,6 +146,33 @@ impl Required {
             Required::Nothing => "none",
             Required::Connection => "connection",
             Required::Request => "request",
+        }
+    }
+}
+
+impl UpstreamKind {
+    pub fn name(self) -> &'static str {
+        match self {
+            UpstreamKind::AppServer => "app-server",
+            UpstreamKind::Observer => "observer",
+        }
+    }
+}
+
+impl Dispatch {
+    pub fn name(self) -> &'static str {
+        match self {
+            Dispatch::Client => "client",
+            Dispatch::Message => "message",
+        }
+    }
+}
+
+impl HubScope {
+    pub fn name(self) -> &'static str {
+        match self {
+            HubScope::Lane => "lane",
+            HubScope::Node => "node",
         }
     }
 }
@@ -186,6 +211,7 @@ fn wrong_type(setting: &Setting, raw: &Raw, expected: &str) -> Refused {
         Raw::Integer(_) => "an integer",
         Raw::Boolean(_) => "true or false",
         Raw::List(_) => "a list",
+        Raw::Table(_) => "a table",
         Raw::Other(name) => name,
     };
     refused(format!("wrong type: expected {expected}, found {got}"), format!("it takes {}", setting.takes()))
@@ -347,14 +373,6 @@ fn boolean(setting: &Setting, raw: &Raw) -> Result<bool, Refused> {
     }
 }
 
-fn not_yet(setting: &Setting, raw: &Raw, accepted: Option<bool>) -> Result<Value, Refused> {
-    let Some(accepted) = accepted else { return Err(refused("not yet supported", "leave it out")) };
-    match boolean(setting, raw)? {
-        value if value == accepted => Ok(Value::Boolean(value)),
-        value => Err(refused(format!("{value} is not yet supported"), format!("leave it out or write {accepted}"))),
-    }
-}
-
 fn node_name(text: &str) -> Result<String, Refused> {
     let plain = |b: u8| b.is_ascii_alphanumeric() || b == b'_' || b == b'-';
     if text.len() > NODE_NAME_BYTES_MAX || !text.bytes().all(plain) {
@@ -364,6 +382,123 @@ fn node_name(text: &str) -> Result<String, Refused> {
         ));
     }
     Ok(text.to_string())
+}
+
+fn upstream_name(setting: &Setting, text: String) -> Result<String, Refused> {
+    let plain = |b: u8| b.is_ascii_alphanumeric() || b"_.-".contains(&b);
+    if text.len() > UPSTREAM_NAME_BYTES_MAX || !text.bytes().all(plain) {
+        return Err(refused(format!("{text:?} is not a name of upstreams"), format!("write {}", setting.takes())));
+    }
+    Ok(text)
+}
+
+fn filter(text: &str) -> Result<Filter, Refused> {
+    if text.len() > FILTER_BYTES_MAX {
+        return Err(refused(
+            format!("a filter of {} bytes is too long", text.len()),
+            format!("write {FILTER_BYTES_MAX} bytes at most, or several upstreams with shorter ones"),
+        ));
+    }
+    let pointing = |offset, reason: String, remedy: String| Refused {
+        reason,
+        remedy,
+        excerpt: Some(Excerpt { text: text.to_string(), offset }),
+    };
+    // It is shown in logs and pictures.
+    if let Some(offset) = text.find(|c: char| c.is_control() && !matches!(c, '\n' | '\r' | '\t')) {
+        return Err(pointing(
+            offset,
+            "it has a control character".into(),
+            "write it as an escape, e.g. \\u0001".into(),
+        ));
+    }
+    Filter::compile(text).map_err(|fault| pointing(fault.offset, fault.reason, fault.remedy))
+}
+
+/// A url, or a list of them, each as text or as a table with its weight.
+fn urls(setting: &Setting, raw: &Raw) -> Result<Vec<WeightedUrl>, Vec<Refused>> {
+    let plain = |text: &str| url::parse(text.trim()).map(|url| WeightedUrl { url, weight: 1 });
+    let urls = match raw {
+        Raw::List(entries) => all_or_faults(entries.iter().map(|entry| match entry {
+            Raw::Text(text) => plain(text),
+            Raw::Table(entries) => weighted_url(entries),
+            _ => Err(refused(
+                "wrong type: an entry is neither text nor table",
+                "write \"http://a\" or { url = \"http://a\", weight = 3 }",
+            )),
+        }))?,
+        Raw::Words(_) => all_or_faults(all_of(setting, raw)?.iter().map(|text| plain(text)))?,
+        raw => vec![text(setting, raw).and_then(|text| plain(&text)).map_err(|refused| vec![refused])?],
+    };
+    let [one, several] = [&setting.name, &setting.plural().unwrap_or(setting.name)];
+    if urls.is_empty() {
+        return Err(vec![refused(
+            "is empty",
+            format!("give {one} = \"http://a\", or {several} = [...] with one at least"),
+        )]);
+    }
+    if urls.len() > UPSTREAM_URLS_MAX {
+        return Err(vec![refused(
+            format!("{} urls are too many", urls.len()),
+            format!("give {UPSTREAM_URLS_MAX} at most"),
+        )]);
+    }
+    let twice = urls
+        .iter()
+        .enumerate()
+        .filter(|(index, later)| urls[..*index].iter().any(|earlier| earlier.url.is_same_place(&later.url)));
+    let twice: Vec<Refused> = twice
+        .map(|(_, later)| {
+            refused(format!("{} is given twice", later.url.text), "give it once; a larger share of clients is a weight")
+        })
+        .collect();
+    if twice.is_empty() { Ok(urls) } else { Err(twice) }
+}
+
+fn weighted_url(entries: &[(String, Raw)]) -> Result<WeightedUrl, Refused> {
+    let example = "write { url = \"http://a\", weight = 3 }";
+    let (mut found, mut weight) = (None, 1);
+    for (name, raw) in entries {
+        match (name.as_str(), raw) {
+            ("url", Raw::Text(text)) => found = Some(url::parse(text.trim())?),
+            ("weight", Raw::Integer(number)) => {
+                let in_range = number.and_then(|number| u16::try_from(number).ok());
+                weight = in_range.filter(|weight| (1..=UPSTREAM_WEIGHT_MAX).contains(&u32::from(*weight))).ok_or_else(
+                    || {
+                        refused(
+                            "a weight is out of range",
+                            format!("it takes 1 to {UPSTREAM_WEIGHT_MAX}, in whole numbers"),
+                        )
+                    },
+                )?;
+            }
+            ("url" | "weight", _) => return Err(refused(format!("wrong type: {name} of an entry"), example)),
+            (other, _) => {
+                let remedy = super::fault::suggestion(other, ["url", "weight"].into_iter());
+                return Err(refused(format!("unknown key {other:?} in an entry"), remedy));
+            }
+        }
+    }
+    match found {
+        Some(url) => Ok(WeightedUrl { url, weight }),
+        None => Err(refused("an entry has no url", example)),
+    }
+}
+
+/// Addresses of other nodes' admin endpoints, as `host:port`.
+fn peers(setting: &Setting, raw: &Raw) -> Result<Vec<String>, Vec<Refused>> {
+    let entries = some_of(setting, raw)?;
+    if entries.len() > PEERS_MAX {
+        return Err(vec![refused(
+            format!("{} peers are too many", entries.len()),
+            format!("give {PEERS_MAX} at most"),
+        )]);
+    }
+    let peers = all_or_faults(entries.iter().map(|entry| url::peer(entry)))?;
+    let twice = peers.iter().enumerate().filter(|(index, peer)| peers[..*index].contains(peer));
+    let twice: Vec<Refused> =
+        twice.map(|(_, peer)| refused(format!("{peer} is given twice"), "give it once")).collect();
+    if twice.is_empty() { Ok(peers) } else { Err(twice) }
 }
 
 /// The absolute path of a file that can be read now.
@@ -391,7 +526,7 @@ fn secret_file(path: PathBuf, min: usize) -> Result<Secret, Refused> {
     let text = read_text(&path)
         .map_err(|reason| refused(format!("{shown:?} {reason}"), "name a file with one line of text"))?;
     Secret::new(&text, min, Some(path))
-        .map_err(|Refused { reason, remedy }| refused(format!("{shown:?}: {reason}"), remedy))
+        .map_err(|Refused { reason, remedy, .. }| refused(format!("{shown:?}: {reason}"), remedy))
 }
 
 /// A text file of bounded size. The error goes behind the file's name.

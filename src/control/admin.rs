@@ -1,11 +1,13 @@
 //! The admin endpoint: `/health`, `/ready`, `/metrics`, and the live picture. Plain HTTP for operators and their tools; loopback by default.
 use super::exchange::within;
 use super::picture::Picture;
-use super::plane::State;
+use super::plane::{State, UrlInfo};
 use crate::limits::ADMIN_CONNECTIONS_MAX;
-use crate::metrics::{self, Counter, LaneState};
+use crate::metrics::{self, Counter};
 use crate::proto::http;
+use crate::session::routing::UpstreamKind;
 use core::time::Duration;
+use std::collections::BTreeSet;
 use std::net::{Shutdown, TcpListener};
 use std::rc::Rc;
 use std::time::Instant;
@@ -69,32 +71,40 @@ fn route(path: &str, state: &State, watch: &Watch, body: bool) -> String {
             None => reply(200, "text/plain", "ok\n", "", body),
             Some(shard) => reply(503, "text/plain", &format!("shard {shard} is stuck\n"), "", body),
         },
-        "/ready" => match unready(state) {
-            None => reply(200, "text/plain", "ready\n", "", body),
-            Some(why) => reply(503, "text/plain", &why, "", body),
+        "/ready" => match readiness(state) {
+            Ok(text) => reply(200, "text/plain", &text, "", body),
+            Err(why) => reply(503, "text/plain", &why, "", body),
         },
         "/metrics" => {
             let published: Vec<&metrics::Published> = state.published.iter().map(|p| &**p).collect();
-            reply(200, metrics::CONTENT_TYPE, &metrics::exposition::encode(&published, &state.lane_infos()), "", body)
+            reply(200, metrics::CONTENT_TYPE, &metrics::exposition::encode(&published, &state.node_info()), "", body)
         }
         _ => reply(404, "text/plain", "There are /health, /ready, /metrics and /picture.\n", "", body),
     }
 }
 
-/// Why a balancer should not send clients here.
-fn unready(state: &State) -> Option<String> {
+/// Whether a balancer should send clients here: every shard must reach an app server. An upstream that is down takes no clients away
+/// from the others, so the node stays in balance and the answer names it; an Observer never counts.
+fn readiness(state: &State) -> Result<String, String> {
     if state.stopping.get() {
-        return Some("stopping\n".into());
+        return Err("stopping\n".into());
     }
-    let lanes = state.lane_infos();
-    let down: Vec<u16> = (0..state.published.len() as u16)
-        .filter(|shard| !lanes.iter().any(|lane| lane.shard == *shard && lane.state == LaneState::Up))
-        .collect();
-    let why = match &**state.trouble.borrow() {
-        "" => String::new(),
-        trouble => format!(": {trouble}"),
-    };
-    (!down.is_empty()).then(|| format!("no lane to the app server is up on shards {down:?}{why}\n"))
+    let urls = state.url_infos();
+    let down: Vec<String> = urls.iter().filter(|url| url.shards_up.is_empty()).map(in_words).collect();
+    let down = if down.is_empty() { String::new() } else { format!("; down: {}", down.join("; ")) };
+    let apps = urls.iter().filter(|url| url.kind == UpstreamKind::AppServer);
+    let served: BTreeSet<u16> = apps.flat_map(|url| url.shards_up.iter().copied()).collect();
+    let unserved: Vec<u16> = (0..state.published.len() as u16).filter(|shard| !served.contains(shard)).collect();
+    match &unserved[..] {
+        [] => Ok(format!("ready{down}\n")),
+        shards => Err(format!("no lane to an app server is up on shards {shards:?}{down}\n")),
+    }
+}
+
+/// `chat http://10.0.0.5:6100: cannot connect to 10.0.0.5:6100: Connection refused (os error 111)`
+fn in_words(url: &UrlInfo<'_>) -> String {
+    let trouble = url.trouble.as_deref().unwrap_or("being dialled");
+    format!("{} {}: {trouble}", url.upstream, url.url)
 }
 
 pub(super) fn reply(status: u16, content_type: &str, text: &str, headers: &str, body: bool) -> String {

@@ -12,21 +12,25 @@ mod exchange;
 mod listen;
 mod picture;
 mod plane;
+mod process;
 mod stream;
+mod upstreams;
 
 pub use listen::Listening;
 
 use crate::bus;
-use crate::config::{Config, TrustedProxy};
+use crate::config::{self, Config, TrustedProxy};
 use crate::identity::Identity;
 use crate::ids::{LaneIndex, LaneKey, OriginKey, ShardId, base64url};
 use crate::limits::{NODE_NAME_BYTES_MAX, POST_BODY_MESSAGES_MAX, STOP_GRACE_MS, STOP_MS};
 use crate::metrics::Published;
+use crate::metrics::process::ProcessStats;
 use crate::proto::http::{HttpPolicy, OriginPolicy, Trusted};
 use crate::proto::signalr::Protocol;
 use crate::session::client::ClientSettings;
+use crate::session::routing::{Route, UpstreamKind};
 use crate::session::token::TokenKey;
-use crate::shard::{Authentication, Settings, Shard};
+use crate::shard::{Authentication, Settings, Shard, Upstream, Upstreams};
 use crate::sys::ring::Ring;
 use crate::sys::{probe, socket};
 use core::time::Duration;
@@ -54,7 +58,7 @@ impl Node {
     pub fn start(config: Config) -> io::Result<Node> {
         probe::io_uring()?;
         let (credentials, identity) = Credentials::load(&config)?;
-        let lane_tls = credentials::lane_tls(&config.upstreams[0])?;
+        let prepared = upstreams::Prepared::new(&config)?;
         let (listeners, listening) = listen::open(&config, credentials.server_tls())?;
         let admin_listener = TcpListener::bind(config.admin)
             .map_err(|error| in_words(error, &format!("cannot listen on {} for the admin endpoint", config.admin)))?;
@@ -62,6 +66,7 @@ impl Node {
 
         let started = Instant::now();
         let secrets = Secrets::new(&config)?;
+        let process = Arc::new(ProcessStats::default());
         let (to_control, from_shards) = bus::channel()?;
         let (commands, commanded) = tokio_mpsc::unbounded_channel();
         let mut shards = Vec::new();
@@ -74,8 +79,9 @@ impl Node {
         for (index, (listeners, (orders, ordered))) in listeners.into_iter().zip(channels).enumerate() {
             let published = Arc::new(Published::new());
             let shard = ShardId(index as u8);
-            let settings = shard_settings(&config, shard, &secrets, identity.as_ref())?;
-            let lanes = (0..settings.lanes).map(|lane| LaneKey { shard, index: LaneIndex(lane) }).collect();
+            let settings = shard_settings(&config, shard, &secrets, identity.as_ref(), &process)?;
+            let lane = |(index, place)| (LaneKey { shard, index: LaneIndex(index) }, place);
+            let lanes = (0..).zip(config.lanes_of(shard)).map(lane).collect();
             shards.push(plane::ShardHandle { orders, published: published.clone(), lanes });
             let (to_control, ready, alive, ways) = (to_control.clone(), ready.clone(), alive.clone(), ways.clone());
             let thread = std::thread::Builder::new().name(format!("shard-{index}")).spawn(move || {
@@ -101,8 +107,17 @@ impl Node {
         drop(ways);
         let url = listening[0].to_string();
         let ground = picture::Ground::new(&config, &url, admin, secrets.origin, random()?);
-        let plane =
-            plane::Plane { config, shards, from_shards, commanded, admin_listener, credentials, lane_tls, ground };
+        let plane = plane::Plane {
+            config,
+            shards,
+            from_shards,
+            commanded,
+            admin_listener,
+            credentials,
+            prepared,
+            process,
+            ground,
+        };
         let control = std::thread::Builder::new().name("control".into()).spawn(move || {
             let _alive = alive;
             plane.run();
@@ -185,6 +200,8 @@ fn in_words(error: io::Error, doing: &str) -> io::Error {
 
 /// What a process keeps to itself.
 struct Secrets {
+    /// The node's name: no secret, but what tokens begin with.
+    node: String,
     origin: OriginKey,
     tokens: TokenKey,
 }
@@ -207,7 +224,7 @@ impl Secrets {
                 TokenKey::new(&random::<32>()?, &node)
             }
         };
-        Ok(Secrets { origin: OriginKey(random()?), tokens })
+        Ok(Secrets { node, origin: OriginKey(random()?), tokens })
     }
 }
 
@@ -223,8 +240,8 @@ fn shard_settings(
     shard: ShardId,
     secrets: &Secrets,
     identity: Option<&Arc<Identity>>,
+    process: &Arc<ProcessStats>,
 ) -> io::Result<Settings> {
-    let (count, index) = (u32::from(config.shards), u32::from(shard.0));
     Ok(Settings {
         shard,
         http: HttpPolicy {
@@ -243,9 +260,11 @@ fn shard_settings(
         resume_bytes_max: config.hub.allow_stateful_reconnects.then_some(config.hub.stateful_reconnect_buffer_size),
         poll_timeout: config.hub.poll_timeout,
         disconnect_timeout: config.hub.disconnect_timeout,
-        lane_protocol: lane_protocol(config),
-        has_tls: config.upstreams[0].urls[0].url.tls || config.listen.iter().any(|listener| listener.tls),
-        forward_headers: config.upstreams[0].forward_headers.clone(),
+        upstreams: upstreams(config, &secrets.node),
+        lanes: config.lanes_of(shard),
+        process: process.clone(),
+        has_tls: config.upstreams.iter().flat_map(|upstream| &upstream.urls).any(|target| target.url.tls)
+            || config.listen.iter().any(|listener| listener.tls),
         client: ClientSettings {
             handshake_timeout: config.hub.handshake_timeout,
             client_timeout: config.hub.client_timeout_interval,
@@ -258,20 +277,27 @@ fn shard_settings(
         request_head_timeout: config.limits.request_head_timeout,
         lane_queue_bytes_max: config.limits.upstream_queue_bytes,
         lane_queue_timeout: config.limits.upstream_queue_timeout,
-        upstream_message_bytes_max: config.upstreams[0].maximum_receive_message_size,
-        // The pool is dealt out: the first shards get one more where it does not divide.
-        lanes: {
-            let (pool, shards) = (config.lanes(), count);
-            (pool / shards + u32::from(index < pool % shards)) as u16
-        },
         origin_key: secrets.origin,
         tokens: secrets.tokens.clone(),
         seed: u64::from_ne_bytes(random()?),
     })
 }
 
-fn lane_protocol(config: &Config) -> Protocol {
-    if config.upstreams[0].use_message_pack { Protocol::MessagePack } else { Protocol::Json }
+/// What shards know of the upstreams. An Observer labels a node with the `Host` of its clients, which behind a balancer is the
+/// balancer's, so it is shown the node's name in its place (contract 7.2).
+fn upstreams(config: &Config, node: &str) -> Upstreams {
+    let of = |upstream: &config::Upstream| Upstream {
+        name: upstream.name.clone(),
+        route: Route { kind: upstream.kind, filter: upstream.filter.clone(), halts: upstream.halt_pipeline },
+        protocol: if upstream.use_message_pack { Protocol::MessagePack } else { Protocol::Json },
+        message_bytes_max: upstream.maximum_receive_message_size,
+        forward_headers: upstream.forward_headers.clone(),
+        shown_host: (upstream.kind == UpstreamKind::Observer).then(|| node.to_string()),
+        dispatch: upstream.dispatch,
+        hub_scope: upstream.hub_id,
+        weights: upstream.urls.iter().map(|target| target.weight).collect(),
+    };
+    Upstreams::new(config.upstreams.iter().map(of).collect())
 }
 
 fn trusted(config: &Config) -> Trusted {

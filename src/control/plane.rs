@@ -4,18 +4,19 @@ use super::backoff::Backoff;
 use super::credentials::Credentials;
 use super::dial::{Dialled, dial};
 use super::picture::{Ground, Picture};
-use super::{lane_protocol, random};
+use super::process::Meter;
+use super::random;
+use super::upstreams::{Prepared, Upstreams, Way};
 use crate::bus::{ControlOrder, Receiver, Sender, ShardOrder, Unsent};
 use crate::config::Config;
-use crate::ids::{HubId, LaneKey};
-use crate::limits::STOP_MS;
+use crate::ids::{LaneKey, LanePlace, UpstreamIndex};
+use crate::limits::{STOP_MS, USAGE_LOOK_MS};
 use crate::metrics::process::ProcessStats;
-use crate::metrics::{LaneInfo, LaneState, Published};
-use crate::proto::signalr::handshake::Protocol;
+use crate::metrics::{LaneInfo, LaneState, NodeInfo, Published};
+use crate::session::routing::UpstreamKind;
 use core::cell::{Cell, RefCell};
 use core::time::Duration;
-use rustls::ClientConfig;
-use std::collections::HashMap;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::TcpListener;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -34,7 +35,7 @@ pub(super) enum Command {
 pub(super) struct ShardHandle {
     pub(super) orders: Sender<ShardOrder>,
     pub(super) published: Arc<Published>,
-    pub(super) lanes: Vec<LaneKey>,
+    pub(super) lanes: Vec<(LaneKey, LanePlace)>,
 }
 
 pub(super) struct Plane {
@@ -44,35 +45,86 @@ pub(super) struct Plane {
     pub(super) commanded: mpsc::UnboundedReceiver<Command>,
     pub(super) admin_listener: TcpListener,
     pub(super) credentials: Credentials,
-    /// For dialling an https app server.
-    pub(super) lane_tls: Option<Arc<ClientConfig>>,
+    /// For dialling lanes.
+    pub(super) prepared: Prepared,
+    /// Written here once a second.
+    pub(super) process: Arc<ProcessStats>,
     pub(super) ground: Ground,
 }
 
 /// What the tasks of the control thread share.
 pub(super) struct State {
     pub(super) published: Vec<Arc<Published>>,
-    pub(super) lanes: RefCell<HashMap<LaneKey, LaneState>>,
-    /// Why a lane could not be dialled the last time one could not; empty once one could.
-    pub(super) trouble: RefCell<String>,
+    lanes: RefCell<BTreeMap<LaneKey, Lane>>,
+    pub(super) upstreams: Upstreams,
+    pub(super) meter: Meter,
     pub(super) stopping: Cell<bool>,
-    pub(super) process: Arc<ProcessStats>,
+}
+
+#[derive(Clone, Copy)]
+struct Lane {
+    place: LanePlace,
+    state: LaneState,
+}
+
+/// A url of an upstream, for those who ask whether the node is ready.
+pub(super) struct UrlInfo<'a> {
+    pub(super) upstream: &'a str,
+    pub(super) kind: UpstreamKind,
+    pub(super) url: &'a str,
+    /// Shards with at least one lane to it that is up.
+    pub(super) shards_up: BTreeSet<u16>,
+    /// What dialling it failed of the last time, until it succeeds.
+    pub(super) trouble: Option<String>,
 }
 
 impl State {
+    /// In the order of shards and lanes.
     pub(super) fn lane_infos(&self) -> Vec<LaneInfo> {
-        let mut infos: Vec<LaneInfo> = self
-            .lanes
-            .borrow()
-            .iter()
-            .map(|(lane, state)| LaneInfo { shard: u16::from(lane.shard.0), lane: lane.index.0, state: *state })
-            .collect();
-        infos.sort_by_key(|info| (info.shard, info.lane));
+        let lanes = self.lanes.borrow();
+        let info = |(key, lane): (&LaneKey, &Lane)| {
+            let (upstream, target) = self.upstreams.of(lane.place);
+            LaneInfo {
+                shard: u16::from(key.shard.0),
+                lane: key.index.0,
+                upstream: upstream.name.clone(),
+                url: target.text.clone(),
+                state: lane.state,
+            }
+        };
+        lanes.iter().map(info).collect()
+    }
+
+    /// In the order of the configuration.
+    pub(super) fn url_infos(&self) -> Vec<UrlInfo<'_>> {
+        let lanes = self.lanes.borrow();
+        let mut infos = Vec::new();
+        for (index, upstream) in self.upstreams.0.iter().enumerate() {
+            for (url, target) in upstream.urls.iter().enumerate() {
+                let place = LanePlace { upstream: UpstreamIndex(index as u8), url: url as u8 };
+                let up = lanes.iter().filter(|(_, lane)| lane.place == place && lane.state == LaneState::Up);
+                infos.push(UrlInfo {
+                    upstream: &upstream.name,
+                    kind: upstream.kind,
+                    url: &target.text,
+                    shards_up: up.map(|(key, _)| u16::from(key.shard.0)).collect(),
+                    trouble: target.trouble(),
+                });
+            }
+        }
         infos
     }
 
-    fn set(&self, lane: LaneKey, state: LaneState) {
-        self.lanes.borrow_mut().insert(lane, state);
+    pub(super) fn node_info(&self) -> NodeInfo {
+        NodeInfo {
+            upstreams: self.upstreams.0.iter().map(|upstream| upstream.name.clone()).collect(),
+            lanes: self.lane_infos(),
+            process: self.meter.info(),
+        }
+    }
+
+    fn set(&self, lane: LaneKey, place: LanePlace, state: LaneState) {
+        self.lanes.borrow_mut().insert(lane, Lane { place, state });
     }
 }
 
@@ -82,25 +134,37 @@ impl Plane {
     }
 
     async fn live(self) {
-        let Plane { config, shards, from_shards, mut commanded, admin_listener, credentials, lane_tls, ground } = self;
+        let Plane {
+            config,
+            shards,
+            from_shards,
+            mut commanded,
+            admin_listener,
+            credentials,
+            prepared,
+            process,
+            ground,
+        } = self;
         let state = Rc::new(State {
             published: shards.iter().map(|shard| shard.published.clone()).collect(),
             lanes: RefCell::default(),
-            trouble: RefCell::default(),
+            upstreams: Upstreams::new(&config, prepared),
+            meter: Meter::new(),
             stopping: Cell::new(false),
-            process: Arc::default(),
         });
-        let upstream = Rc::new(Upstream { protocol: lane_protocol(&config), tls: lane_tls, config });
+        let hub_path: Rc<str> = config.hub_path.as_str().into();
         let mut losses = HashMap::new();
         for shard in &shards {
-            for lane in &shard.lanes {
+            for (lane, place) in &shard.lanes {
                 let (lost, losing) = mpsc::channel(4);
                 losses.insert(*lane, lost);
-                tokio_uring::spawn(keep_lane(*lane, upstream.clone(), shard.orders.clone(), losing, state.clone()));
+                let keeper = Keeper { lane: *lane, place: *place, orders: shard.orders.clone(), state: state.clone() };
+                tokio_uring::spawn(keeper.keep(hub_path.clone(), losing));
             }
         }
         let orders = shards.iter().map(|shard| shard.orders.clone()).collect();
-        let picture = Rc::new(Picture::new(ground, orders, state.clone()));
+        let picture = Rc::new(Picture::new(ground, orders, process.clone(), state.clone()));
+        tokio_uring::spawn(measure(process, state.clone()));
         tokio_uring::spawn(admin::serve(admin_listener, state.clone(), picture));
         let (ended, mut ending) = mpsc::channel(shards.len().max(1));
         tokio_uring::spawn(read_reports(from_shards, losses, ended));
@@ -132,63 +196,65 @@ impl Plane {
     }
 }
 
-/// What every lane is dialled with.
-struct Upstream {
-    config: Config,
-    protocol: Protocol,
-    tls: Option<Arc<ClientConfig>>,
+/// Keeps one lane dialled.
+struct Keeper {
+    lane: LaneKey,
+    place: LanePlace,
+    orders: Sender<ShardOrder>,
+    state: Rc<State>,
 }
 
-/// Dials a lane, hands it to its shard, waits for its loss; for ever.
-async fn keep_lane(
-    lane: LaneKey,
-    upstream: Rc<Upstream>,
-    orders: Sender<ShardOrder>,
-    mut losing: mpsc::Receiver<()>,
-    state: Rc<State>,
-) {
-    let Upstream { config, protocol, tls } = &*upstream;
-    let url = &config.upstreams[0].urls[0].url;
-    let mut backoff = Backoff::default();
-    let mut last_error = String::new();
+impl Keeper {
+    /// Dials the lane, hands it to its shard, waits for its loss; for ever.
+    async fn keep(self, hub_path: Rc<str>, mut losing: mpsc::Receiver<()>) {
+        let (upstream, target) = self.state.upstreams.of(self.place);
+        let mut backoff = Backoff::default();
+        loop {
+            self.is(LaneState::Waiting);
+            target.admitted().await;
+            self.is(LaneState::Connecting);
+            let Way { url, protocol, tls } = upstream.way(target);
+            match dial(url, &hub_path, protocol, tls).await {
+                Ok(dialled) => {
+                    backoff.succeeded();
+                    upstream.succeeded(target);
+                    let Ok(hub_id) = upstream.hub_id() else {
+                        error!("the operating system gives no random numbers");
+                        tokio::time::sleep(Duration::from_secs(1)).await;
+                        continue;
+                    };
+                    let Dialled { socket, tls, early } = dialled;
+                    let order = ShardOrder::LaneUp { index: self.lane.index, socket, hub_id, early, tls };
+                    if !send_order(&self.orders, order).await {
+                        return;
+                    }
+                    self.is(LaneState::Up);
+                    let Some(()) = losing.recv().await else { return };
+                    self.is(LaneState::Waiting);
+                    tokio::time::sleep(Backoff::lost(jitter())).await;
+                }
+                Err(error) => {
+                    self.is(LaneState::Waiting);
+                    upstream.failed(target, error, jitter());
+                    tokio::time::sleep(backoff.failed(jitter())).await;
+                }
+            }
+            if self.state.stopping.get() {
+                return;
+            }
+        }
+    }
+
+    fn is(&self, state: LaneState) {
+        self.state.set(self.lane, self.place, state);
+    }
+}
+
+/// Measures what the process uses, for ever.
+async fn measure(stats: Arc<ProcessStats>, state: Rc<State>) {
     loop {
-        state.set(lane, LaneState::Connecting);
-        match dial(url, &config.hub_path, *protocol, tls.as_ref()).await {
-            Ok(dialled) => {
-                backoff.succeeded();
-                last_error.clear();
-                state.trouble.borrow_mut().clear();
-                let Ok(name) = random() else {
-                    error!("the operating system gives no random numbers");
-                    tokio::time::sleep(Duration::from_secs(1)).await;
-                    continue;
-                };
-                let hub_id = HubId::from_random(name);
-                let Dialled { socket, tls, early } = dialled;
-                let order = ShardOrder::LaneUp { index: lane.index, socket, hub_id, early, tls };
-                if !send_order(&orders, order).await {
-                    return;
-                }
-                state.set(lane, LaneState::Up);
-                let Some(()) = losing.recv().await else { return };
-                state.set(lane, LaneState::Waiting);
-                tokio::time::sleep(Backoff::lost(jitter())).await;
-            }
-            Err(error) => {
-                state.set(lane, LaneState::Waiting);
-                let wait = backoff.failed(jitter());
-                state.trouble.borrow_mut().clone_from(&error);
-                // Once per reason, not once per attempt.
-                if error != last_error {
-                    warn!(%lane, upstream = %url.text, "cannot dial: {error}; trying again, at most every 10 s");
-                    last_error = error;
-                }
-                tokio::time::sleep(wait).await;
-            }
-        }
-        if state.stopping.get() {
-            return;
-        }
+        stats.set(state.meter.measure());
+        tokio::time::sleep(Duration::from_millis(USAGE_LOOK_MS)).await;
     }
 }
 

@@ -1,15 +1,47 @@
 //! Which messages go to an upstream: a CEL expression over one message and its client, compiled and checked at start.
 //!
 //! Pure: facts in, yes or no out; no clock, no socket, no log.
+//!
+//! An expression goes through `scan` (tokens, depth), `parse` (the crate `cel`), `check` (names and types) and becomes a `plan`: a tree whose
+//! leaves are `fast` tests of texts, which allocate nothing, or expressions that CEL has to `evaluate`.
+//!
+//! A user or a header's value that is not there: `user` is empty (the original proxy's `Principal` is null), so that it stays a string to
+//! compare; a header that is not there cannot be asked for, but `"name" in headers` can.
+//!
+//! What cannot be evaluated for a message, e.g. because a member is not there, is [`Undecided`]; CEL lets the other operand of `&&` and `||`
+//! decide, if it can.
+
+mod check;
+mod evaluate;
+mod fast;
+mod parse;
+mod pattern;
+mod plan;
+mod scan;
+
 use crate::proto::dotnetify::request::Call;
 use core::fmt;
+use evaluate::{Evaluation, Program};
+use plan::Node;
 use std::sync::Arc;
 
 /// A compiled filter. Cheap to clone; equal where the text is.
 #[derive(Clone)]
 pub struct Filter {
     text: Arc<str>,
+    plan: Arc<Plan>,
 }
+
+struct Plan {
+    root: Node,
+    needs: Needs,
+    program: Program,
+}
+
+const _: () = {
+    const fn shared<T: Send + Sync>() {}
+    shared::<Filter>()
+};
 
 /// Why an expression is no filter.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -29,6 +61,19 @@ pub struct Needs {
     pub path: bool,
     pub claims: bool,
     pub data: bool,
+}
+
+impl Needs {
+    pub fn with(self, other: Needs) -> Needs {
+        Needs {
+            connection_id: self.connection_id || other.connection_id,
+            user: self.user || other.user,
+            headers: self.headers || other.headers,
+            path: self.path || other.path,
+            claims: self.claims || other.claims,
+            data: self.data || other.data,
+        }
+    }
 }
 
 /// A message and its client, as a filter sees them. What `Needs` does not ask for may be left empty.
@@ -56,7 +101,14 @@ pub struct Undecided(pub String);
 impl Filter {
     /// Compiles and checks an expression.
     pub fn compile(text: &str) -> Result<Filter, FilterFault> {
-        Ok(Filter { text: text.into() })
+        let mut parsed = parse::parse(text)?;
+        let checked = check::check(&mut parsed)?;
+        let plan = Plan {
+            root: Node::new(parsed.expression),
+            needs: checked.needs,
+            program: Program::new(checked.patterns, checked.loop_nodes),
+        };
+        Ok(Filter { text: text.into(), plan: Arc::new(plan) })
     }
 
     pub fn text(&self) -> &str {
@@ -64,13 +116,23 @@ impl Filter {
     }
 
     pub fn needs(&self) -> Needs {
-        Needs::default()
+        self.plan.needs
+    }
+
+    /// Is it made of comparisons of texts only? Then matching allocates nothing and cannot fail.
+    pub fn is_fast(&self) -> bool {
+        self.plan.root.is_fast()
     }
 
     /// Does this message pass?
-    pub fn matches(&self, _facts: &Facts<'_>) -> Result<bool, Undecided> {
-        Ok(true)
+    pub fn matches(&self, facts: &Facts<'_>) -> Result<bool, Undecided> {
+        self.plan.root.holds(facts, &Evaluation::new(&self.plan.program, facts))
     }
+}
+
+/// Of a raw JSON string.
+fn contents(raw: &[u8]) -> &[u8] {
+    raw.strip_prefix(b"\"").and_then(|rest| rest.strip_suffix(b"\"")).unwrap_or(raw)
 }
 
 impl fmt::Debug for Filter {

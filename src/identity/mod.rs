@@ -109,6 +109,7 @@ impl Identity {
             id: self.user_id_claims.iter().find_map(|name| user_id(claims.get(name)?)),
             expires_unix_seconds: Some(expires),
             claims: self.forward_claims.iter().filter_map(forwarded).collect(),
+            all_claims: claims,
         })
     }
 
@@ -203,6 +204,8 @@ pub struct User {
     /// The forwarded claims that the token has, in the order of the settings: strings as they are (any characters), other values
     /// as JSON text.
     pub claims: Vec<(String, String)>,
+    /// Everything the token says.
+    pub all_claims: Map<String, Value>,
 }
 
 /// Names and times only: what claims say of a person does not belong in a log.

@@ -5,23 +5,37 @@
 //! neighbouring turns; each value by itself is whole, and counters never fall.
 //!
 //! ```text
-//! shard thread:  metrics.add(Counter::X, 1) ... metrics.publish(&published)      control thread: exposition::encode(&[&published], &lanes)
+//! shard thread:  metrics.add(Counter::X, 1) ... metrics.publish(&published)      control thread: exposition::encode(&[&published], &node)
 //! ```
 pub mod exposition;
 pub mod process;
 pub mod table;
 
-pub use exposition::{CONTENT_TYPE, LaneInfo, LaneState};
-pub use table::{Counter, Gauge, Histogram};
+pub use exposition::{CONTENT_TYPE, LaneInfo, LaneState, NodeInfo};
+pub use table::{Counter, Gauge, Histogram, UpstreamCounter, UpstreamGauge};
 
+use crate::ids::UpstreamIndex;
+use crate::limits::UPSTREAMS_MAX;
 use core::sync::atomic::{AtomicU64, Ordering::Relaxed};
-use table::{BUCKETS, COUNTERS, GAUGES, HISTOGRAMS};
+use table::{BUCKETS, COUNTERS, GAUGES, HISTOGRAMS, UPSTREAM_COUNTERS, UPSTREAM_GAUGES};
 
 /// One histogram: a count per bucket (the last one is everything above), and the sum of what was observed.
 pub(crate) const HISTOGRAM_CELLS: usize = BUCKETS + 2;
 pub(crate) const GAUGES_AT: usize = COUNTERS.len();
 pub(crate) const HISTOGRAMS_AT: usize = GAUGES_AT + GAUGES.len();
-pub(crate) const CELLS: usize = HISTOGRAMS_AT + HISTOGRAMS.len() * HISTOGRAM_CELLS;
+/// Behind everything else, an upstream after the other: those that are not configured cost nothing when the rest is published.
+pub(crate) const UPSTREAMS_AT: usize = HISTOGRAMS_AT + HISTOGRAMS.len() * HISTOGRAM_CELLS;
+/// One upstream: its counters, then its gauges.
+pub(crate) const UPSTREAM_CELLS: usize = UPSTREAM_COUNTERS.len() + UPSTREAM_GAUGES.len();
+pub(crate) const CELLS: usize = UPSTREAMS_AT + UPSTREAMS_MAX * UPSTREAM_CELLS;
+
+fn upstream_counter_at(upstream: UpstreamIndex, counter: UpstreamCounter) -> usize {
+    UPSTREAMS_AT + usize::from(upstream.0) * UPSTREAM_CELLS + counter as usize
+}
+
+fn upstream_gauge_at(upstream: UpstreamIndex, gauge: UpstreamGauge) -> usize {
+    UPSTREAMS_AT + usize::from(upstream.0) * UPSTREAM_CELLS + UPSTREAM_COUNTERS.len() + gauge as usize
+}
 
 /// What a shard's numbers take: its own, and where others read them.
 pub const METRICS_BYTES: usize = 2 * CELLS * size_of::<u64>();
@@ -29,6 +43,8 @@ pub const METRICS_BYTES: usize = 2 * CELLS * size_of::<u64>();
 /// A shard's own numbers: no atomics, no allocation after `new`.
 pub struct ShardMetrics {
     cells: Box<[u64; CELLS]>,
+    /// Cells up to the last upstream that was ever counted.
+    used: usize,
 }
 
 impl Default for ShardMetrics {
@@ -39,7 +55,7 @@ impl Default for ShardMetrics {
 
 impl ShardMetrics {
     pub fn new() -> Self {
-        ShardMetrics { cells: Box::new([0; CELLS]) }
+        ShardMetrics { cells: Box::new([0; CELLS]), used: UPSTREAMS_AT }
     }
 
     #[inline]
@@ -52,6 +68,25 @@ impl ShardMetrics {
     #[inline]
     pub fn set(&mut self, gauge: Gauge, value: u64) {
         self.cells[GAUGES_AT + gauge as usize] = value;
+    }
+
+    /// `upstream` is a place in the configuration, below `UPSTREAMS_MAX`.
+    #[inline]
+    pub fn add_upstream(&mut self, upstream: UpstreamIndex, counter: UpstreamCounter, n: u64) {
+        let cell = self.upstream_cell(upstream, upstream_counter_at(upstream, counter));
+        *cell = cell.wrapping_add(n);
+    }
+
+    /// Likewise.
+    #[inline]
+    pub fn set_upstream(&mut self, upstream: UpstreamIndex, gauge: UpstreamGauge, value: u64) {
+        *self.upstream_cell(upstream, upstream_gauge_at(upstream, gauge)) = value;
+    }
+
+    #[inline]
+    fn upstream_cell(&mut self, upstream: UpstreamIndex, at: usize) -> &mut u64 {
+        self.used = self.used.max(UPSTREAMS_AT + (usize::from(upstream.0) + 1) * UPSTREAM_CELLS);
+        &mut self.cells[at]
     }
 
     /// Adds an observation, in the histogram's unit of microseconds.
@@ -72,9 +107,17 @@ impl ShardMetrics {
         self.cells[GAUGES_AT + gauge as usize]
     }
 
-    /// Lets the other side see this turn's numbers. About a hundred plain stores on x86.
+    pub fn upstream_counter(&self, upstream: UpstreamIndex, counter: UpstreamCounter) -> u64 {
+        self.cells[upstream_counter_at(upstream, counter)]
+    }
+
+    pub fn upstream_gauge(&self, upstream: UpstreamIndex, gauge: UpstreamGauge) -> u64 {
+        self.cells[upstream_gauge_at(upstream, gauge)]
+    }
+
+    /// Lets the other side see this turn's numbers. Fewer than two hundred plain stores on x86.
     pub fn publish(&self, published: &Published) {
-        for (cell, value) in published.0.iter().zip(self.cells.iter()) {
+        for (cell, value) in published.0.iter().zip(&self.cells[..self.used]) {
             cell.store(*value, Relaxed);
         }
     }
@@ -100,6 +143,14 @@ impl Published {
 
     pub fn gauge(&self, gauge: Gauge) -> u64 {
         self.0[GAUGES_AT + gauge as usize].load(Relaxed)
+    }
+
+    pub fn upstream_counter(&self, upstream: UpstreamIndex, counter: UpstreamCounter) -> u64 {
+        self.0[upstream_counter_at(upstream, counter)].load(Relaxed)
+    }
+
+    pub fn upstream_gauge(&self, upstream: UpstreamIndex, gauge: UpstreamGauge) -> u64 {
+        self.0[upstream_gauge_at(upstream, gauge)].load(Relaxed)
     }
 
     pub(crate) fn snapshot(&self) -> Vec<u64> {
@@ -138,6 +189,35 @@ mod tests {
             published.snapshot().iter().filter(|&&cell| cell > 0).count()
                 >= Counter::ALL.len() + Gauge::ALL.len() + 2 * Histogram::ALL.len()
         );
+    }
+
+    #[test]
+    fn every_upstream_has_cells_of_its_own() {
+        let (mut metrics, published) = (ShardMetrics::new(), Published::new());
+        metrics.publish(&published);
+        // Backwards, so that nothing depends on who is counted first.
+        for upstream in (0..UPSTREAMS_MAX as u8).rev().map(UpstreamIndex) {
+            for (index, counter) in UpstreamCounter::ALL.iter().enumerate() {
+                metrics.add_upstream(upstream, *counter, 1000 * (u64::from(upstream.0) + 1) + index as u64);
+            }
+            for (index, gauge) in UpstreamGauge::ALL.iter().enumerate() {
+                metrics.set_upstream(upstream, *gauge, 5_000_000 + 1000 * u64::from(upstream.0) + index as u64);
+            }
+        }
+        metrics.publish(&published);
+        for upstream in (0..UPSTREAMS_MAX as u8).map(UpstreamIndex) {
+            for (index, counter) in UpstreamCounter::ALL.iter().enumerate() {
+                let expected = 1000 * (u64::from(upstream.0) + 1) + index as u64;
+                assert_eq!(metrics.upstream_counter(upstream, *counter), expected);
+                assert_eq!(published.upstream_counter(upstream, *counter), expected);
+            }
+            for (index, gauge) in UpstreamGauge::ALL.iter().enumerate() {
+                let expected = 5_000_000 + 1000 * u64::from(upstream.0) + index as u64;
+                assert_eq!(metrics.upstream_gauge(upstream, *gauge), expected);
+                assert_eq!(published.upstream_gauge(upstream, *gauge), expected);
+            }
+        }
+        assert_eq!(published.snapshot().iter().filter(|&&cell| cell > 0).count(), UPSTREAMS_MAX * UPSTREAM_CELLS);
     }
 
     #[test]

@@ -59,3 +59,15 @@ impl ProcessStats {
         }
     }
 }
+
+/// What /metrics says of the process, in Prometheus's units. None: unknown, and not exported.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct ProcessInfo {
+    /// User and system.
+    pub cpu_seconds: Option<f64>,
+    pub resident_bytes: Option<u64>,
+    pub open_fds: Option<u64>,
+    pub max_fds: Option<u64>,
+    /// Unix time.
+    pub start_seconds: Option<f64>,
+}

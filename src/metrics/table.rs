@@ -96,6 +96,13 @@ table! {
     }
     "lane_events", "What happened to lanes", "event" { LaneConnected = "connected", LaneLost = "lost" }
     "messages_queued", "Client messages that had to wait for a lane", "" { MessagesQueued = "" }
+    "unrouted", "Client messages that no upstream took, by call", "call" {
+        UnroutedRequestVm = "request_vm",
+        UnroutedUpdateVm = "update_vm",
+        UnroutedDisposeVm = "dispose_vm",
+    }
+    "filter_errors", "Filters that could not be evaluated for a message, and so did not take it", "" { FilterErrors = "" }
+    "relayed", "Records from app servers handed to other shards, for upstreams with hub_id = node", "" { Relayed = "" }
     "refusals", "Requests and messages refused, by reason", "reason" {
         // proto::http::HttpError, by label.
         RefusedMalformed = "malformed",
@@ -135,6 +142,8 @@ table! {
         RefusedQueueTimeout = "queue_timeout",
         RefusedQueueFull = "queue_full",
         RefusedTooLargeUpstream = "too_large_upstream",
+        RefusedUnrouted = "unrouted",
+        RefusedTooManyViews = "too_many_views",
         RefusedOther = "other",
     }
     "tokens", "Bearer tokens verified, by result", "result" {
@@ -184,6 +193,7 @@ table! {
         DroppedAppMessage = "odd_app_message",
         DroppedResume = "resume_buffer",
         DroppedGroupJoin = "too_many_groups",
+        DroppedRelay = "relay_queue_full",
     }
     "receive_buffers_exhausted", "Receives that found no free buffer and were repeated", "" { ReceiveBuffersExhausted = "" }
     "turns", "Turns of the shard's loop", "" { Turns = "" }
@@ -201,6 +211,30 @@ table! {
     "queued_disconnects", "Disconnect notices waiting for a lane", "" { QueuedNotices = "" }
     "groups", "Groups with at least one client", "" { Groups = "" }
     "frames", "Frames of outgoing bytes in use", "" { Frames = "" }
+}
+
+table! {
+    /// Only rises, one for each upstream. Exported with `_total` behind its name.
+    UpstreamCounter, UPSTREAM_COUNTERS:
+
+    "upstream_messages", "Client messages by upstream and what became of them there", "result" {
+        // It took them.
+        Forwarded = "forwarded",
+        // It was shown them and they went on.
+        Mirrored = "mirrored",
+        // A mirror keeps nobody waiting: what it cannot take at once it does not get.
+        DroppedDown = "dropped_lane_down",
+        DroppedFull = "dropped_queue_full",
+    }
+    "upstream_deliveries", "Messages for clients received from the app servers of an upstream", "" { Deliveries = "" }
+}
+
+table! {
+    /// Rises and falls, one for each upstream; set from what it measures.
+    UpstreamGauge, UPSTREAM_GAUGES:
+
+    "upstream_clients", "Clients pinned to a lane of an upstream", "" { Clients = "" }
+    "upstream_queued_messages", "Client messages waiting for a lane of an upstream", "" { Queued = "" }
 }
 
 impl Counter {
@@ -287,13 +321,13 @@ mod tests {
     #[test]
     fn names_are_unique_and_valid() {
         let mut seen = BTreeSet::new();
-        for series in COUNTERS.iter().chain(GAUGES) {
+        for series in COUNTERS.iter().chain(GAUGES).chain(UPSTREAM_COUNTERS).chain(UPSTREAM_GAUGES) {
             let (label, value) = series.label;
             assert!(seen.insert((series.family, value)), "{} {value} is there twice", series.family);
             assert!(is_name(series.family), "{}", series.family);
             assert_eq!(label.is_empty(), value.is_empty(), "{}", series.family);
             assert!(
-                label.is_empty() || (is_name(label) && label != "shard" && is_name(value)),
+                label.is_empty() || (is_name(label) && !["shard", "upstream"].contains(&label) && is_name(value)),
                 "{} {label} {value}",
                 series.family
             );
@@ -310,7 +344,9 @@ mod tests {
     #[test]
     fn a_family_stands_together_and_is_of_one_kind() {
         let mut kinds = BTreeMap::new();
-        for (kind, table) in [("counter", COUNTERS), ("gauge", GAUGES)] {
+        let tables =
+            [("counter", COUNTERS), ("gauge", GAUGES), ("counter", UPSTREAM_COUNTERS), ("gauge", UPSTREAM_GAUGES)];
+        for (kind, table) in tables {
             for family in table.chunk_by(|a, b| a.family == b.family) {
                 assert_eq!(kinds.insert(family[0].family, kind), None, "{} stands in two places", family[0].family);
                 assert!(family.iter().all(|series| series.label.0 == family[0].label.0), "{}", family[0].family);
@@ -326,6 +362,8 @@ mod tests {
         assert_eq!(Histogram::ALL.len(), HISTOGRAMS.len());
         assert!(Counter::ALL.iter().enumerate().all(|(index, counter)| *counter as usize == index));
         assert!(Gauge::ALL.iter().enumerate().all(|(index, gauge)| *gauge as usize == index));
+        assert!(UpstreamCounter::ALL.iter().enumerate().all(|(index, counter)| *counter as usize == index));
+        assert!(UpstreamGauge::ALL.iter().enumerate().all(|(index, gauge)| *gauge as usize == index));
         assert!(Histogram::ALL.iter().enumerate().all(|(index, histogram)| *histogram as usize == index));
         assert_eq!(Counter::refusal("not_found"), Counter::RefusedNotFound);
         assert_eq!(Counter::refusal("no such reason"), Counter::RefusedOther);

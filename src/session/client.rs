@@ -443,7 +443,10 @@ impl State {
 
 /// The record of an error response to one view model of the client; `vm_id` is a raw JSON string.
 pub fn write_refusal(form: Form, vm_id: &[u8], refusal: Refusal, out: &mut Vec<u8>) {
-    response::write_exception(form.protocol, vm_id, refusal.exception_type(), refusal.message(), out);
+    match refusal {
+        Refusal::Unrouted => response::write_unknown_vm(form.protocol, vm_id, refusal.message(), out),
+        _ => response::write_exception(form.protocol, vm_id, refusal.exception_type(), refusal.message(), out),
+    }
 }
 
 #[cfg(test)]

@@ -152,6 +152,10 @@ pub enum Refusal {
     TooLargeUpstream,
     /// It needs a user, and its client has shown no token that is good.
     Unauthorized,
+    /// No upstream takes it.
+    Unrouted,
+    /// Its client has as many view models as one may have.
+    TooManyViews,
 }
 
 impl Refusal {
@@ -160,7 +164,11 @@ impl Refusal {
     pub fn exception_type(self) -> &'static str {
         match self {
             Refusal::Unauthorized => "UnauthorizedAccessException",
-            Refusal::QueueTimeout | Refusal::QueueFull | Refusal::TooLargeUpstream => "ForwardingException",
+            // What dotNetify's own message about it is.
+            Refusal::Unrouted => "Exception",
+            Refusal::QueueTimeout | Refusal::QueueFull | Refusal::TooLargeUpstream | Refusal::TooManyViews => {
+                "ForwardingException"
+            }
         }
     }
 
@@ -172,6 +180,11 @@ impl Refusal {
             }
             Refusal::TooLargeUpstream => "The message is too large for the app server.",
             Refusal::Unauthorized => "A valid bearer token is required.",
+            // With the view model's name around it: `response::write_unknown_vm`.
+            Refusal::Unrouted => {
+                "is not a known view model! Its assembly must be registered through VMController.RegisterAssembly."
+            }
+            Refusal::TooManyViews => "This connection has too many view models.",
         }
     }
 
@@ -182,11 +195,19 @@ impl Refusal {
             Refusal::QueueFull => "queue_full",
             Refusal::TooLargeUpstream => "too_large_upstream",
             Refusal::Unauthorized => "unauthorized",
+            Refusal::Unrouted => "unrouted",
+            Refusal::TooManyViews => "too_many_views",
         }
     }
 
-    pub const ALL: [Refusal; 4] =
-        [Refusal::QueueTimeout, Refusal::QueueFull, Refusal::TooLargeUpstream, Refusal::Unauthorized];
+    pub const ALL: [Refusal; 6] = [
+        Refusal::QueueTimeout,
+        Refusal::QueueFull,
+        Refusal::TooLargeUpstream,
+        Refusal::Unauthorized,
+        Refusal::Unrouted,
+        Refusal::TooManyViews,
+    ];
 }
 
 /// Why a lane ends.
@@ -298,11 +319,14 @@ mod tests {
     }
 
     #[test]
-    fn a_missing_token_is_told_as_an_app_server_would() {
+    fn a_refusal_is_told_as_an_app_server_would() {
         for refusal in Refusal::ALL {
-            let is_unauthorized = refusal.exception_type() == "UnauthorizedAccessException";
-            assert_eq!(is_unauthorized, refusal == Refusal::Unauthorized);
-            assert!(is_unauthorized || refusal.exception_type() == "ForwardingException");
+            let expected = match refusal {
+                Refusal::Unauthorized => "UnauthorizedAccessException",
+                Refusal::Unrouted => "Exception",
+                _ => "ForwardingException",
+            };
+            assert_eq!(refusal.exception_type(), expected);
         }
     }
 }

@@ -135,13 +135,15 @@ impl Views {
     /// `Dispose_VM`: the view model is gone and so are those whose names continue its own behind a dot (contract 1.3). Returns where
     /// they had been requested from.
     pub fn close(&mut self, list: &mut ViewList, name: &[u8]) -> Upstreams {
+        self.remove(list, |text| text.strip_prefix(name).is_some_and(|rest| rest.is_empty() || rest[0] == b'.'))
+    }
+
+    fn remove(&mut self, list: &mut ViewList, is_it: impl Fn(&[u8]) -> bool) -> Upstreams {
         let mut upstreams = Upstreams::default();
         let (mut before, mut at) = (NONE, list.0);
         while at != NONE {
             let View { name: live, next, upstreams: of_view } = self.views[at as usize];
-            let text = &self.names[live as usize].text;
-            let is_it = text.strip_prefix(name).is_some_and(|rest| rest.is_empty() || rest[0] == b'.');
-            if is_it {
+            if is_it(&self.names[live as usize].text) {
                 upstreams = upstreams.with(of_view);
                 match before {
                     NONE => list.0 = next,
@@ -154,6 +156,11 @@ impl Views {
             at = next;
         }
         upstreams
+    }
+
+    /// As if it had never been opened: its request was refused.
+    pub fn cancel(&mut self, list: &mut ViewList, name: &[u8]) {
+        self.remove(list, |text| *text == *name);
     }
 
     /// The client is gone.

@@ -1,6 +1,7 @@
 //! Who a request comes from: tokens of the connection and of messages, verified with the keys of the configuration.
 use super::Shard;
 use super::socket::User;
+use super::upstreams::Upstreams;
 use crate::identity::{self, Identity};
 use crate::metrics::{Counter, ShardMetrics};
 use crate::proto::dotnetify::context;
@@ -35,18 +36,25 @@ impl Authentication {
         &self,
         token: &str,
         now_unix_seconds: u64,
-        lanes: Protocol,
+        upstreams: &Upstreams,
         is_connections: bool,
         metrics: &mut ShardMetrics,
     ) -> Option<Box<User>> {
         match self.identity.verify(token, now_unix_seconds) {
-            Ok(identity::User { id, expires_unix_seconds: expires, claims }) => {
+            Ok(identity::User { id, expires_unix_seconds: expires, claims, all_claims }) => {
                 metrics.add(Counter::TokenAccepted, 1);
                 let named: Vec<(String, &str)> =
                     claims.iter().map(|(name, value)| (format!("claim:{name}"), value.as_str())).collect();
                 let pairs: Vec<(&str, &str)> = named.iter().map(|(name, value)| (name.as_str(), *value)).collect();
-                let items = context::prepare_items(lanes, &pairs);
-                Some(Box::new(User { id, expires, items, is_connections }))
+                let items = [Protocol::Json, Protocol::MessagePack].map(|protocol| {
+                    if upstreams.speaks(protocol) {
+                        context::prepare_items(protocol, &pairs)
+                    } else {
+                        Default::default()
+                    }
+                });
+                let claims = upstreams.routes.needs().claims.then_some(all_claims);
+                Some(Box::new(User { id, expires, items, claims, is_connections }))
             }
             Err(fault) => {
                 metrics.add(Counter::token(fault.label()), 1);
@@ -60,13 +68,13 @@ impl Authentication {
         &self,
         argument: &[u8],
         now_unix_seconds: u64,
-        lanes: Protocol,
+        upstreams: &Upstreams,
         metrics: &mut ShardMetrics,
     ) -> Option<Box<User>> {
         let authorization = headers::authorization(argument)?;
         let mut room = Vec::new();
         let token = authorization.bearer(argument, &mut room)?;
-        self.verify(token, now_unix_seconds, lanes, false, metrics)
+        self.verify(token, now_unix_seconds, upstreams, false, metrics)
     }
 
     /// May this client ask for a view model?
@@ -83,8 +91,8 @@ impl<I: Io> Shard<I> {
         let Some(token) = head.bearer() else {
             return if is_required { Err(HttpError::Unauthorized) } else { Ok(None) };
         };
-        let (now, lanes) = (self.unix_seconds(), self.settings.lane_protocol);
-        let user = authentication.verify(&token, now, lanes, true, &mut self.metrics);
+        let now = self.unix_seconds();
+        let user = authentication.verify(&token, now, &self.settings.upstreams, true, &mut self.metrics);
         // As ASP.NET does: a bad token where none is needed makes an anonymous client.
         if user.is_none() && is_required { Err(HttpError::InvalidToken) } else { Ok(user) }
     }

@@ -1,37 +1,49 @@
 //! Clients of this shard: from the start of their transport to the end.
 use super::carried::Begun;
-use super::lane::{From, Gate, Lane, Shown};
-use super::socket::{Carried, Client, Conn, Input, Life, Socket, Stage, User, linger_until};
+use super::lane::{Gate, Lane};
+use super::quiet::Quiet;
+use super::socket::{Carried, Client, Conn, Input, Life, Pin, Socket, Stage, User, linger_until};
+use super::upstreams::{Hub, Seen};
 use super::{Settings, Shard};
 use crate::ids::{Address, SlotKey, Time};
-use crate::limits::CONTEXT_BYTES_MAX;
 use crate::mem::frames::{FramePool, FrameRef};
 use crate::metrics::{Counter, ShardMetrics};
-use crate::proto::dotnetify::context::{self, Items, Peer, Prepared, Tail};
+use crate::proto::dotnetify::context::Peer;
 use crate::proto::dotnetify::request::{Call, Request};
 use crate::proto::http;
 use crate::proto::signalr::Protocol;
 use crate::session::client::{ClientEnv, ClientSession, Note};
 use crate::session::fault::{self, End, Refusal};
 use crate::session::form::{Form, Transport};
-use crate::session::groups::Memberships;
 use crate::session::resume::Outbound;
+use crate::session::views::{ViewList, Views};
 use crate::sys::Io;
 use core::time::Duration;
+use smallvec::smallvec;
 use tracing::{debug, info, warn};
 
 /// What a client's session acts on: its own queue and its lane.
 pub(super) struct ClientSide<'a> {
     pub(super) now: Time,
     pub(super) socket: &'a mut Socket,
-    pub(super) lane: &'a mut Lane,
-    pub(super) forwarded: &'a mut bool,
-    pub(super) received: &'a mut u32,
+    pub(super) lanes: &'a mut [Lane],
+    pub(super) hubs: &'a mut [Hub],
+    pub(super) views: &'a mut Views,
     pub(super) origin: crate::ids::OriginId,
-    pub(super) context: Tail<'a>,
+    pub(super) pins: &'a mut [Pin],
+    /// Of its live view models.
+    pub(super) list: &'a mut ViewList,
+    pub(super) received: &'a mut u32,
+    pub(super) sent: &'a mut u32,
+    pub(super) connection: &'a [u8],
+    pub(super) headers: &'a [u8],
+    pub(super) seen: Option<&'a Seen>,
     pub(super) user: &'a mut Option<Box<User>>,
-    pub(super) as_user: &'a mut Memberships,
     pub(super) carried: Option<&'a mut Carried>,
+    /// For dealing messages over lanes.
+    pub(super) next_lane: &'a mut usize,
+    /// Of filters that cannot be evaluated.
+    pub(super) quiet: &'a mut Quiet,
     pub(super) gate: Gate<'a>,
 }
 
@@ -41,6 +53,7 @@ impl ClientEnv for ClientSide<'_> {
     }
 
     fn message(&mut self, form: Form, write: impl FnOnce(&mut Vec<u8>)) {
+        *self.sent = self.sent.wrapping_add(1);
         write_message(self.socket, self.carried.as_deref_mut(), form, &mut self.gate, write);
     }
 
@@ -51,18 +64,12 @@ impl ClientEnv for ClientSide<'_> {
     }
 
     fn forward(&mut self, request: &Request, record: &[u8]) -> Result<(), Refusal> {
+        *self.received = self.received.wrapping_add(1);
         self.identify(request, record)?;
-        let shown = Shown { context: self.context, items: items_of(self.user.as_deref()) };
-        let from = From { client: self.socket.key, origin: &self.origin, shown };
-        let on_lane = self.lane.request(self.now, from, request, record, &mut self.gate)?;
-        *self.forwarded |= on_lane;
-        Ok(())
+        self.route(request, record)
     }
 
     fn note(&mut self, note: Note) {
-        if let Note::Request(_) = note {
-            *self.received = self.received.wrapping_add(1);
-        }
         let metrics = &mut *self.gate.metrics;
         match note {
             Note::HandshakeDone(Protocol::Json) => metrics.add(Counter::HandshakesJson, 1),
@@ -90,10 +97,10 @@ impl ClientSide<'_> {
         if let Some(argument) = request.argument
             && !is_connections
         {
-            let (now, lanes) = (self.gate.unix_seconds(), self.gate.settings.lane_protocol);
-            let found = authentication.of_message(argument.of(record), now, lanes, self.gate.metrics);
+            let (now, upstreams) = (self.gate.unix_seconds(), &self.gate.settings.upstreams);
+            let found = authentication.of_message(argument.of(record), now, upstreams, self.gate.metrics);
             if let Some(user) = found {
-                enter_user(self.lane, self.socket.key, self.as_user, self.user, user);
+                enter_user(self.socket.key, self.user, user, self.pins, self.lanes, self.hubs);
             }
         }
         if request.call == Call::RequestVm { authentication.admits(self.user.as_deref()) } else { Ok(()) }
@@ -102,20 +109,22 @@ impl ClientSide<'_> {
 
 /// The client's user from now on: its id leads to it in a `SendToUsersAsync`.
 fn enter_user(
-    lane: &mut Lane,
     client: SlotKey,
-    as_user: &mut Memberships,
     present: &mut Option<Box<User>>,
     user: Box<User>,
+    pins: &mut [Pin],
+    lanes: &[Lane],
+    hubs: &mut [Hub],
 ) {
     let id = |user: &Option<Box<User>>| user.as_ref().and_then(|user| user.id.clone());
     let before = id(present);
     *present = Some(user);
-    let after = id(present);
-    if before != after {
-        lane.users.leave_all(as_user);
-        if let Some(id) = after {
-            lane.users.join(client, as_user, id.as_bytes());
+    if before == id(present) {
+        return;
+    }
+    for pin in pins {
+        if let Some(lane) = pin.lane {
+            pin.name(client, present.as_deref(), &lanes[usize::from(lane.0)], hubs);
         }
     }
 }
@@ -151,41 +160,60 @@ pub(super) fn keep(
     metrics.add(Counter::DroppedResume, u64::from(outbound.keep(frame, frames, bytes_max)));
 }
 
-pub(super) fn items_of(user: Option<&User>) -> Items<'_> {
-    user.map_or(Items::default(), |user| Items { count: user.items.0, bytes: &user.items.1 })
-}
-
 /// Calls into a client's session with everything it may act on.
 macro_rules! with_client {
     ($shard:expr, $now:expr, $key:expr, |$session:ident, $side:ident, $io:ident, $pool:ident| $body:expr) => {{
-        let Shard { io: $io, conns, lanes, frames, pool: $pool, dirty, random, clock, metrics, settings, .. } = $shard;
+        let Shard {
+            io: $io,
+            conns,
+            lanes,
+            hubs,
+            views,
+            frames,
+            pool: $pool,
+            dirty,
+            random,
+            clock,
+            metrics,
+            settings,
+            next_lane,
+            quiet,
+            ..
+        } = $shard;
         match conns.get_mut($key) {
             Some(Conn { socket, stage: Stage::Client(client) }) if socket.life == Life::Open => {
                 let Client {
                     session: $session,
-                    lane,
-                    forwarded,
-                    received,
                     origin,
+                    pins,
+                    views: list,
+                    received,
+                    sent,
                     connection,
                     headers,
+                    seen,
                     user,
-                    as_user,
                     carried,
-                    ..
                 } = client;
                 let settings = &*settings;
                 let mut $side = $crate::shard::client::ClientSide {
                     now: $now,
                     socket,
-                    lane: &mut lanes[lane.0 as usize],
-                    forwarded,
-                    received,
+                    lanes,
+                    hubs,
+                    views,
                     origin: *origin,
-                    context: $crate::proto::dotnetify::context::Tail::Client { connection, headers },
+                    pins,
+                    list,
+                    received,
+                    sent,
+                    connection,
+                    headers,
+                    seen: seen.as_deref(),
                     user,
-                    as_user,
                     carried: carried.as_deref_mut(),
+                    next_lane,
+                    quiet: &mut quiet.filter,
                     gate: $crate::shard::lane::Gate { settings, frames, dirty, random, clock, metrics },
                 };
                 Some($body)
@@ -216,7 +244,6 @@ impl<I: Io> Shard<I> {
         session: ClientSession,
         carried: Option<Box<Carried>>,
     ) {
-        let lane = self.choose_lane();
         let name = self.random.next();
         let Shard { conns, settings, metrics, quiet, headers, .. } = self;
         let Some(Conn { stage: Stage::Http(http), .. }) = conns.get(begun.key) else { return };
@@ -225,50 +252,34 @@ impl<I: Io> Shard<I> {
         if let Some(client) = begun.client {
             remote = (client.ip, client.port);
         }
+        let shown: Vec<(&str, &[u8])> = begun.head.headers().collect();
         // The HTTP connection's own name; Kestrel's look like this, too.
         let connection_id = format!("{name:016X}");
-        let context = |admits: &dyn Fn(&str) -> bool| {
-            let shown: Vec<(&str, &[u8])> = begun.head.headers().filter(|(name, _)| admits(name)).collect();
-            let peer = Peer { connection_id: &connection_id, local, remote, headers: &shown };
-            context::prepare(settings.lane_protocol, &peer)
-        };
-        let bytes = |prepared: &Prepared| prepared.connection.len() + prepared.headers.len();
-        let policy = &settings.forward_headers;
-        let mut prepared = context(&|name| policy.admits(name));
-        if bytes(&prepared) > CONTEXT_BYTES_MAX {
-            // It goes with every message and is kept as long as the client lives. First what identifies the client is kept
-            // (contract 6.6), then nothing.
-            let few = ["host", "user-agent"];
-            prepared = context(&|name| policy.admits(name) && few.iter().any(|few| few.eq_ignore_ascii_case(name)));
-            if bytes(&prepared) > CONTEXT_BYTES_MAX {
-                prepared = context(&|_| false);
-            }
+        let (connection, prepared, shortened) =
+            settings.upstreams.show(&Peer { connection_id: &connection_id, local, remote, headers: &shown });
+        if shortened {
             metrics.add(Counter::DroppedHeaders, 1);
             if let Some(suppressed) = quiet.headers.admit(now) {
-                warn!(peer = %remote.0, "the app server is shown few of this client's headers, they are too long; name those it needs in `forward_headers`{suppressed}");
+                warn!(peer = %remote.0, "an app server is shown few of this client's headers, they are too long; name those it needs in `forward_headers`{suppressed}");
             }
         }
         let origin = settings.origin_key.seal(Address { shard: settings.shard, key });
         let transport = session.form().transport;
-        let mut client = Client {
+        let client = Client {
             session,
-            lane,
-            forwarded: false,
             origin,
+            pins: smallvec![Pin::default(); settings.upstreams.len()],
+            views: ViewList::default(),
             received: 0,
             sent: 0,
-            memberships: Memberships::default(),
-            connection: prepared.connection,
-            headers: headers.intern(&prepared.headers),
-            user: None,
-            as_user: Memberships::default(),
+            connection,
+            headers: headers.intern(&prepared),
+            seen: settings.upstreams.seen(begun.head.path, &shown),
+            // Nobody upstream knows the client yet.
+            user: begun.authenticated.take(),
             carried,
         };
-        let state = &mut self.lanes[lane.0 as usize];
-        state.clients += 1;
-        if let Some(user) = begun.authenticated.take() {
-            enter_user(state, key, &mut client.as_user, &mut client.user, user);
-        }
+        self.clients += 1;
         let Some(conn) = self.conns.get_mut(key) else { return };
         if let Stage::Http(http) = core::mem::replace(&mut conn.stage, Stage::Client(client)) {
             self.pool.give(http.buffer);
@@ -287,38 +298,13 @@ impl<I: Io> Shard<I> {
 
     /// A later request of the same client names its user anew.
     pub(super) fn set_user(&mut self, key: SlotKey, new: Box<User>) {
-        if let Some(Conn { stage: Stage::Client(client), .. }) = self.conns.get_mut(key) {
-            let lane = &mut self.lanes[client.lane.0 as usize];
-            enter_user(lane, key, &mut client.as_user, &mut client.user, new);
-        }
-    }
-
-    /// A client that nobody upstream knows yet need not wait for its lane while another is up.
-    fn leave_dead_lane(&mut self, key: SlotKey) {
-        let Some(Conn { stage: Stage::Client(client), .. }) = self.conns.get(key) else { return };
-        let lane = &self.lanes[client.lane.0 as usize];
-        // What waits in front of the lane may be this client's: overtaking it would break its order.
-        if client.forwarded || lane.is_up() || lane.waiting() > 0 {
-            return;
-        }
-        let better = self.choose_lane();
-        if let Some(Conn { stage: Stage::Client(client), .. }) = self.conns.get_mut(key)
-            && self.lanes[better.0 as usize].is_up()
-        {
-            let from = &mut self.lanes[client.lane.0 as usize];
-            from.clients -= 1;
-            from.users.leave_all(&mut client.as_user);
-            client.lane = better;
-            let to = &mut self.lanes[better.0 as usize];
-            to.clients += 1;
-            if let Some(id) = client.user.as_ref().and_then(|user| user.id.as_ref()) {
-                to.users.join(key, &mut client.as_user, id.as_bytes());
-            }
+        let Shard { conns, lanes, hubs, .. } = self;
+        if let Some(Conn { stage: Stage::Client(client), .. }) = conns.get_mut(key) {
+            enter_user(key, &mut client.user, new, &mut client.pins, lanes, hubs);
         }
     }
 
     pub(super) fn on_client_bytes(&mut self, now: Time, key: SlotKey, mut input: Input<'_>) {
-        self.leave_dead_lane(key);
         let result = with_client!(self, now, key, |session, side, io, pool| {
             let result = session.on_bytes(now, input.bytes(io), &side.gate.settings.client, pool, &mut side);
             result.map(|()| session.take_hurry())
@@ -328,7 +314,6 @@ impl<I: Io> Shard<I> {
 
     /// The body of a POST.
     pub(super) fn on_client_body(&mut self, now: Time, key: SlotKey, body: &[u8]) {
-        self.leave_dead_lane(key);
         let result = with_client!(self, now, key, |session, side, _io, pool| {
             let result = session.on_body(now, body, &side.gate.settings.client, pool, &mut side);
             result.map(|()| session.take_hurry())
@@ -402,21 +387,17 @@ impl<I: Io> Shard<I> {
         let told = end.told();
         with_client!(self, now, key, |session, side, _io, pool| {
             session.close(&end, pool, &mut side);
-            if *side.forwarded {
-                let shown = Shown { context: side.context, items: items_of(side.user.as_deref()) };
-                side.lane.disconnected(&side.origin, shown, &mut side.gate);
-            }
+            side.leave_upstreams();
         });
-        let Shard { conns, lanes, io, frames, dirty, wheel, metrics, headers, .. } = self;
+        let Shard { conns, lanes, hubs, views, io, frames, dirty, wheel, metrics, headers, .. } = self;
         let Some(Conn { socket, stage }) = conns.get_mut(key) else { return };
         let Stage::Client(mut client) = core::mem::replace(stage, Stage::Over) else {
             unreachable!("only `connection_ends` and the handlers of clients call this, with a client");
         };
         headers.release(client.headers);
-        let lane = &mut lanes[client.lane.0 as usize];
-        lane.clients -= 1;
-        lane.groups.leave_all(&mut client.memberships);
-        lane.users.leave_all(&mut client.as_user);
+        self.clients -= 1;
+        views.close_all(&mut client.views);
+        client.pins.iter_mut().for_each(|pin| pin.repin(key, None, None, lanes, hubs));
         if let Some(carried) = client.carried {
             let transport = client.session.form().transport;
             self.carried_ends(now, key, *carried, transport, &end);

@@ -1,37 +1,74 @@
 //! From the app server to clients: whom a delivery addresses, and its frame, encoded once a form and queued on each of them.
 use super::client::keep;
 use super::socket::{Client, Conn, Life, Socket, Stage};
-use super::{Random, Settings};
-use crate::ids::{LaneIndex, SlotKey};
+use super::upstreams::{Hub, siblings};
+use super::{Random, Settings, Shard};
+use crate::bus::{Sender, ShardOrder};
+use crate::ids::{LaneIndex, LanePlace, SlotKey};
 use crate::mem::frames::{FramePool, FrameRef};
 use crate::mem::slab::Slab;
-use crate::metrics::{Counter, ShardMetrics};
+use crate::metrics::{Counter, ShardMetrics, UpstreamCounter};
 use crate::proto::dotnetify::response::{self, Delivery, Recipients};
-use crate::proto::signalr::{Protocol, Span};
+use crate::proto::signalr::{self, Protocol, Span};
 use crate::session::form::Form;
-use crate::session::groups::{Groups, Joined, Memberships};
+use crate::session::groups::{Joined, Memberships};
 use crate::session::lane::{LaneEnv, LaneNote, LaneOut};
+use crate::session::routing::HubScope;
+use crate::sys::Io;
+use core::ops::Range;
+use std::sync::Arc;
 
-/// What a lane's session acts on: its own socket, its groups, and the shard's clients.
+/// What a lane's session acts on: its own socket, and the shard's clients.
 pub(super) struct LaneSide<'a> {
     pub(super) socket: &'a mut Socket,
-    /// Which lane it is: its groups are for clients pinned to it.
-    pub(super) index: LaneIndex,
-    pub(super) groups: &'a mut Groups,
-    pub(super) users: &'a Groups,
-    /// Counts the lane's messages.
-    pub(super) received: &'a mut u64,
-    pub(super) conns: &'a mut Slab<Conn>,
-    pub(super) frames: &'a mut FramePool,
-    pub(super) dirty: &'a mut Vec<SlotKey>,
     pub(super) random: &'a mut Random,
-    pub(super) metrics: &'a mut ShardMetrics,
-    pub(super) settings: &'a Settings,
+    /// Records that came on the lane.
+    pub(super) received: &'a mut u64,
+    /// The way to the other shards, where clients of the same hub may be.
+    pub(super) shards: &'a [Sender<ShardOrder>],
+    pub(super) deliver: Deliver<'a>,
+}
+
+/// The clients that an app server addresses.
+pub(super) struct Deliver<'a> {
+    place: LanePlace,
+    protocol: Protocol,
+    /// Lanes whose clients are in the hub.
+    lanes: Range<usize>,
+    hub: &'a mut Hub,
+    conns: &'a mut Slab<Conn>,
+    frames: &'a mut FramePool,
+    dirty: &'a mut Vec<SlotKey>,
+    metrics: &'a mut ShardMetrics,
+    settings: &'a Settings,
+}
+
+impl<'a> Deliver<'a> {
+    /// What a record on this lane addresses.
+    #[allow(clippy::too_many_arguments)] // The parts of a shard that it needs, each borrowed by itself.
+    pub(super) fn new(
+        index: LaneIndex,
+        place: LanePlace,
+        hub: &'a mut Hub,
+        conns: &'a mut Slab<Conn>,
+        frames: &'a mut FramePool,
+        dirty: &'a mut Vec<SlotKey>,
+        metrics: &'a mut ShardMetrics,
+        settings: &'a Settings,
+    ) -> Deliver<'a> {
+        let upstream = settings.upstreams.of(place);
+        let lanes = match upstream.hub_scope {
+            HubScope::Lane => usize::from(index.0)..usize::from(index.0) + 1,
+            HubScope::Node => siblings(&settings.lanes, index),
+        };
+        let protocol = upstream.protocol;
+        Deliver { place, protocol, lanes, hub, conns, frames, dirty, metrics, settings }
+    }
 }
 
 impl LaneOut for LaneSide<'_> {
     fn out<R>(&mut self, write: impl FnOnce(&mut Vec<u8>) -> R) -> R {
-        self.socket.out(self.frames, self.dirty, write)
+        self.socket.out(self.deliver.frames, self.deliver.dirty, write)
     }
 
     fn mask(&mut self) -> [u8; 4] {
@@ -41,10 +78,11 @@ impl LaneOut for LaneSide<'_> {
 
 impl LaneEnv for LaneSide<'_> {
     fn note(&mut self, note: LaneNote) {
+        let metrics = &mut *self.deliver.metrics;
         match note {
-            LaneNote::Ping => self.metrics.add(Counter::AppPing, 1),
-            LaneNote::NotADelivery(_) => self.metrics.add(Counter::DroppedAppMessage, 1),
-            LaneNote::Ignored => self.metrics.add(Counter::AppOther, 1),
+            LaneNote::Ping => metrics.add(Counter::AppPing, 1),
+            LaneNote::NotADelivery(_) => metrics.add(Counter::DroppedAppMessage, 1),
+            LaneNote::Ignored => metrics.add(Counter::AppOther, 1),
         }
     }
 
@@ -58,8 +96,56 @@ impl LaneEnv for LaneSide<'_> {
             Delivery::RemoveFromGroup { .. } => Counter::AppGroupRemove,
             Delivery::ToLane => Counter::AppOther,
         };
-        self.metrics.add(kind, 1);
+        self.deliver.metrics.add(kind, 1);
         *self.received += 1;
+        self.deliver.metrics.add_upstream(self.deliver.place.upstream, UpstreamCounter::Deliveries, 1);
+        self.relay(delivery, record);
+        self.deliver.deliver(delivery, record);
+    }
+}
+
+impl LaneSide<'_> {
+    /// With one hub id for the whole node an app server sends what is for many over any lane (contract 3.3): the clients of other
+    /// shards are theirs to tell.
+    fn relay(&mut self, delivery: &Delivery, record: &[u8]) {
+        let Deliver { place, settings, metrics, .. } = &mut self.deliver;
+        let is_for_many = matches!(
+            delivery,
+            Delivery::SendToMany { .. }
+                | Delivery::SendToGroup { .. }
+                | Delivery::SendToGroupExcept { .. }
+                | Delivery::SendToUsers { .. }
+        );
+        if !is_for_many || self.shards.len() < 2 || settings.upstreams.of(*place).hub_scope == HubScope::Lane {
+            return;
+        }
+        let record: Arc<[u8]> = record.into();
+        for (index, shard) in self.shards.iter().enumerate() {
+            if index == usize::from(settings.shard.0) {
+                continue;
+            }
+            let order = ShardOrder::Relay { place: *place, record: record.clone() };
+            let counter = if shard.send(order).is_ok() { Counter::Relayed } else { Counter::DroppedRelay };
+            metrics.add(counter, 1);
+        }
+    }
+}
+
+impl<I: Io> Shard<I> {
+    /// What an app server sent for many clients over a lane of another shard.
+    pub(super) fn on_relayed(&mut self, place: LanePlace, record: &[u8]) {
+        let Shard { conns, lanes, hubs, frames, dirty, metrics, settings, .. } = self;
+        let Some(index) = settings.lanes.iter().position(|own| *own == place) else { return };
+        let protocol = settings.upstreams.of(place).protocol;
+        let Ok(message) = signalr::parse(protocol, record) else { return };
+        let Ok(delivery) = response::parse(protocol, record, &message) else { return };
+        let (hub, index) = (&mut hubs[lanes[index].hub], LaneIndex(index as u16));
+        Deliver::new(index, place, hub, conns, frames, dirty, metrics, settings).deliver(&delivery, record);
+    }
+}
+
+impl Deliver<'_> {
+    fn deliver(&mut self, delivery: &Delivery, record: &[u8]) {
         match *delivery {
             Delivery::Send { to: Recipients::One(id), vm, data } => match client_of(self.settings, id.of(record)) {
                 Some(key) => self.send_to_one(key, vm.of(record), data.of(record)),
@@ -69,6 +155,8 @@ impl LaneEnv for LaneSide<'_> {
                 let mut many = self.many(record, vm, data, Counter::DeliveredMany);
                 response::each_recipient(record, to, |id| match id.and_then(|id| client_of(many.settings, id)) {
                     Some(key) => many.send(key),
+                    // Another shard's, which is told as well.
+                    None if many.is_shared => {}
                     None => many.metrics.add(Counter::DroppedUnknownClient, 1),
                 });
                 many.end();
@@ -83,8 +171,10 @@ impl LaneEnv for LaneSide<'_> {
             Delivery::AddToGroup { group, who } => {
                 let name = group.of(record);
                 response::each_recipient(record, who, |id| {
-                    if let Some((key, memberships)) = find_memberships(self.settings, self.conns, self.index, id) {
-                        if self.groups.join(key, memberships, name) == Joined::TooMany {
+                    if let Some((key, memberships)) =
+                        find_memberships(self.settings, self.conns, self.place, &self.lanes, id)
+                    {
+                        if self.hub.groups.join(key, memberships, name) == Joined::TooMany {
                             self.metrics.add(Counter::DroppedGroupJoin, 1);
                         }
                     } else {
@@ -95,8 +185,10 @@ impl LaneEnv for LaneSide<'_> {
             Delivery::RemoveFromGroup { group, who } => {
                 let name = group.of(record);
                 response::each_recipient(record, who, |id| {
-                    if let Some((_, memberships)) = find_memberships(self.settings, self.conns, self.index, id) {
-                        self.groups.leave(memberships, name);
+                    if let Some((_, memberships)) =
+                        find_memberships(self.settings, self.conns, self.place, &self.lanes, id)
+                    {
+                        self.hub.groups.leave(memberships, name);
                     }
                 });
             }
@@ -104,9 +196,7 @@ impl LaneEnv for LaneSide<'_> {
             Delivery::ToLane => self.metrics.add(Counter::DroppedAppMessage, 1),
         }
     }
-}
 
-impl LaneSide<'_> {
     fn send_to_one(&mut self, key: SlotKey, vm: &[u8], data: &[u8]) {
         let Some((socket, client)) = open_client(self.conns, key) else {
             return self.metrics.add(Counter::DroppedUnknownClient, 1);
@@ -116,9 +206,9 @@ impl LaneSide<'_> {
             many.send(key);
             return many.end();
         }
-        let (form, from) = (client.session.form(), self.settings.lane_protocol);
-        socket.out(self.frames, self.dirty, |out| write_client(from, form, vm, data, out));
+        let (form, from) = (client.session.form(), self.protocol);
         client.sent = client.sent.wrapping_add(1);
+        socket.out(self.frames, self.dirty, |out| write_client(from, form, vm, data, out));
         self.metrics.add(Counter::DeliveredOne, 1);
     }
 
@@ -131,7 +221,7 @@ impl LaneSide<'_> {
             });
             left_out.sort_unstable();
         }
-        let groups = core::mem::take(self.groups);
+        let groups = core::mem::take(&mut self.hub.groups);
         let mut many = self.many(record, vm, data, Counter::DeliveredGroup);
         for key in groups.members(group.of(record)) {
             if left_out.binary_search(&(key.slot, key.generation)).is_err() {
@@ -139,7 +229,7 @@ impl LaneSide<'_> {
             }
         }
         many.end();
-        *self.groups = groups;
+        self.hub.groups = groups;
     }
 
     /// To every client of this lane whose user is listed (contract 3.2); once, however often it is.
@@ -148,7 +238,7 @@ impl LaneSide<'_> {
         let list = users.map(Recipients::Many).or(listed);
         if let Some(list) = list {
             response::each_recipient(record, list, |id| {
-                addressed.extend(id.into_iter().flat_map(|id| self.users.members(id)));
+                addressed.extend(id.into_iter().flat_map(|id| self.hub.users.members(id)));
             });
         }
         addressed.sort_unstable_by_key(|key: &SlotKey| key.slot);
@@ -165,8 +255,21 @@ impl LaneSide<'_> {
     }
 
     fn many_of<'s>(&'s mut self, vm: &'s [u8], data: &'s [u8], kind: Counter) -> Many<'s> {
-        let LaneSide { conns, frames, dirty, metrics, settings, .. } = self;
-        Many { vm, data, kind, encoded: [const { None }; Form::COUNT], conns, frames, dirty, metrics, settings }
+        let Deliver { conns, frames, dirty, metrics, settings, protocol, place, .. } = self;
+        let is_shared = settings.upstreams.of(*place).hub_scope == HubScope::Node;
+        Many {
+            vm,
+            data,
+            kind,
+            encoded: [const { None }; Form::COUNT],
+            is_shared,
+            protocol: *protocol,
+            conns,
+            frames,
+            dirty,
+            metrics,
+            settings,
+        }
     }
 }
 
@@ -176,6 +279,10 @@ struct Many<'a> {
     data: &'a [u8],
     kind: Counter,
     encoded: [Option<FrameRef>; Form::COUNT],
+    /// Who is not this shard's may be another's, which is told as well.
+    is_shared: bool,
+    /// Of the lane.
+    protocol: Protocol,
     conns: &'a mut Slab<Conn>,
     frames: &'a mut FramePool,
     dirty: &'a mut Vec<SlotKey>,
@@ -194,7 +301,7 @@ impl Many<'_> {
             none => {
                 let frame = self.frames.create();
                 let out = self.frames.bytes_mut(&frame);
-                write_client(self.settings.lane_protocol, form, self.vm, self.data, out);
+                write_client(self.protocol, form, self.vm, self.data, out);
                 none.insert(frame)
             }
         };
@@ -235,17 +342,18 @@ fn open_client(conns: &mut Slab<Conn>, key: SlotKey) -> Option<(&mut Socket, &mu
     }
 }
 
-/// The group list of a client pinned to this lane. An app server that names another lane's client gets nothing: that list leads
-/// into the other lane's table.
+/// The group list of a client pinned to one of these lanes. An app server that names another lane's client gets nothing: that list
+/// leads into another hub's table.
 fn find_memberships<'a>(
     settings: &Settings,
     conns: &'a mut Slab<Conn>,
-    lane: LaneIndex,
+    place: LanePlace,
+    lanes: &Range<usize>,
     id: Option<&[u8]>,
 ) -> Option<(SlotKey, &'a mut Memberships)> {
     let key = client_of(settings, id?)?;
-    match &mut conns.get_mut(key)?.stage {
-        Stage::Client(client) if client.lane == lane => Some((key, &mut client.memberships)),
-        _ => None,
-    }
+    let Stage::Client(client) = &mut conns.get_mut(key)?.stage else { return None };
+    let pin = &mut client.pins[usize::from(place.upstream.0)];
+    pin.lane.filter(|lane| lanes.contains(&usize::from(lane.0)))?;
+    Some((key, &mut pin.memberships))
 }

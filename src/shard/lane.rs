@@ -1,22 +1,26 @@
 //! Lanes of this shard: the way of requests to the app server, what waits while there is none, and what losing one means.
-use super::client::{items_of, write_message};
+use super::client::write_message;
+use super::delivery::{Deliver, LaneSide};
 use super::secure::Secure;
 use super::socket::{Client, Conn, Input, Life, Link, Socket, Stage};
+use super::upstreams::{Hub, Upstream};
 use super::{Random, Settings, Shard, WallClock};
 use crate::bus::ControlOrder;
-use crate::ids::{HubId, LaneIndex, LaneKey, OriginId, SLOT_MAX, SlotKey, Time};
+use crate::ids::{HubId, LaneIndex, LaneKey, LanePlace, OriginId, SLOT_MAX, SlotKey, Time, UpstreamIndex};
 use crate::limits::*;
 use crate::mem::frames::FramePool;
 use crate::mem::slab::Slab;
-use crate::metrics::{Counter, Histogram, ShardMetrics};
+use crate::metrics::{Counter, Histogram, ShardMetrics, UpstreamCounter};
 use crate::proto::dotnetify::context::{Context, Items, Tail};
 use crate::proto::dotnetify::forward::{self, Forward};
-use crate::proto::dotnetify::request::{Call, Request};
+use crate::proto::dotnetify::request::Call;
+use crate::proto::dotnetify::telemetry::{self, Telemetry};
+use crate::proto::signalr::Protocol;
 use crate::proto::ws::frame::write_frame;
 use crate::session::client::write_refusal;
 use crate::session::fault::{End, LaneEnd, Refusal};
-use crate::session::groups::Groups;
 use crate::session::lane::{LaneOut, LaneSession, opcode};
+use crate::session::routing::{HubScope, UpstreamKind};
 use crate::sys::Io;
 use crate::tls::Tls;
 use core::time::Duration;
@@ -42,17 +46,20 @@ enum State {
     Over(Socket),
 }
 
-#[derive(Default)]
 pub(super) struct Lane {
+    /// Where it leads.
+    pub(super) place: LanePlace,
+    /// Whose groups and users it addresses.
+    pub(super) hub: usize,
     state: State,
     /// Counts connects; part of the lane's tokens, so that completions of the last socket are not taken for this one's.
     incarnation: u32,
     hub_id: Option<HubId>,
     /// Clients pinned to it.
     pub(super) clients: u32,
-    pub(super) groups: Groups,
-    /// Clients by user id.
-    pub(super) users: Groups,
+    /// Records to and from the app server; wrap around.
+    pub(super) sent: u64,
+    pub(super) received: u64,
     /// Requests that wait for it, oldest first.
     waiting: VecDeque<Waiting>,
     waiting_bytes: u32,
@@ -61,9 +68,53 @@ pub(super) struct Lane {
     /// Lost, and the control plane has not been told: that waits for the old socket to be closed.
     unreported: bool,
     next_time: Time,
-    /// Messages to the app server, and from it, of all incarnations.
-    pub(super) sent: u64,
-    pub(super) received: u64,
+}
+
+/// The lanes of a shard and the hubs behind them, all down.
+pub(super) fn lanes(settings: &Settings) -> (Vec<Lane>, Vec<Hub>) {
+    let (mut lanes, mut hubs): (Vec<Lane>, Vec<Hub>) = (Vec::new(), Vec::new());
+    for place in &settings.lanes {
+        let last = lanes.last().map(|lane| (lane.place, lane.hub));
+        let hub = match (settings.upstreams.of(*place).hub_scope, last) {
+            (HubScope::Node, Some((same, hub))) if same == *place => hub,
+            _ => {
+                hubs.push(Hub::default());
+                hubs.len() - 1
+            }
+        };
+        lanes.push(Lane {
+            place: *place,
+            hub,
+            state: State::Down,
+            incarnation: 0,
+            hub_id: None,
+            clients: 0,
+            sent: 0,
+            received: 0,
+            waiting: VecDeque::new(),
+            waiting_bytes: 0,
+            notices: VecDeque::new(),
+            unreported: false,
+            next_time: Time::default(),
+        });
+    }
+    (lanes, hubs)
+}
+
+/// A request on its way to an upstream.
+#[derive(Clone, Copy)]
+pub(super) struct Message<'a> {
+    pub(super) call: Call,
+    /// Raw JSON string.
+    pub(super) vm_id: &'a [u8],
+    /// Raw JSON; None for Dispose_VM.
+    pub(super) argument: Option<&'a [u8]>,
+}
+
+impl<'a> Message<'a> {
+    fn forward(self) -> Forward<'a> {
+        Forward::Vm { call: self.call, vm_id: self.vm_id, argument: self.argument }
+    }
 }
 
 /// A request in front of a lane.
@@ -82,11 +133,9 @@ impl Waiting {
     fn cost(&self) -> u32 {
         (self.bytes.len() + size_of::<Waiting>()) as u32
     }
-    fn vm_id(&self) -> &[u8] {
-        &self.bytes[..self.vm_id_bytes as usize]
-    }
-    fn argument(&self) -> Option<&[u8]> {
-        self.has_argument.then(|| &self.bytes[self.vm_id_bytes as usize..])
+    fn message(&self) -> Message<'_> {
+        let (vm_id, argument) = self.bytes.split_at(self.vm_id_bytes as usize);
+        Message { call: self.call, vm_id, argument: self.has_argument.then_some(argument) }
     }
 }
 
@@ -127,6 +176,12 @@ impl Lane {
     pub(super) fn is_up(&self) -> bool {
         matches!(self.state, State::Up(_))
     }
+    pub(super) fn hub_id(&self) -> Option<&HubId> {
+        self.hub_id.as_ref()
+    }
+    fn upstream(&self) -> usize {
+        usize::from(self.place.upstream.0)
+    }
     pub(super) fn waiting(&self) -> usize {
         self.waiting.len()
     }
@@ -156,7 +211,7 @@ impl Lane {
     }
 
     /// Can a message be written right now, without overtaking one that waits?
-    fn is_free(&self) -> bool {
+    pub(super) fn is_free(&self) -> bool {
         match &self.state {
             State::Up(link) => self.waiting.is_empty() && link.socket.queue.bytes() < LANE_SEND_BYTES_HIGH,
             _ => false,
@@ -168,20 +223,17 @@ impl Lane {
         &mut self,
         now: Time,
         from: From<'_>,
-        request: &Request,
-        record: &[u8],
+        message: Message<'_>,
         gate: &mut Gate<'_>,
     ) -> Result<bool, Refusal> {
-        let vm_id = request.vm_id.of(record);
-        let argument = request.argument.map(|argument| argument.of(record));
         if self.is_free() {
-            let forward = Forward::Vm { call: request.call, vm_id, argument };
-            return self.write(&forward, from.origin, from.shown, gate).map(|()| true);
+            return self.write(&message.forward(), None, from.origin, from.shown, gate).map(|()| true);
         }
+        let Message { call, vm_id, argument } = message;
         let bytes = [vm_id, argument.unwrap_or_default()].concat().into_boxed_slice();
         let waiting = Waiting {
             client: from.client,
-            call: request.call,
+            call,
             vm_id_bytes: vm_id.len() as u32,
             has_argument: argument.is_some(),
             bytes,
@@ -197,10 +249,21 @@ impl Lane {
     }
 
     /// The last message of a client that reached the app server on this lane.
-    pub(super) fn disconnected(&mut self, origin: &OriginId, shown: Shown<'_>, gate: &mut Gate<'_>) {
-        if self.is_free() && self.write(&Forward::Disconnected, origin, shown, gate).is_ok() {
+    pub(super) fn disconnected(
+        &mut self,
+        origin: &OriginId,
+        hub_id: Option<&HubId>,
+        shown: Shown<'_>,
+        gate: &mut Gate<'_>,
+    ) {
+        if self.is_free() && self.write(&Forward::Disconnected, hub_id, origin, shown, gate).is_ok() {
             return;
         }
+        self.notice(origin, gate);
+    }
+
+    /// The app server hears of a client's end before anything else, once it can.
+    fn notice(&mut self, origin: &OriginId, gate: &mut Gate<'_>) {
         if self.notices.len() >= LANE_NOTICES_MAX {
             self.notices.pop_front();
             gate.metrics.add(Counter::DroppedNotice, 1);
@@ -208,14 +271,47 @@ impl Lane {
         self.notices.push_back(*origin);
     }
 
+    /// Shows an Observer a request, without what it carries (contract 7.2), under the hub id that the app server knows. It never waits:
+    /// a picture of what was is worth nothing. False if the Observer did not get it.
+    pub(super) fn observe(
+        &mut self,
+        from: From<'_>,
+        message: Message<'_>,
+        hub_id: Option<&HubId>,
+        gate: &mut Gate<'_>,
+    ) -> bool {
+        let argument = match message.call {
+            Call::RequestVm | Call::DisposeVm => None,
+            Call::UpdateVm => Some(&b"{}"[..]),
+        };
+        let message = Message { argument, ..message };
+        self.is_free() && self.write(&message.forward(), hub_id, from.origin, from.shown, gate).is_ok()
+    }
+
+    /// Tells an Observer how the process does, once for each hub id that it knows (contract 7.2).
+    pub(super) fn report(&mut self, hub_id: &HubId, telemetry: &Telemetry, gate: &mut Gate<'_>) {
+        if !self.is_free() {
+            return;
+        }
+        let State::Up(link) = &mut self.state else { return };
+        let protocol = gate.settings.upstreams.of(self.place).protocol;
+        let mask = gate.random.mask();
+        link.socket.out(gate.frames, gate.dirty, |out| {
+            write_frame(out, opcode(protocol), Some(mask), |out| telemetry::write(protocol, &hub_id.0, telemetry, out));
+        });
+        self.sent += 1;
+    }
+
+    /// `hub_id`: None for its own.
     fn write(
         &mut self,
         forward: &Forward<'_>,
+        hub_id: Option<&HubId>,
         origin: &OriginId,
         shown: Shown<'_>,
         gate: &mut Gate<'_>,
     ) -> Result<(), Refusal> {
-        let (State::Up(link), Some(hub_id)) = (&mut self.state, &self.hub_id) else {
+        let (State::Up(link), Some(hub_id)) = (&mut self.state, hub_id.or(self.hub_id.as_ref())) else {
             return Err(Refusal::QueueFull);
         };
         let context = Context {
@@ -225,9 +321,9 @@ impl Lane {
             tail: shown.context,
             items: shown.items,
         };
-        let protocol = gate.settings.lane_protocol;
+        let upstream = gate.settings.upstreams.of(self.place);
+        let (protocol, limit) = (upstream.protocol, upstream.message_bytes_max as usize);
         let mask = gate.random.mask();
-        let limit = gate.settings.upstream_message_bytes_max as usize;
         let written = link.socket.out(gate.frames, gate.dirty, |out| {
             let start = out.len();
             let bytes = write_frame(out, opcode(protocol), Some(mask), |out| {
@@ -282,8 +378,12 @@ impl Lane {
         {
             if let Some(origin) = self.notices.pop_front() {
                 // Cannot be too large: the minimal context has a few dozen bytes.
-                let shown = Shown { context: Tail::Unknown, items: Items::default() };
-                let _ = self.write(&Forward::Disconnected, &origin, shown, gate);
+                let context = match gate.settings.upstreams.of(self.place).route.kind {
+                    UpstreamKind::AppServer => Tail::Unknown,
+                    UpstreamKind::Observer => nobody(gate.settings.upstreams.of(self.place).protocol),
+                };
+                let shown = Shown { context, items: Items::default() };
+                let _ = self.write(&Forward::Disconnected, None, &origin, shown, gate);
                 continue;
             }
             let Some(waiting) = self.waiting.pop_front() else { return };
@@ -293,12 +393,11 @@ impl Lane {
                 continue;
             };
             gate.metrics.observe_us(Histogram::QueueWait, now.since(waiting.since).as_micros() as u64);
-            let forward = Forward::Vm { call: waiting.call, vm_id: waiting.vm_id(), argument: waiting.argument() };
-            let origin = client.origin;
-            let shown = Shown { context: client.context(), items: items_of(client.user.as_deref()) };
-            match self.write(&forward, &origin, shown, gate) {
-                Ok(()) => client.forwarded = true,
-                Err(refusal) => refuse(&waiting, refusal, socket, client, gate),
+            let (origin, upstream) = (client.origin, self.upstream());
+            let shown = client.shown(&gate.settings.upstreams, upstream);
+            match self.write(&waiting.message().forward(), None, &origin, shown, gate) {
+                Ok(()) => client.pins[upstream].forwarded = true,
+                Err(refusal) => refuse(&waiting, upstream, refusal, socket, client, gate),
             }
         }
     }
@@ -313,7 +412,7 @@ impl Lane {
             match conns.get_mut(waiting.client) {
                 Some(Conn { socket, stage: Stage::Client(client) }) => {
                     gate.metrics.observe_us(Histogram::QueueWait, now.since(waiting.since).as_micros() as u64);
-                    refuse(&waiting, Refusal::QueueTimeout, socket, client, gate);
+                    refuse(&waiting, self.upstream(), Refusal::QueueTimeout, socket, client, gate);
                 }
                 _ => gate.metrics.add(Counter::DroppedGoneClient, 1),
             }
@@ -321,12 +420,34 @@ impl Lane {
     }
 }
 
-fn refuse(waiting: &Waiting, refusal: Refusal, socket: &mut Socket, client: &mut Client, gate: &mut Gate<'_>) {
+/// A context for who is gone and was not kept: an Observer wants more of it than an app server (contract 7.2).
+fn nobody(protocol: Protocol) -> Tail<'static> {
+    let headers: &[u8] = match protocol {
+        Protocol::Json => {
+            b",\\\"HttpRequestHeaders\\\":{\\\"AllHeaders\\\":{},\\\"UserAgent\\\":null},\\\"Items\\\":{}}"
+        }
+        Protocol::MessagePack => b",\"HttpRequestHeaders\":{\"AllHeaders\":{},\"UserAgent\":null},\"Items\":{}}",
+    };
+    Tail::Client { connection: b"0 0.0.0.0 0.0.0.0 0 0", headers }
+}
+
+fn refuse(
+    waiting: &Waiting,
+    upstream: usize,
+    refusal: Refusal,
+    socket: &mut Socket,
+    client: &mut Client,
+    gate: &mut Gate<'_>,
+) {
+    if !gate.settings.upstreams.routes.is_answering(upstream) {
+        // Nobody waits for an answer from a mirror.
+        return gate.metrics.add_upstream(UpstreamIndex(upstream as u8), UpstreamCounter::DroppedDown, 1);
+    }
     gate.metrics.add(Counter::refusal(refusal.label()), 1);
     if socket.life == Life::Open {
         let form = client.session.form();
         write_message(socket, client.carried.as_deref_mut(), form, gate, |out| {
-            write_refusal(form, waiting.vm_id(), refusal, out);
+            write_refusal(form, waiting.message().vm_id, refusal, out);
         });
     }
 }
@@ -334,15 +455,6 @@ fn refuse(waiting: &Waiting, refusal: Refusal, socket: &mut Socket, client: &mut
 impl<I: Io> Shard<I> {
     fn lane_key(&self, index: LaneIndex) -> LaneKey {
         LaneKey { shard: self.settings.shard, index }
-    }
-
-    /// The lane for a new client: an up one with the fewest clients, else the one with the fewest.
-    pub(super) fn choose_lane(&self) -> LaneIndex {
-        let best = (0..self.lanes.len()).min_by_key(|index| {
-            let lane = &self.lanes[*index];
-            (!lane.is_up(), lane.clients)
-        });
-        LaneIndex(best.expect("a shard has at least one lane") as u16)
     }
 
     pub(super) fn on_lane_up(
@@ -366,11 +478,12 @@ impl<I: Io> Shard<I> {
         let mut socket = Socket::new(key, socket.into_raw_fd());
         socket.secure = tls.map(|tls| Box::new(Secure::new(tls)));
         socket.arm_readable(&mut self.io);
-        lane.state = State::Up(Link { socket, session: LaneSession::new(now, self.settings.lane_protocol) });
+        let upstream = self.settings.upstreams.of(lane.place);
+        lane.state = State::Up(Link { socket, session: LaneSession::new(now, upstream.protocol) });
         lane.hub_id = Some(hub_id);
         lane.next_time = now;
         self.metrics.add(Counter::LaneConnected, 1);
-        info!(lane = %name, "lane up");
+        info!(lane = %name, upstream = upstream.name, "lane up");
         // Bytes behind the handshake's answer were read by the control plane: they come first.
         if !early.is_empty() {
             self.on_lane_bytes(now, index, Input::Bytes(&mut early));
@@ -378,23 +491,13 @@ impl<I: Io> Shard<I> {
     }
 
     pub(super) fn on_lane_bytes(&mut self, now: Time, index: LaneIndex, mut input: Input<'_>) {
-        let Shard { io, conns, lanes, frames, pool, dirty, random, metrics, settings, .. } = self;
+        let Shard { io, conns, lanes, hubs, frames, pool, dirty, random, metrics, settings, shards, .. } = self;
         let lane = &mut lanes[index.0 as usize];
+        let (place, hub, received) = (lane.place, lane.hub, &mut lane.received);
         let State::Up(Link { socket, session }) = &mut lane.state else { return };
         let bytes = input.bytes(io);
-        let mut side = super::delivery::LaneSide {
-            socket,
-            index,
-            groups: &mut lane.groups,
-            users: &lane.users,
-            received: &mut lane.received,
-            conns,
-            frames,
-            dirty,
-            random,
-            metrics,
-            settings,
-        };
+        let deliver = Deliver::new(index, place, &mut hubs[hub], conns, frames, dirty, metrics, settings);
+        let mut side = LaneSide { socket, random, received, shards, deliver };
         if let Err(end) = session.on_bytes(now, bytes, pool, &mut side) {
             self.lane_ends(now, index, end);
         }
@@ -467,16 +570,29 @@ impl<I: Io> Shard<I> {
             return self.join(now, key);
         }
         self.metrics.add(Counter::LaneLost, 1);
+        let Shard { conns, lanes, frames, dirty, random, clock, metrics, settings, ending, .. } = self;
+        let lane = &mut lanes[index.0 as usize];
+        let (upstream, settings) = (lane.upstream(), &*settings);
+        let Upstream { name: upstream_name, route, .. } = settings.upstreams.get(upstream);
+        let mut gate = Gate { settings, frames, dirty, random, clock, metrics };
         let mut told = 0u32;
-        for slot in 0..self.conns.slots() {
-            let Some(Conn { socket, stage: Stage::Client(client) }) = self.conns.at_mut(slot) else { continue };
-            if client.lane == index && client.forwarded {
-                self.ending.push((socket.key, End::LaneLost));
+        for slot in 0..conns.slots() {
+            let Some(Conn { socket, stage: Stage::Client(client) }) = conns.at_mut(slot) else { continue };
+            let pin = &mut client.pins[upstream];
+            if pin.lane != Some(index) || !pin.forwarded {
+                continue;
+            }
+            if settings.upstreams.routes.is_answering(upstream) {
+                ending.push((socket.key, End::LaneLost));
                 told += 1;
+            } else if route.kind == UpstreamKind::AppServer {
+                // What it answers is nothing that clients wait for, so they stay, and begin anew there with their next message.
+                pin.forwarded = false;
+                lane.notice(&client.origin, &mut gate);
             }
         }
-        warn!(lane = %name, clients = told, "lane lost: {end}; its clients are asked to reconnect");
-        self.lanes[index.0 as usize].unreported = true;
+        warn!(lane = %name, upstream = upstream_name, clients = told, "lane lost: {end}; its clients are asked to reconnect");
+        lane.unreported = true;
         self.join(now, key);
     }
 

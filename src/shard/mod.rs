@@ -9,6 +9,7 @@
 //! client        clients: requests, deadlines, ends                             carried       ... whose socket comes and goes
 //! connections   which connection ids are in use                                authenticate  who a request comes from
 //! lane          the way to the app server, and what waits in front of it       delivery      the way back
+//! forwarding    which upstreams a request goes to, and on which lanes          upstreams     what is known of them, who shares a hub id
 //! socket        lives of sockets, what is in flight for them                   secure        TLS between a socket and the rest
 //! sight         what the shard shows of itself to who looks at the node
 //! ```
@@ -19,6 +20,7 @@ mod carried;
 mod client;
 mod connections;
 mod delivery;
+mod forwarding;
 mod handover;
 mod lane;
 mod quiet;
@@ -26,28 +28,31 @@ mod secure;
 mod sight;
 mod socket;
 mod turn;
+mod upstreams;
 
 pub use accept::Listener;
 pub use authenticate::{Authentication, Required};
+pub use upstreams::{Upstream, Upstreams};
 
 use crate::bus::{ControlOrder, Receiver, Sender, ShardOrder};
-use crate::ids::{OriginKey, ShardId, SlotKey, Time};
+use crate::ids::{LanePlace, OriginKey, ShardId, SlotKey, Time};
 use crate::limits::CONNECTIONS_SPARE;
 use crate::mem::frames::FramePool;
 use crate::mem::intern::Interner;
 use crate::mem::pool::BytePool;
 use crate::mem::slab::Slab;
 use crate::mem::wheel::Wheel;
+use crate::metrics::process::ProcessStats;
 use crate::metrics::{Published, ShardMetrics};
-use crate::proto::dotnetify::context::HeaderPolicy;
 use crate::proto::http::{HttpPolicy, Trusted};
-use crate::proto::signalr::Protocol;
 use crate::session::client::ClientSettings;
 use crate::session::fault::End;
 use crate::session::token::TokenKey;
+use crate::session::views::Views;
 use crate::sys::{Completion, Io, ShortSend};
 use core::time::Duration;
 use std::sync::Arc;
+use upstreams::Hub;
 
 /// A connection's place in the table, whatever it is: its socket, its state, its deadline.
 pub const CONNECTION_BYTES: usize = Slab::<socket::Conn>::SLOT_BYTES + crate::mem::wheel::LINK_BYTES;
@@ -73,7 +78,6 @@ const ENDING_KEPT: usize = 256;
 pub struct Settings {
     pub shard: ShardId,
     pub http: HttpPolicy,
-    pub forward_headers: HeaderPolicy,
     pub client: ClientSettings,
     /// Whose word on the real client is taken.
     pub trusted: Trusted,
@@ -86,8 +90,11 @@ pub struct Settings {
     pub poll_timeout: Duration,
     /// How long a client may be without a poll, or without its socket if it can resume.
     pub disconnect_timeout: Duration,
-    /// What lanes speak.
-    pub lane_protocol: Protocol,
+    pub upstreams: Upstreams,
+    /// Where each of this shard's lanes leads, in the order of their indices; those to one url stand together. At least one.
+    pub lanes: Vec<LanePlace>,
+    /// What an Observer is told of the process.
+    pub process: Arc<ProcessStats>,
     /// Some listener or the lanes have TLS.
     pub has_tls: bool,
     /// Connections this shard holds at most.
@@ -98,10 +105,6 @@ pub struct Settings {
     /// Client messages waiting in front of a lane: bytes, and for how long.
     pub lane_queue_bytes_max: u32,
     pub lane_queue_timeout: Duration,
-    /// Largest record an app server takes (its `MaximumReceiveMessageSize`).
-    pub upstream_message_bytes_max: u32,
-    /// Lanes of this shard; at least one.
-    pub lanes: u16,
     pub origin_key: OriginKey,
     pub tokens: TokenKey,
     /// Seed of frame masks and ids, from the operating system.
@@ -122,6 +125,11 @@ pub struct Shard<I: Io> {
     connections: connections::Connections,
     conns: Slab<socket::Conn>,
     lanes: Vec<lane::Lane>,
+    hubs: Vec<Hub>,
+    /// View models of this shard's clients.
+    views: Views,
+    /// Clients, whatever carries them.
+    clients: u32,
     frames: FramePool,
     pool: BytePool,
     wheel: Wheel,
@@ -152,6 +160,10 @@ pub struct Shard<I: Io> {
     plain: Vec<u8>,
     /// Looks under way, oldest first.
     looks: Vec<sight::Look>,
+    /// The lane that took the last message that was dealt by itself.
+    next_lane: usize,
+    /// The second that Observers were last told of.
+    told_second: u64,
     /// Accepting stopped for want of descriptors; armed again at this time.
     accept_again: Option<Time>,
     stopping: Option<Time>,
@@ -167,6 +179,7 @@ struct QuietLines {
     client_ended: quiet::Quiet,
     headers: quiet::Quiet,
     proxy: quiet::Quiet,
+    filter: quiet::Quiet,
     tls: quiet::Quiet,
 }
 
@@ -208,6 +221,10 @@ impl WallClock {
     pub(crate) fn unix_seconds(&self) -> u64 {
         self.wall / 10_000_000
     }
+    /// How long the present second still lasts, and a moment more.
+    pub(crate) fn until_second(&self) -> Duration {
+        Duration::from_nanos((10_000_000 - self.wall % 10_000_000) * 100 + 100_000)
+    }
 }
 
 impl<I: Io> Shard<I> {
@@ -223,9 +240,15 @@ impl<I: Io> Shard<I> {
         let now = io.now();
         // The spare places are for saying 503 to the connections over the limit.
         let places = settings.connections_max + CONNECTIONS_SPARE;
+        let (lanes, hubs) = lane::lanes(&settings);
         let mut shard = Shard {
             conns: Slab::new(places),
-            lanes: (0..settings.lanes.max(1)).map(|_| lane::Lane::default()).collect(),
+            lanes,
+            hubs,
+            views: Views::default(),
+            clients: 0,
+            next_lane: 0,
+            told_second: 0,
             frames: FramePool::new(),
             pool: BytePool::new(),
             wheel: Wheel::new(places, now),

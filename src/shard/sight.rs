@@ -93,16 +93,27 @@ impl<I: Io> Shard<I> {
 
     fn detail(&self, key: SlotKey) -> Option<ClientDetail> {
         let Some(Conn { socket, stage: Stage::Client(client) }) = self.conns.get(key) else { return None };
-        let told = context::read_back(self.settings.lane_protocol, &client.connection, &client.headers);
+        let upstreams = &self.settings.upstreams;
+        let told = |upstream: usize| {
+            let shown = upstreams.headers(upstream, &client.headers);
+            context::read_back(upstreams.get(upstream).protocol, &client.connection, shown)
+        };
         let address =
             |place: Option<(IpAddr, u16)>| SocketAddr::from(place.unwrap_or((IpAddr::V4(Ipv4Addr::UNSPECIFIED), 0)));
-        let lane = &self.lanes[client.lane.0 as usize];
-        let (groups, group_count) = names(lane.groups.each(client.memberships));
+        let (remote, local) = told(0).map(|told| (told.remote, told.local)).unzip();
+        let (views, view_count) = names(self.views.each(client.views).map(|(name, _)| name));
+        let pins = client.pins.iter().filter_map(|pin| {
+            let lane = pin.lane?;
+            let hub = &self.hubs[self.lanes[usize::from(lane.0)].hub];
+            let (groups, group_count) = names(hub.groups.each(pin.memberships));
+            Some(PinDetail { lane, groups, group_count })
+        });
         Some(ClientDetail {
             origin: client.origin,
-            remote: address(told.as_ref().map(|told| told.remote)),
-            local: address(told.as_ref().map(|told| told.local)),
-            user_agent: told.and_then(|told| told.user_agent),
+            remote: address(remote),
+            local: address(local),
+            // An upstream may be shown headers that another is not.
+            user_agent: (0..upstreams.len()).find_map(|upstream| told(upstream)?.user_agent),
             user: client.user.as_ref().and_then(|user| user.id.as_deref()).map(str::to_string),
             form: client.session.form(),
             is_open: client.session.is_open(),
@@ -110,9 +121,9 @@ impl<I: Io> Shard<I> {
             received: client.received,
             sent: client.sent,
             queued_bytes: socket.queue.bytes(),
-            views: Vec::new(),
-            view_count: 0,
-            pins: vec![PinDetail { lane: client.lane, groups, group_count }],
+            views,
+            view_count,
+            pins: pins.collect(),
         })
     }
 }

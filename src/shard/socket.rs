@@ -5,21 +5,27 @@
 //!   \____________________________ nothing left to say _________________________^
 //! ```
 //! A descriptor is closed and a slot freed only in the last step, when no operation of it is in the kernel any more.
+use super::lane::Shown;
 use super::secure::Secure;
+use super::upstreams::{Seen, Upstreams};
 use crate::bus::Peer;
 use crate::ids::{LaneIndex, OriginId, ShardId, SlotKey, Time};
 use crate::limits::LINGER_MS;
 use crate::mem::frames::{FramePool, SendQueue};
 use crate::metrics::{Counter, ShardMetrics};
-use crate::proto::dotnetify::context::Tail;
+use crate::proto::dotnetify::context::{Items, Tail};
 use crate::proto::http::OwnedCors;
+use crate::proto::signalr::Protocol;
 use crate::session::client::ClientSession;
 use crate::session::groups::Memberships;
 use crate::session::lane::LaneSession;
 use crate::session::resume::Outbound;
 use crate::session::token::ConnectionId;
+use crate::session::views::ViewList;
 use crate::sys::{BufferGroup, Io, Op, Received, Token};
 use core::time::Duration;
+use serde_json::{Map, Value};
+use smallvec::SmallVec;
 use std::os::fd::RawFd;
 use std::rc::Rc;
 
@@ -289,41 +295,69 @@ pub(super) struct Parked {
 
 pub(super) struct Client {
     pub(super) session: ClientSession,
-    /// The lane all its messages take.
-    pub(super) lane: LaneIndex,
-    /// Something of it has reached an app server on this lane: its end must, too.
-    pub(super) forwarded: bool,
     pub(super) origin: OriginId,
-    /// Hub messages from it, and for it; both wrap.
+    /// Its tie to each upstream, by place in the configuration.
+    pub(super) pins: Pins,
+    /// Its live view models, and where they were requested from.
+    pub(super) views: ViewList,
+    /// Requests and messages, in and out; wrap around.
     pub(super) received: u32,
     pub(super) sent: u32,
-    pub(super) memberships: Memberships,
-    /// Among the lane's users, where it has a user id.
-    pub(super) as_user: Memberships,
     /// The constant part of its context: values of its own connection ...
     pub(super) connection: Box<[u8]>,
-    /// ... and its headers, ready to be copied into each message, which other clients may have alike.
+    /// ... and its headers as `Upstreams::show` prepared them, which other clients may have alike.
     pub(super) headers: Rc<[u8]>,
+    /// What filters look at, if they do.
+    pub(super) seen: Option<Box<Seen>>,
     pub(super) user: Option<Box<User>>,
     /// What it has because it may change its socket; None for a plain WebSocket, which lives and ends with its own.
     pub(super) carried: Option<Box<Carried>>,
 }
 
 impl Client {
-    pub(super) fn context(&self) -> Tail<'_> {
-        Tail::Client { connection: &self.connection, headers: &self.headers }
+    /// What an upstream is shown of it.
+    pub(super) fn shown(&self, upstreams: &Upstreams, upstream: usize) -> Shown<'_> {
+        let tail = Tail::Client { connection: &self.connection, headers: upstreams.headers(upstream, &self.headers) };
+        let items = items_of(self.user.as_deref(), upstreams.get(upstream).protocol);
+        Shown { context: tail, items }
     }
 }
+
+/// A client's tie to one upstream.
+#[derive(Clone, Copy, Default)]
+pub(super) struct Pin {
+    /// The lane its messages take, from the first one on.
+    pub(super) lane: Option<LaneIndex>,
+    /// Something of it has reached the app server on this lane: its end must, too.
+    pub(super) forwarded: bool,
+    /// In the groups of the lane's hub.
+    pub(super) memberships: Memberships,
+    /// Among the hub's users, where it has a user id.
+    pub(super) as_user: Memberships,
+}
+
+/// Most nodes have one upstream.
+pub(super) type Pins = SmallVec<[Pin; 1]>;
 
 /// Who a client is, from a verified token.
 pub(super) struct User {
     pub(super) id: Option<Box<str>>,
     /// Unix seconds.
     pub(super) expires: Option<u64>,
-    /// Claims for the app server: how many, and as the lane's protocol writes them.
-    pub(super) items: (u32, Box<[u8]>),
+    /// Claims for app servers, as each protocol that lanes speak writes them: how many, and their bytes.
+    pub(super) items: [(u32, Box<[u8]>); 2],
+    /// All of them, if filters look at them.
+    pub(super) claims: Option<Map<String, Value>>,
     /// From the connection's own request; what a message's `$headers` say does not change it.
     pub(super) is_connections: bool,
+}
+
+/// Claims, as a lane's protocol writes them.
+pub(super) fn items_of(user: Option<&User>, protocol: Protocol) -> Items<'_> {
+    user.map_or(Items::default(), |user| {
+        let (count, bytes) = &user.items[protocol as usize];
+        Items { count: *count, bytes }
+    })
 }
 
 /// A client whose socket comes and goes: an event stream with its POSTs, polls, a WebSocket with stateful reconnect.
@@ -343,4 +377,4 @@ pub(super) struct Link {
     pub(super) session: LaneSession,
 }
 
-const _: () = assert!(size_of::<Conn>() <= 256, "an idle client must stay small");
+const _: () = assert!(size_of::<Conn>() <= 264, "an idle client must stay small");

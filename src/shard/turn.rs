@@ -3,11 +3,11 @@ use super::lane::{LANE_SLOTS, Lane, lane_of};
 use super::socket::{Conn, Input, Life, Ops, Socket, Stage};
 use super::{Settings, Shard};
 use crate::bus::ShardOrder;
-use crate::ids::{SLOT_MAX, SlotKey, Time};
+use crate::ids::{SLOT_MAX, SlotKey, Time, UpstreamIndex};
 use crate::limits::*;
 use crate::mem::frames::FramePool;
 use crate::mem::slab::Slab;
-use crate::metrics::{Counter, Gauge, Histogram};
+use crate::metrics::{Counter, Gauge, Histogram, UpstreamGauge};
 use crate::session::fault::{End, LaneEnd};
 use crate::sys::{BufferGroup, Completion, Io, Op, Token};
 use core::time::Duration;
@@ -44,6 +44,7 @@ impl<I: Io> Shard<I> {
         self.on_orders(now);
         self.look();
         self.on_lanes(now);
+        self.tell_observers();
         self.end_clients(now);
         self.flush();
         self.end_clients(now);
@@ -62,7 +63,9 @@ impl<I: Io> Shard<I> {
         let lanes = self.lanes.iter().map(|lane| lane.next_wake(&self.settings)).min().unwrap_or(Time::NEVER);
         let stop = self.stopping.map_or(Time::NEVER, |until| until.min(self.io.now().after(Duration::from_millis(10))));
         // Rings on a machine that sleeps can miss nothing, but a bound keeps the published metrics fresh.
-        let fresh = self.io.now().after(Duration::from_secs(1));
+        let second = Duration::from_secs(1);
+        let fresh = if self.settings.upstreams.has_observers() { self.clock.until_second() } else { second };
+        let fresh = self.io.now().after(fresh);
         self.wheel.next().min(lanes).min(self.accept_again.unwrap_or(Time::NEVER)).min(stop).min(fresh)
     }
 
@@ -256,6 +259,7 @@ impl<I: Io> Shard<I> {
                     self.on_lane_up(now, index, socket, hub_id, early, tls);
                 }
                 ShardOrder::Connection(handover) => self.on_handover(now, *handover),
+                ShardOrder::Relay { place, record } => self.on_relayed(place, &record),
                 ShardOrder::Identity(identity) => self.on_new_keys(identity),
                 ShardOrder::Look { clients_max, answer } => self.on_look(clients_max, answer),
                 ShardOrder::LookAt { client, answer } => self.on_look_at(client, answer),
@@ -391,15 +395,22 @@ impl<I: Io> Shard<I> {
     }
 
     pub(super) fn publish(&mut self) {
-        let (mut clients, mut waiting, mut bytes, mut notices, mut groups, mut up) = (0, 0, 0, 0, 0, 0);
+        let (mut waiting, mut bytes, mut notices, mut up) = (0, 0, 0, 0);
         for lane in &self.lanes {
-            clients += u64::from(lane.clients);
             waiting += lane.waiting() as u64;
             bytes += u64::from(lane.waiting_bytes());
             notices += lane.notices() as u64;
-            groups += lane.groups.len() as u64;
             up += u64::from(lane.is_up());
         }
+        for index in 0..self.settings.upstreams.len() {
+            let lanes = || self.lanes.iter().filter(|lane| usize::from(lane.place.upstream.0) == index);
+            let upstream = UpstreamIndex(index as u8);
+            let pinned = lanes().map(|lane| u64::from(lane.clients)).sum();
+            self.metrics.set_upstream(upstream, UpstreamGauge::Clients, pinned);
+            self.metrics.set_upstream(upstream, UpstreamGauge::Queued, lanes().map(|lane| lane.waiting() as u64).sum());
+        }
+        let groups = self.hubs.iter().map(|hub| hub.groups.len() as u64).sum();
+        let clients = u64::from(self.clients);
         let metrics = &mut self.metrics;
         metrics.add(Counter::Turns, 1);
         metrics.set(Gauge::Clients, clients);

@@ -21,8 +21,9 @@ use super::plane::State;
 use crate::bus::sight::{PinDetail, Sight};
 use crate::bus::{Sender, ShardOrder};
 use crate::config::Config;
-use crate::ids::{LaneKey, OriginKey, ShardId, UpstreamIndex, base64url};
+use crate::ids::{ID_BYTES, LaneIndex, LaneKey, OriginKey, ShardId, UpstreamIndex, base64url};
 use crate::limits::{LOOK_KEPT_MS, LOOK_MS, PEERS_MAX, PICTURE_CLIENTS_MAX};
+use crate::metrics::process::ProcessStats;
 use crate::metrics::{Counter, Gauge, Published};
 use crate::proto::http::Head;
 use crate::session::routing::UpstreamKind;
@@ -33,6 +34,7 @@ use std::borrow::Cow;
 use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr};
 use std::rc::Rc;
+use std::sync::Arc;
 use std::time::Instant;
 use tokio::sync::{Mutex, oneshot};
 use tokio::time::timeout_at;
@@ -128,6 +130,7 @@ type Kept<T> = Mutex<Option<(Instant, Rc<T>)>>;
 pub(super) struct Picture {
     ground: Ground,
     shards: Vec<Sender<ShardOrder>>,
+    process: Arc<ProcessStats>,
     state: Rc<State>,
     node: Kept<NodeShown>,
     peers: Kept<Vec<NodeShown>>,
@@ -136,9 +139,14 @@ pub(super) struct Picture {
 }
 
 impl Picture {
-    pub(super) fn new(ground: Ground, shards: Vec<Sender<ShardOrder>>, state: Rc<State>) -> Picture {
+    pub(super) fn new(
+        ground: Ground,
+        shards: Vec<Sender<ShardOrder>>,
+        process: Arc<ProcessStats>,
+        state: Rc<State>,
+    ) -> Picture {
         let (node, peers) = (Mutex::default(), Mutex::default());
-        Picture { ground, shards, state, node, peers, known: RefCell::default() }
+        Picture { ground, shards, process, state, node, peers, known: RefCell::default() }
     }
 
     /// The whole answer to a request for one of the picture's paths; without its body to a HEAD.
@@ -214,16 +222,16 @@ impl Picture {
             // One that is stuck or has ended shows nothing; the rest is no worse for it.
             sights.push(timeout_at(deadline, sight).await.ok().and_then(Result::ok).unwrap_or_default());
         }
-        let states: HashMap<LaneKey, &'static str> =
-            state.lanes.borrow().iter().map(|(lane, state)| (*lane, state.label())).collect();
+        let states: HashMap<(u16, u16), &'static str> =
+            state.lane_infos().into_iter().map(|lane| ((lane.shard, lane.lane), lane.state.label())).collect();
         let mut lanes = Vec::new();
         for (shard, (places, sight)) in ground.lanes.iter().zip(&sights).enumerate() {
             for (index, app_server) in places.iter().enumerate() {
-                let key = lane_key(shard, index);
+                let key = (shard as u16, index as u16);
                 let lane = sight.lanes.get(index).copied().unwrap_or_default();
                 lanes.push(LaneShown {
-                    shard: shard as u16,
-                    lane: index as u16,
+                    shard: key.0,
+                    lane: key.1,
                     app_server: *app_server,
                     state: states.get(&key).copied().unwrap_or("waiting").into(),
                     clients: lane.clients,
@@ -236,7 +244,7 @@ impl Picture {
         let clients = sights.iter().map(|sight| sight.clients).sum();
         let mut sample = interleave(sights.into_iter().map(|sight| sight.shown).collect());
         sample.truncate(PICTURE_CLIENTS_MAX as usize);
-        let usage = state.process.get();
+        let usage = self.process.get();
         let hundredths = |value: Option<u64>| value.map(|value| value as f64 / 100.0);
         NodeShown {
             id: ground.id.clone(),
@@ -382,7 +390,7 @@ const RECEIVED: [Counter; 3] = [Counter::ClientRequestVm, Counter::ClientUpdateV
 const SENT: [Counter; 4] =
     [Counter::DeliveredOne, Counter::DeliveredMany, Counter::DeliveredGroup, Counter::DeliveredUsers];
 
-fn sum(published: &[std::sync::Arc<Published>], counters: &[Counter]) -> u64 {
+fn sum(published: &[Arc<Published>], counters: &[Counter]) -> u64 {
     published.iter().flat_map(|published| counters.iter().map(|counter| published.counter(*counter))).sum()
 }
 
@@ -400,7 +408,7 @@ fn ask_shard(orders: &Sender<ShardOrder>, clients_max: u32) -> oneshot::Receiver
 }
 
 fn lane_key(shard: usize, index: usize) -> LaneKey {
-    LaneKey { shard: ShardId(shard as u8), index: crate::ids::LaneIndex(index as u16) }
+    LaneKey { shard: ShardId(shard as u8), index: LaneIndex(index as u16) }
 }
 
 fn origin_text(id: &[u8]) -> String {
@@ -423,7 +431,7 @@ fn clients_max(head: &Head<'_>) -> Result<u32, &'static str> {
 }
 
 fn is_id(text: &str) -> bool {
-    text.len() == crate::ids::ID_BYTES && text.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_'))
+    text.len() == ID_BYTES && text.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_'))
 }
 
 /// Is this `Host` one that no stranger can have a page under? An IP address, `localhost`, a name without a dot, or one of the domains

@@ -168,6 +168,28 @@ pub fn write_exception(to: Protocol, vm_id: &[u8], exception_type: &str, message
     }
 }
 
+/// Appends what dotNetify answers to the request of a view model it does not know (contract 5.1); `ending` follows the name.
+pub fn write_unknown_vm(to: Protocol, vm_id: &[u8], ending: &str, out: &mut Vec<u8>) {
+    const BEFORE: &[u8] = b"{\"ExceptionType\":\"Exception\",\"Message\":\"[dotNetify] ERROR: '";
+    // A JSON string's contents are those of another's.
+    let name = vm_id.strip_prefix(b"\"").and_then(|rest| rest.strip_suffix(b"\"")).unwrap_or_default();
+    let parts = [BEFORE, name, b"' ", ending.as_bytes(), b"\"}"];
+    match to {
+        Protocol::Json => {
+            out.extend_from_slice(CLIENT_HEAD);
+            out.extend_from_slice(vm_id);
+            out.extend_from_slice(b",\"");
+            parts.into_iter().for_each(|part| json::escape(part, out));
+            out.push(b'"');
+            out.extend_from_slice(CLIENT_TAIL);
+        }
+        Protocol::MessagePack => write_message_pack(out, |out| {
+            transcode::to_text(vm_id, out);
+            write::text_with(out, |out| parts.into_iter().for_each(|part| out.extend_from_slice(part)));
+        }),
+    }
+}
+
 /// `[1, {}, nil, "Response_VM", [[vm, data]], []]`, of which `f` appends vm and data.
 fn write_message_pack(out: &mut Vec<u8>, f: impl FnOnce(&mut Vec<u8>)) {
     msgpack::write_record(out, |out| {

@@ -171,6 +171,10 @@ pub mod write {
     pub fn uint(number: u64, out: &mut Vec<u8>) {
         with(out, |out| encode::write_uint(out, number));
     }
+    /// In 64 bits.
+    pub fn float(number: f64, out: &mut Vec<u8>) {
+        with(out, |out| encode::write_f64(out, number));
+    }
     pub fn boolean(value: bool, out: &mut Vec<u8>) {
         with(out, |out| encode::write_bool(out, value));
     }

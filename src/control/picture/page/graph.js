@@ -39,6 +39,8 @@ export class Graph {
   #litUntil = 0;
   #view = { x: 0, y: 0, scale: 1 };
   #fits = true;
+  /** The scale that shows everything. */
+  #fitScale = 1;
   #frame = 0;
   #size = [1, 1];
   #pixels = 1;
@@ -117,18 +119,19 @@ export class Graph {
       if (!before) this.#heat = 1;
       return body;
     };
+    const isNarrow = this.#size[0] < 600;
     shown.nodes.forEach((node, at) => {
       const body = place(node.key, "node", at, shown.nodes.length);
+      const clients = `${node.clients.toLocaleString("en")} clients`;
       body.trouble = Boolean(node.trouble);
-      body.lines = node.trouble
-        ? [node.name, "unreachable"]
-        : [node.name, `${node.clients.toLocaleString("en")} clients · ↑ ${short(node.in)}/s · ↓ ${short(node.out)}/s`];
+      body.lines = [node.name, node.trouble ? "unreachable" : isNarrow ? clients : `${clients} · ↑ ${short(node.in)}/s · ↓ ${short(node.out)}/s`];
     });
     shown.apps.forEach((app, at) => {
       const body = place(app.url, "app", at, shown.apps.length);
       body.down = app.up === 0;
       body.observer = app.kind === "observer";
-      body.lines = [app.upstream, app.url.replace(/^\w+:\/\//, ""), `${app.up} of ${app.lanes} lanes up`];
+      const lanes = `${app.up} of ${app.lanes} lanes up`;
+      body.lines = isNarrow ? [app.upstream, lanes] : [app.upstream, app.url.replace(/^\w+:\/\//, ""), lanes];
     });
     for (const [key, body] of old) {
       if (!this.#bodies.has(key)) {
@@ -185,14 +188,16 @@ export class Graph {
   /** One step of nodes and app servers. Gravity is weaker along the longer side of the picture, so that its room is used. */
   #stepBodies() {
     const bodies = [...this.#bodies.values()];
+    const heat = this.#heat;
     const [width, height] = this.#size;
-    const aspect = Math.min(3, Math.max(1 / 3, width / height));
-    for (const link of this.#links) {
-      const { from, to } = link;
+    const aspect = Math.min(3, Math.max(1 / 3, width / height)) ** 2;
+    // Labels have the same size at every scale: what they need between two bodies grows as the picture shrinks.
+    const labels = 46 / Math.min(1.5, this.#fitScale);
+    for (const { from, to } of this.#links) {
       const dx = to.x - from.x;
       const dy = to.y - from.y;
       const distance = Math.hypot(dx, dy) || 1;
-      const pull = ((distance - from.room - 90) / distance) * 0.06 * this.#heat;
+      const pull = ((distance - from.room - 40 - labels) / distance) * 0.06 * heat;
       from.dx += dx * pull;
       from.dy += dy * pull;
       to.dx -= dx * pull;
@@ -205,15 +210,16 @@ export class Graph {
         let dy = b.y - a.y;
         if (!dx && !dy) [dx, dy] = [at + 1, other];
         const distance = Math.hypot(dx, dy);
-        const room = a.room + b.room + 56;
-        const push = (Math.max(0, room - distance) / distance) * 0.35 + (this.#heat * 900) / (distance * distance);
+        // Labels stand below: beside each other two bodies need less room than above each other.
+        const room = a.room + b.room + 14 + labels * (0.5 + Math.abs(dy) / distance);
+        const push = ((Math.max(0, room - distance) / distance) * 0.4 + 900 / (distance * distance)) * Math.min(1, heat * 4);
         a.dx -= dx * push * 0.5;
         a.dy -= dy * push * 0.5;
         b.dx += dx * push * 0.5;
         b.dy += dy * push * 0.5;
       }
-      a.dx -= a.x * 0.012 * this.#heat / Math.sqrt(aspect);
-      a.dy -= a.y * 0.012 * this.#heat * aspect;
+      a.dx -= (a.x * 0.014 * heat) / aspect;
+      a.dy -= a.y * 0.014 * heat * aspect;
     });
     for (const body of bodies) {
       body.dx *= 0.62;
@@ -221,7 +227,7 @@ export class Graph {
       body.x += body.dx;
       body.y += body.dy;
     }
-    this.#heat = this.#heat < 0.004 ? 0 : this.#heat * 0.978;
+    this.#heat = heat < 0.004 ? 0 : heat * 0.978;
   }
 
   /** One step of the clients; all of them rest when none is off its seat. */
@@ -303,9 +309,11 @@ export class Graph {
     }
     if (left > right) return false;
     const [width, height] = this.#size;
-    // Labels need room below; above stands how many are shown.
-    const scale = Math.min(2.4, (width - 48) / (right - left), (height - 150) / (bottom - top));
-    const wanted = { x: (left + right) / 2, y: (top + bottom) / 2 + 10 / scale, scale };
+    // Labels need room below, above stands how many are shown, and at the bottom the legend.
+    const [above, below] = [34, 88];
+    const scale = Math.min(2.4, (width - 40) / (right - left), (height - above - below) / (bottom - top));
+    this.#fitScale = scale;
+    const wanted = { x: (left + right) / 2, y: (top + bottom) / 2 + (below - above) / 2 / scale, scale };
     const view = this.#view;
     const off = Math.abs(wanted.x - view.x) + Math.abs(wanted.y - view.y) + Math.abs(wanted.scale / view.scale - 1) * 200;
     if (off < 0.3) return false;
@@ -321,6 +329,10 @@ export class Graph {
 
   #bodyRadius(body) {
     return Math.max(body.kind === "node" ? 11 : 8, (body.kind === "node" ? NODE : APP) * this.#view.scale);
+  }
+
+  #dotRadius() {
+    return Math.min(6, Math.max(1.35, 3.3 * this.#view.scale));
   }
 
   #drawBase() {
@@ -343,7 +355,7 @@ export class Graph {
     context.stroke();
     context.globalAlpha = 1;
 
-    const radius = Math.min(6, Math.max(1.3, 2.5 * scale));
+    const radius = this.#dotRadius();
     this.#dots(this.#clients.values(), radius, colours.client);
     if (this.#matches) this.#dots(this.#matches, radius + 1.5, colours.accent);
     for (const link of this.#links) this.#drawLink(link);
@@ -483,7 +495,8 @@ export class Graph {
 
     const edges = { in: new Path2D(), out: new Path2D() };
     const points = { in: new Path2D(), out: new Path2D() };
-    const size = Math.min(3.4, Math.max(1.7, 2.6 * scale));
+    const size = Math.min(4, Math.max(2, 3.2 * scale));
+    const dot = this.#dotRadius();
     for (const client of this.#clients.values()) {
       if (!client.in && !client.out) continue;
       const age = now - client.at - client.phase * 1000;
@@ -497,6 +510,7 @@ export class Graph {
         if (part <= 0 || part >= 1) continue;
         edges[way].moveTo(x, y);
         edges[way].lineTo(bodyX, bodyY);
+        if (still || part < 0.5 === (way === "in")) points[way].rect(x - dot, y - dot, dot * 2, dot * 2);
         if (still) continue;
         const eased = part * part * (3 - 2 * part);
         const along = way === "in" ? eased : 1 - eased;
@@ -505,7 +519,7 @@ export class Graph {
     }
     context.lineWidth = 0.9;
     for (const way of ["in", "out"]) {
-      context.globalAlpha = 0.3;
+      context.globalAlpha = 0.38;
       context.strokeStyle = context.fillStyle = colours[way];
       context.stroke(edges[way]);
       context.globalAlpha = 1;

@@ -162,7 +162,7 @@ async function panel() {
   const app = shown.apps.find((app) => app.url === key);
   if (app) {
     body.replaceChildren(
-      list([["url", app.url], ["upstream", app.upstream], ["clients", count(app.clients)], ["to it", `${rate(app.in)} /s`], ["from it", `${rate(app.out)} /s`], ["lanes up", `${count(app.up)} of ${count(app.lanes)}`]]),
+      list([["url", app.url], ["upstream", app.upstream], ["clients", count(app.clients)], ["to it", `${rate(app.in)}/s`], ["from it", `${rate(app.out)}/s`], ["lanes up", `${count(app.up)} of ${count(app.lanes)}`]]),
     );
   }
 }
@@ -176,9 +176,9 @@ function nodeDetail(node) {
       ["clients connect to", node.url],
       ["admin", node.admin],
       ["clients", node.sample.length < node.clients ? `${count(node.clients)}, ${count(node.sample.length)} shown` : count(node.clients)],
-      ["from clients", `${rate(node.in)} /s`],
-      ["to clients", `${rate(node.out)} /s`],
-      ["CPU", node.cpu === null ? "unknown" : `${percent(node.cpu)} of the machine's ${percent(node.machine_cpu)}`],
+      ["from clients", `${rate(node.in)}/s`],
+      ["to clients", `${rate(node.out)}/s`],
+      ["CPU", node.cpu === null ? "unknown" : `${percent(node.cpu)}; the machine ${percent(node.machine_cpu)}`],
       ["memory", megabytes(node.memory)],
     ]),
     heading("Upstreams"),
@@ -202,7 +202,7 @@ async function client(id) {
 function clientDetail(detail, nodeName) {
   const before = lastDetail?.id === detail.id ? lastDetail : null;
   const ms = before ? detail.at_ms - before.at_ms : 0;
-  const each = (now, was) => (ms > 0 ? `${count(now)} · ${rate((((now - was) >>> 0) * 1000) / ms)} /s` : count(now));
+  const each = (now, was) => (ms > 0 ? `${count(now)} (${rate((((now - was) >>> 0) * 1000) / ms)}/s)` : count(now));
   lastDetail = detail;
   const views = names(detail.view_models, detail.view_model_count);
   const parts = [

@@ -1,0 +1,334 @@
+//! Which upstreams a client's request goes to, and on which of their lanes (contract 5).
+//!
+//! ```text
+//! request -> live view models or filters -> upstreams -> for each: the client's lane -> onto the lane, or into the queue in front of it
+//! ```
+//! The upstream that halts answers, so its refusal is the client's; what a mirror or an Observer cannot take is counted and forgotten.
+use super::client::ClientSide;
+use super::lane::{From, Lane, Message, Shown};
+use super::socket::{Pin, User, items_of};
+use super::upstreams::{self, Hub};
+use super::{Settings, Shard};
+use crate::filter::Facts;
+use crate::ids::{HubId, LaneIndex, SlotKey, UpstreamIndex};
+use crate::metrics::{Counter, UpstreamCounter};
+use crate::proto::dotnetify::context::Tail;
+use crate::proto::dotnetify::request::{Call, Request};
+use crate::proto::dotnetify::telemetry::Telemetry;
+use crate::proto::signalr::json;
+use crate::session::fault::Refusal;
+use crate::session::routing::{Dispatch, HubScope};
+use crate::session::views::{Opened, Upstreams};
+use crate::sys::Io;
+use std::borrow::Cow;
+use tracing::warn;
+
+impl ClientSide<'_> {
+    /// Sends a request on its way to everyone whom it concerns.
+    pub(super) fn route(&mut self, request: &Request, record: &[u8]) -> Result<(), Refusal> {
+        let message = Message {
+            call: request.call,
+            vm_id: request.vm_id.of(record),
+            argument: request.argument.map(|argument| argument.of(record)),
+        };
+        let name = plain(message.vm_id);
+        let routes = &self.gate.settings.upstreams.routes;
+        let live = match (message.call, routes.plain()) {
+            // It goes where everything goes.
+            (Call::UpdateVm, Some(all)) => Some(all),
+            (Call::RequestVm | Call::UpdateVm, _) => self.views.upstreams(*self.list, &name),
+            (Call::DisposeVm, _) => Some(self.views.close(self.list, &name)).filter(|live| !live.is_empty()),
+        };
+        let chosen = match (live, routes.plain()) {
+            (Some(live), _) => live,
+            (None, Some(all)) => all,
+            (None, None) => self.choose(message),
+        };
+        let is_answered = routes.answering(chosen).is_some();
+        let is_new = message.call == Call::RequestVm && live.is_none() && is_answered;
+        if is_new && self.views.open(self.list, &name, chosen) == Opened::TooMany {
+            return Err(Refusal::TooManyViews);
+        }
+        let sent = self.send(chosen, message);
+        if is_new && sent.is_err() {
+            self.views.cancel(self.list, &name);
+        }
+        if is_answered {
+            return sent;
+        }
+        // dotNetify answers requests only; updates of what it does not know are logged (contract 5.1).
+        match message.call {
+            Call::RequestVm => {
+                self.gate.metrics.add(Counter::UnroutedRequestVm, 1);
+                return Err(Refusal::Unrouted);
+            }
+            Call::UpdateVm => self.gate.metrics.add(Counter::UnroutedUpdateVm, 1),
+            Call::DisposeVm => self.gate.metrics.add(Counter::UnroutedDisposeVm, 1),
+        }
+        Ok(())
+    }
+
+    fn choose(&mut self, message: Message<'_>) -> Upstreams {
+        let user = self.user.as_deref();
+        let facts = Facts {
+            call: message.call,
+            vm_id: message.vm_id,
+            connection_id: core::str::from_utf8(&self.origin.0).unwrap_or_default(),
+            user: user.and_then(|user| user.id.as_deref()),
+            path: self.seen.map_or("", |seen| &seen.path),
+            headers: self.seen.map_or(&[], |seen| &seen.headers),
+            claims: user.and_then(|user| user.claims.as_ref()),
+            data: message.argument,
+        };
+        let upstreams = &self.gate.settings.upstreams;
+        let (metrics, quiet, now) = (&mut *self.gate.metrics, &mut *self.quiet, self.now);
+        upstreams.routes.choose(&facts, |index, error| {
+            metrics.add(Counter::FilterErrors, 1);
+            if let Some(suppressed) = quiet.admit(now) {
+                warn!(
+                    upstream = upstreams.get(index).name,
+                    "its filter cannot be evaluated for a message, which does not go there: {}{suppressed}", error.0
+                );
+            }
+        })
+    }
+
+    /// Onto the lanes of all of them. The result is that of the upstream that answers.
+    fn send(&mut self, chosen: Upstreams, message: Message<'_>) -> Result<(), Refusal> {
+        let upstreams = &self.gate.settings.upstreams;
+        let answering = upstreams.routes.answering(chosen);
+        let mut result = Ok(());
+        for index in chosen.each().filter(|index| !upstreams.routes.is_observer(*index)) {
+            let sent = self.send_to(index, message);
+            let counter = match (Some(index) == answering, &sent) {
+                (true, Ok(())) => UpstreamCounter::Forwarded,
+                (false, Ok(())) => UpstreamCounter::Mirrored,
+                (true, Err(_)) => {
+                    result = sent;
+                    continue;
+                }
+                (false, Err(_)) => UpstreamCounter::DroppedFull,
+            };
+            self.gate.metrics.add_upstream(UpstreamIndex(index as u8), counter, 1);
+        }
+        // Last, because they are to know the client by the hub id that the app server knows (contract 7.2).
+        for index in chosen.each().filter(|index| upstreams.routes.is_observer(*index)) {
+            self.show_to(index, answering, message);
+        }
+        result
+    }
+
+    fn send_to(&mut self, upstream: usize, message: Message<'_>) -> Result<(), Refusal> {
+        let pinned = self.pinned(upstream);
+        let lane = match self.gate.settings.upstreams.get(upstream).dispatch {
+            Dispatch::Client => pinned,
+            Dispatch::Message => self.next_lane(pinned),
+        };
+        let shown = Shown {
+            context: Tail::Client {
+                connection: self.connection,
+                headers: self.gate.settings.upstreams.headers(upstream, self.headers),
+            },
+            items: items_of(self.user.as_deref(), self.gate.settings.upstreams.get(upstream).protocol),
+        };
+        let from = From { client: self.socket.key, origin: &self.origin, shown };
+        let on_lane = self.lanes[lane].request(self.now, from, message, &mut self.gate)?;
+        self.pins[upstream].forwarded |= on_lane;
+        Ok(())
+    }
+
+    fn show_to(&mut self, observer: usize, answering: Option<usize>, message: Message<'_>) {
+        let hub_id = answering.and_then(|index| self.hub_id_at(index)).or_else(|| self.hub_id());
+        let lane = self.pinned(observer);
+        let upstreams = &self.gate.settings.upstreams;
+        let shown = Shown {
+            context: Tail::Client { connection: self.connection, headers: upstreams.headers(observer, self.headers) },
+            items: Default::default(),
+        };
+        let from = From { client: self.socket.key, origin: &self.origin, shown };
+        let seen = self.lanes[lane].observe(from, message, hub_id.as_ref(), &mut self.gate);
+        self.pins[observer].forwarded |= seen;
+        let counter = match (seen, self.lanes[lane].is_up()) {
+            (true, _) => UpstreamCounter::Mirrored,
+            (false, true) => UpstreamCounter::DroppedFull,
+            (false, false) => UpstreamCounter::DroppedDown,
+        };
+        self.gate.metrics.add_upstream(UpstreamIndex(observer as u8), counter, 1);
+    }
+
+    /// What an app server knows the client's lane by.
+    fn hub_id_at(&self, upstream: usize) -> Option<HubId> {
+        self.lanes[usize::from(self.pins[upstream].lane?.0)].hub_id().copied()
+    }
+
+    /// The same at the first app server that knows the client.
+    fn hub_id(&self) -> Option<HubId> {
+        let routes = &self.gate.settings.upstreams.routes;
+        (0..self.pins.len()).filter(|index| !routes.is_observer(*index)).find_map(|index| self.hub_id_at(index))
+    }
+
+    /// The client's lane to an upstream: chosen with its first message, and kept.
+    fn pinned(&mut self, upstream: usize) -> usize {
+        let pin = &self.pins[upstream];
+        if let Some(lane) = pin.lane {
+            let index = usize::from(lane.0);
+            let lane = &self.lanes[index];
+            // What waits in front of it may be this client's, and overtaking it would break its order. Who never reached the app
+            // server need not wait for a lane that is down while another is up.
+            let is_expected =
+                lane.waiting() > 0 || lane.notices() > 0 && !self.gate.settings.upstreams.routes.is_answering(upstream);
+            if pin.forwarded || lane.is_up() || is_expected {
+                return index;
+            }
+        }
+        let chosen = choose_lane(self.lanes, self.gate.settings, upstream);
+        self.pins[upstream].repin(self.socket.key, Some(chosen), self.user.as_deref(), self.lanes, self.hubs);
+        chosen
+    }
+
+    /// One lane after the other of those that lead where the client's own does (contract 4.1).
+    fn next_lane(&mut self, pinned: usize) -> usize {
+        let siblings = upstreams::siblings(&self.gate.settings.lanes, LaneIndex(pinned as u16));
+        if !self.pins_reached(pinned) {
+            // The first message says where the client belongs.
+            return pinned;
+        }
+        for _ in 0..siblings.len() {
+            *self.next_lane = self.next_lane.wrapping_add(1);
+            let lane = siblings.start + *self.next_lane % siblings.len();
+            if self.lanes[lane].is_free() {
+                return lane;
+            }
+        }
+        pinned
+    }
+
+    fn pins_reached(&self, lane: usize) -> bool {
+        self.pins[usize::from(self.lanes[lane].place.upstream.0)].forwarded
+    }
+
+    /// Tells every upstream that has seen the client that it is gone; on its lane, behind its messages, or on another that leads to the
+    /// same app server if its own is lost.
+    pub(super) fn leave_upstreams(&mut self) {
+        for upstream in 0..self.pins.len() {
+            let Pin { lane: Some(lane), forwarded: true, .. } = self.pins[upstream] else { continue };
+            let mut index = usize::from(lane.0);
+            if !self.lanes[index].is_up() {
+                let siblings = upstreams::siblings(&self.gate.settings.lanes, lane);
+                index = siblings.into_iter().find(|index| self.lanes[*index].is_up()).unwrap_or(index);
+            }
+            let upstreams = &self.gate.settings.upstreams;
+            let shown = Shown {
+                context: Tail::Client {
+                    connection: self.connection,
+                    headers: upstreams.headers(upstream, self.headers),
+                },
+                items: items_of(self.user.as_deref(), upstreams.get(upstream).protocol),
+            };
+            let hub_id = if upstreams.routes.is_observer(upstream) { self.hub_id() } else { None };
+            self.lanes[index].disconnected(&self.origin, hub_id.as_ref(), shown, &mut self.gate);
+        }
+    }
+}
+
+impl Pin {
+    /// To another lane, or none: the client leaves the old one's hub, and is a user of the new one's.
+    pub(super) fn repin(
+        &mut self,
+        client: SlotKey,
+        lane: Option<usize>,
+        user: Option<&User>,
+        lanes: &mut [Lane],
+        hubs: &mut [Hub],
+    ) {
+        if let Some(old) = self.lane {
+            let old = &mut lanes[usize::from(old.0)];
+            old.clients -= 1;
+            hubs[old.hub].groups.leave_all(&mut self.memberships);
+            hubs[old.hub].users.leave_all(&mut self.as_user);
+        }
+        self.lane = lane.map(|lane| LaneIndex(lane as u16));
+        let Some(lane) = lane else { return };
+        lanes[lane].clients += 1;
+        self.name(client, user, &lanes[lane], hubs);
+    }
+
+    /// The client's user, from now on: its id leads to it in a `SendToUsersAsync`.
+    pub(super) fn name(&mut self, client: SlotKey, user: Option<&User>, lane: &Lane, hubs: &mut [Hub]) {
+        let users = &mut hubs[lane.hub].users;
+        users.leave_all(&mut self.as_user);
+        if let Some(id) = user.and_then(|user| user.id.as_ref()) {
+            users.join(client, &mut self.as_user, id.as_bytes());
+        }
+    }
+}
+
+/// The lane for a client that is new to an upstream. Among the urls with a lane that is up, or among all if there is none, the one with
+/// the fewest clients for its weight; of its lanes the one with the fewest.
+fn choose_lane(lanes: &[Lane], settings: &Settings, upstream: usize) -> usize {
+    let weights = &settings.upstreams.get(upstream).weights;
+    let own = || lanes.iter().enumerate().filter(|(_, lane)| usize::from(lane.place.upstream.0) == upstream);
+    let load = |url: usize| {
+        let clients: u64 =
+            own().filter(|(_, lane)| usize::from(lane.place.url) == url).map(|(_, l)| u64::from(l.clients)).sum();
+        // Of two urls with the same number of clients for their weight the heavier is first.
+        (clients + 1) * 1_000_000 / u64::from(weights[url].max(1))
+    };
+    let best = own().min_by_key(|(_, lane)| (!lane.is_up(), load(usize::from(lane.place.url)), lane.clients));
+    best.map(|(index, _)| index).expect("each shard has a lane to each url")
+}
+
+/// A JSON string's text.
+fn plain(raw: &[u8]) -> Cow<'_, [u8]> {
+    let contents = raw.strip_prefix(b"\"").and_then(|rest| rest.strip_suffix(b"\"")).unwrap_or(raw);
+    if memchr::memchr(b'\\', contents).is_none() {
+        return Cow::Borrowed(contents);
+    }
+    let mut text = Vec::with_capacity(contents.len());
+    json::unescape(contents, &mut text);
+    Cow::Owned(text)
+}
+
+impl<I: Io> Shard<I> {
+    /// Once a second, on the second, Observers are told how the process does, under each hub id that they see clients behind. (contract
+    /// 7.2).
+    pub(super) fn tell_observers(&mut self) {
+        let second = self.clock.unix_seconds();
+        if !self.settings.upstreams.has_observers() || second == self.told_second {
+            return;
+        }
+        self.told_second = second;
+        let Shard { lanes, frames, dirty, random, clock, metrics, settings, .. } = self;
+        let settings = &*settings;
+        let usage = settings.process.get();
+        let telemetry = Telemetry {
+            process_cpu: usage.process_cpu,
+            total_cpu: usage.total_cpu,
+            process_memory: usage.process_memory,
+            total_memory: usage.total_memory,
+        };
+        let mut hub_ids = Vec::new();
+        for lane in lanes.iter() {
+            let (upstream, index) = (settings.upstreams.of(lane.place), usize::from(lane.place.upstream.0));
+            // What all shards share the first one tells.
+            let is_told_elsewhere = upstream.hub_scope == HubScope::Node && settings.shard.0 != 0;
+            if let Some(hub_id) = lane.hub_id()
+                && !settings.upstreams.routes.is_observer(index)
+                && !is_told_elsewhere
+                && !hub_ids.contains(hub_id)
+            {
+                hub_ids.push(*hub_id);
+            }
+        }
+        let mut gate = super::lane::Gate { settings, frames, dirty, random, clock, metrics };
+        let mut told = Upstreams::default();
+        for lane in lanes.iter_mut() {
+            let index = usize::from(lane.place.upstream.0);
+            if !settings.upstreams.routes.is_observer(index) || told.has(index) || !lane.is_up() {
+                continue;
+            }
+            told.add(index);
+            hub_ids.iter().for_each(|hub_id| lane.report(hub_id, &telemetry, &mut gate));
+        }
+    }
+}

@@ -1,0 +1,189 @@
+//! Upstreams as a shard knows them: what its lanes speak, what they show of clients, and who shares a hub id.
+use crate::ids::{LaneIndex, LanePlace};
+use crate::limits::CONTEXT_BYTES_MAX;
+use crate::proto::dotnetify::context::{self, HeaderPolicy, Peer, Prepared};
+use crate::proto::signalr::Protocol;
+use crate::session::groups::Groups;
+use crate::session::routing::{Dispatch, HubScope, Route, Routes, UpstreamKind};
+use core::ops::Range;
+
+/// One of the configuration's upstreams.
+#[derive(Clone, Debug)]
+pub struct Upstream {
+    /// For the log.
+    pub name: String,
+    pub route: Route,
+    pub protocol: Protocol,
+    /// Largest record it takes (its `MaximumReceiveMessageSize`).
+    pub message_bytes_max: u32,
+    pub forward_headers: HeaderPolicy,
+    /// In place of what clients say in their `Host`.
+    pub shown_host: Option<String>,
+    pub dispatch: Dispatch,
+    pub hub_scope: HubScope,
+    /// Of each url, at least 1.
+    pub weights: Vec<u16>,
+}
+
+/// The upstreams of a shard with what follows from them.
+#[derive(Clone, Debug)]
+pub struct Upstreams {
+    all: Vec<Upstream>,
+    pub(super) routes: Routes,
+    /// The different ways in which clients are shown.
+    views: Vec<View>,
+    /// Which of them an upstream gets.
+    view_of: Vec<usize>,
+}
+
+/// What a context's headers depend on.
+#[derive(Clone, Debug, PartialEq)]
+struct View {
+    protocol: Protocol,
+    forward_headers: HeaderPolicy,
+    shown_host: Option<String>,
+}
+
+impl Upstreams {
+    /// In the order of the configuration; at least one.
+    pub fn new(all: Vec<Upstream>) -> Upstreams {
+        let (mut views, mut view_of) = (Vec::new(), Vec::new());
+        for upstream in &all {
+            let view = View {
+                protocol: upstream.protocol,
+                forward_headers: upstream.forward_headers.clone(),
+                shown_host: upstream.shown_host.clone(),
+            };
+            let known = views.iter().position(|known| *known == view);
+            view_of.push(known.unwrap_or(views.len()));
+            if known.is_none() {
+                views.push(view);
+            }
+        }
+        let routes = Routes::new(all.iter().map(|upstream| upstream.route.clone()).collect());
+        Upstreams { all, routes, views, view_of }
+    }
+
+    pub(super) fn has_observers(&self) -> bool {
+        self.all.iter().any(|upstream| upstream.route.kind == UpstreamKind::Observer)
+    }
+
+    /// What filters are to know of the request that begins a client.
+    pub(super) fn seen(&self, path: &str, headers: &[(&str, &[u8])]) -> Option<Box<Seen>> {
+        let needs = self.routes.needs();
+        if !needs.headers && !needs.path {
+            return None;
+        }
+        let mut kept: Vec<(Box<str>, Box<str>)> = Vec::new();
+        for (name, value) in headers.iter().filter(|_| needs.headers) {
+            let (name, value) = (name.to_ascii_lowercase(), String::from_utf8_lossy(value));
+            // RFC 9110 section 5.3: several of one name are a list.
+            match kept.iter_mut().find(|(known, _)| **known == *name) {
+                Some((_, values)) => *values = format!("{values}, {value}").into(),
+                None => kept.push((name.into(), value.into())),
+            }
+        }
+        Some(Box::new(Seen { path: path.into(), headers: kept.into() }))
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.all.len()
+    }
+
+    pub(super) fn get(&self, index: usize) -> &Upstream {
+        &self.all[index]
+    }
+
+    pub(super) fn of(&self, place: LanePlace) -> &Upstream {
+        self.get(usize::from(place.upstream.0))
+    }
+
+    /// What all lanes together speak.
+    pub(super) fn speaks(&self, protocol: Protocol) -> bool {
+        self.all.iter().any(|upstream| upstream.protocol == protocol)
+    }
+
+    /// Prepares what upstreams are shown of a client: the values of its connection, and the headers in every way one of them is shown
+    /// them, ready for `headers`. The second is whether any had to be left out.
+    pub(super) fn show(&self, peer: &Peer<'_>) -> (Box<[u8]>, Vec<u8>, bool) {
+        let mut connection = Box::default();
+        let (mut shown, mut shortened) = (Vec::new(), false);
+        for view in &self.views {
+            let (prepared, short) = view.prepare(peer);
+            shortened |= short;
+            if self.views.len() > 1 {
+                shown.extend_from_slice(&(prepared.headers.len() as u32).to_ne_bytes());
+            }
+            shown.extend_from_slice(&prepared.headers);
+            connection = prepared.connection;
+        }
+        (connection, shown, shortened)
+    }
+
+    /// An upstream's part of what `show` prepared.
+    pub(super) fn headers<'a>(&self, upstream: usize, mut shown: &'a [u8]) -> &'a [u8] {
+        if self.views.len() == 1 {
+            return shown;
+        }
+        let mut skip = self.view_of[upstream];
+        loop {
+            let Some((length, rest)) = shown.split_first_chunk() else { return &[] };
+            let (headers, rest) = rest.split_at(u32::from_ne_bytes(*length) as usize);
+            if skip == 0 {
+                return headers;
+            }
+            (skip, shown) = (skip - 1, rest);
+        }
+    }
+}
+
+impl View {
+    fn prepare(&self, peer: &Peer<'_>) -> (Prepared, bool) {
+        let bytes = |prepared: &Prepared| prepared.connection.len() + prepared.headers.len();
+        let prepared = self.prepare_with(peer, |_| true);
+        if bytes(&prepared) <= CONTEXT_BYTES_MAX {
+            return (prepared, false);
+        }
+        // It goes with every message and is kept as long as the client lives. First what identifies the client is kept
+        // (contract 6.6), then nothing.
+        let few =
+            self.prepare_with(peer, |name| ["host", "user-agent"].iter().any(|few| few.eq_ignore_ascii_case(name)));
+        if bytes(&few) <= CONTEXT_BYTES_MAX {
+            return (few, true);
+        }
+        (self.prepare_with(peer, |_| false), true)
+    }
+
+    fn prepare_with(&self, peer: &Peer<'_>, admits: impl Fn(&str) -> bool) -> Prepared {
+        let shown = peer.headers.iter().filter(|(name, _)| admits(name) && self.forward_headers.admits(name));
+        let shown: Vec<(&str, &[u8])> = shown
+            .map(|(name, value)| match &self.shown_host {
+                Some(host) if name.eq_ignore_ascii_case("host") => (*name, host.as_bytes()),
+                _ => (*name, *value),
+            })
+            .collect();
+        context::prepare(self.protocol, &Peer { headers: &shown, ..*peer })
+    }
+}
+
+/// Clients that an app server takes to be behind one hub id: their groups and users. One for each lane, or for all lanes to one url.
+#[derive(Default)]
+pub(super) struct Hub {
+    pub(super) groups: Groups,
+    /// Clients by user id.
+    pub(super) users: Groups,
+}
+
+/// What filters are told of the request that began a client.
+pub(super) struct Seen {
+    pub(super) path: Box<str>,
+    pub(super) headers: Box<[(Box<str>, Box<str>)]>,
+}
+
+/// The lanes that lead to the same url, of which each place's stand together.
+pub(super) fn siblings(places: &[LanePlace], index: LaneIndex) -> Range<usize> {
+    let place = places[usize::from(index.0)];
+    let first = places.iter().position(|other| *other == place).unwrap_or_default();
+    let count = places[first..].iter().take_while(|other| **other == place).count();
+    first..first + count
+}
