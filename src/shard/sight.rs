@@ -4,6 +4,7 @@ use super::socket::{Client, Conn, Stage};
 use crate::bus::sight::{ClientDetail, ClientSight, LaneSight, PinDetail, Sight};
 use crate::ids::SlotKey;
 use crate::limits::{DETAIL_NAMES_MAX, LOOK_SLOTS_MAX, LOOK_SLOTS_PER_TURN, LOOKS_MAX};
+use crate::mem::slab::Slab;
 use crate::metrics::Gauge;
 use crate::proto::dotnetify::context;
 use crate::sys::Io;
@@ -50,6 +51,21 @@ impl Iterator for Order {
     }
 }
 
+impl Look {
+    fn is_done_after_a_turn(&mut self, conns: &Slab<Conn>) -> bool {
+        let wanted = (self.clients_max as usize).saturating_sub(self.shown.len());
+        let steps = self.order.by_ref().take(LOOK_SLOTS_PER_TURN as usize);
+        let clients = steps.flatten().filter_map(|slot| match &conns.at(slot)?.stage {
+            Stage::Client(Client { origin, received, sent, .. }) => {
+                Some(ClientSight { origin: *origin, received: *received, sent: *sent })
+            }
+            _ => None,
+        });
+        self.shown.extend(clients.take(wanted));
+        self.order.is_over() || self.shown.len() >= self.clients_max as usize
+    }
+}
+
 impl<I: Io> Shard<I> {
     pub(super) fn on_look(&mut self, clients_max: u32, answer: oneshot::Sender<Sight>) {
         if self.looks.len() < LOOKS_MAX {
@@ -60,17 +76,8 @@ impl<I: Io> Shard<I> {
 
     /// Goes on with the first look, for as long as a turn may take.
     pub(super) fn look(&mut self) {
-        let Some(Look { clients_max, order, shown, .. }) = self.looks.first_mut() else { return };
-        for slot in order.by_ref().take(LOOK_SLOTS_PER_TURN as usize).flatten() {
-            if shown.len() as u32 >= *clients_max {
-                break;
-            }
-            if let Some(Conn { stage: Stage::Client(client), .. }) = self.conns.at_mut(slot) {
-                let Client { origin, received, sent, .. } = client;
-                shown.push(ClientSight { origin: *origin, received: *received, sent: *sent });
-            }
-        }
-        if !order.is_over() && (shown.len() as u32) < *clients_max {
+        let Some(look) = self.looks.first_mut() else { return };
+        if !look.is_done_after_a_turn(&self.conns) {
             return;
         }
         let Look { answer, shown, .. } = self.looks.remove(0);
@@ -142,7 +149,84 @@ fn names<'a>(each: impl Iterator<Item = &'a [u8]>) -> (Vec<String>, u32) {
 
 #[cfg(test)]
 mod tests {
+    use super::super::socket::{NO_SOCKET, Pins, Socket};
     use super::*;
+    use crate::ids::{Address, OriginKey, ShardId, Time};
+    use crate::session::client::{ClientSession, ClientSettings};
+    use crate::session::form::Transport;
+    use crate::session::views::ViewList;
+    use core::time::Duration;
+    use std::rc::Rc;
+    use std::time::Instant;
+
+    fn table(clients: u32) -> Slab<Conn> {
+        let settings = ClientSettings {
+            handshake_timeout: Duration::from_secs(15),
+            client_timeout: Duration::from_secs(30),
+            keep_alive: Duration::from_secs(15),
+            message_bytes_max: 32 * 1024,
+        };
+        let mut conns = Slab::new(clients);
+        let headers: Rc<[u8]> = Rc::from(&b"{}"[..]);
+        for n in 0..clients {
+            let client = |key| Client {
+                session: ClientSession::new(Time(0), Transport::WebSockets, false, &settings),
+                origin: OriginKey([7; 16]).seal(Address { shard: ShardId(0), key }),
+                pins: Pins::default(),
+                views: ViewList::default(),
+                received: n,
+                sent: 2 * n,
+                connection: Box::default(),
+                headers: headers.clone(),
+                seen: None,
+                user: None,
+                carried: None,
+            };
+            conns.insert_with(|key| Conn { socket: Socket::new(key, NO_SOCKET), stage: Stage::Client(client(key)) });
+        }
+        conns
+    }
+
+    fn look(conns: &Slab<Conn>, clients_max: u32) -> (Vec<u32>, u32) {
+        let (answer, _) = oneshot::channel();
+        let mut look = Look { clients_max, answer, order: Order::new(conns.slots()), shown: Vec::new() };
+        let mut turns = 1;
+        while !look.is_done_after_a_turn(conns) {
+            turns += 1;
+        }
+        (look.shown.iter().map(|client| client.received).collect(), turns)
+    }
+
+    #[test]
+    fn a_look_at_a_full_table_takes_one_turn_and_at_an_empty_one_several() {
+        const CLIENTS: u32 = 100_000;
+        let mut conns = table(CLIENTS);
+        let begun = Instant::now();
+        let (shown, turns) = look(&conns, 2000);
+        println!("a look at 2000 of {CLIENTS} clients: {:?}", begun.elapsed());
+        assert_eq!((shown.len(), turns), (2000, 1));
+        assert_eq!(look(&conns, 2000).0, shown, "the same again");
+
+        // Of those who were shown all but the gone are shown again.
+        for slot in (0..CLIENTS).step_by(3) {
+            conns.remove(conns.key_at(slot).unwrap());
+        }
+        let (again, _) = look(&conns, 2000);
+        let left: Vec<u32> = shown.into_iter().filter(|slot| slot % 3 != 0).collect();
+        assert_eq!((again.len(), &again[..left.len()]), (2000, &left[..]));
+
+        // Only a few are left in what was a large table, and all of them are found.
+        for slot in 0..CLIENTS - 50 {
+            if let Some(key) = conns.key_at(slot) {
+                conns.remove(key);
+            }
+        }
+        let (mut few, turns) = look(&conns, 2000);
+        few.sort_unstable();
+        assert_eq!(few, (CLIENTS - 50..CLIENTS).filter(|slot| slot % 3 != 0).collect::<Vec<u32>>());
+        assert_eq!(turns, CLIENTS.next_power_of_two() / LOOK_SLOTS_PER_TURN);
+        assert_eq!(look(&conns, 0), (Vec::new(), 1));
+    }
 
     fn slots(count: u32) -> Vec<u32> {
         Order::new(count).flatten().collect()

@@ -11,9 +11,9 @@ const HUB = 46;
 const NODE = 20;
 const APP = 17;
 /** How long a message's light takes along an edge. */
-const LIGHT_MS = 850;
+const LIGHT_MS = 800;
+const ANSWER_MS = 160;
 const LINK_LIGHT_MS = 1300;
-const STRANDS = 7;
 const TAU = Math.PI * 2;
 
 const short = (number) => (number === null ? "–" : number < 9.95 ? number.toFixed(1).replace(/\.0$/, "") : Math.round(number).toLocaleString("en"));
@@ -41,6 +41,8 @@ export class Graph {
   #fits = true;
   /** The scale that shows everything. */
   #fitScale = 1;
+  /** What stands over the right side of it, in pixels. */
+  #inset = 0;
   #frame = 0;
   #size = [1, 1];
   #pixels = 1;
@@ -74,7 +76,7 @@ export class Graph {
         here.add(id);
         let client = this.#clients.get(id);
         if (!client) {
-          client = { id, body, x: 0, y: 0, dx: 0, dy: 0, seat: -1, in: 0, out: 0, at: 0, phase: phase(id) };
+          client = { id, body, x: 0, y: 0, dx: 0, dy: 0, seat: -1, light: null, next: null, phase: phase(id) };
           this.#clients.set(id, client);
           this.#sit(client);
           // It comes out of its node.
@@ -82,11 +84,10 @@ export class Graph {
           client.x = x * 0.35;
           client.y = y * 0.35;
         }
-        if (node.fresh) {
-          client.in = from;
-          client.out = to;
-          client.at = now;
-          if (from || to) this.#litUntil = now + 2200;
+        // What is on its way arrives before the next sets out: a light is shorter than the time between two pictures.
+        if (node.fresh && (from || to)) {
+          client.next = { in: from > 0, out: to > 0, at: now + client.phase * 1000 };
+          this.#litUntil = now + 2200;
         }
       }
     }
@@ -211,8 +212,9 @@ export class Graph {
         if (!dx && !dy) [dx, dy] = [at + 1, other];
         const distance = Math.hypot(dx, dy);
         // Labels stand below: beside each other two bodies need less room than above each other.
-        const room = a.room + b.room + 14 + labels * (0.5 + Math.abs(dy) / distance);
-        const push = ((Math.max(0, room - distance) / distance) * 0.4 + 900 / (distance * distance)) * Math.min(1, heat * 4);
+        const own = a.kind === "app" && b.kind === "app" ? 1.6 : 0.5;
+        const room = a.room + b.room + 14 + labels * (own + Math.abs(dy) / distance);
+        const push = ((Math.max(0, room - distance) / distance) * 0.4 + 250 / (distance * distance)) * Math.min(1, heat * 4);
         a.dx -= dx * push * 0.5;
         a.dy -= dy * push * 0.5;
         b.dx += dx * push * 0.5;
@@ -259,10 +261,14 @@ export class Graph {
 
   /** All steps at once, for who wants no motion. */
   #settle() {
-    while (this.#heat > 0) this.#stepBodies();
+    // The scale that shows all and what labels need at it depend on each other: twice is near enough.
+    for (let round = 0; round < 2; round += 1) {
+      while (this.#heat > 0) this.#stepBodies();
+      if (this.#fits) this.#fit(1);
+      this.#heat = round === 0 ? 0.3 : 0;
+    }
     for (const client of this.#clients.values()) [client.x, client.y] = seat(client.seat);
     this.#moving = false;
-    this.#fit(1);
   }
 
   #wake() {
@@ -311,9 +317,10 @@ export class Graph {
     const [width, height] = this.#size;
     // Labels need room below, above stands how many are shown, and at the bottom the legend.
     const [above, below] = [34, 88];
-    const scale = Math.min(2.4, (width - 40) / (right - left), (height - above - below) / (bottom - top));
+    const wide = width - 40 - this.#inset;
+    const scale = Math.max(0.05, Math.min(1.7, wide / (right - left), (height - above - below) / (bottom - top)));
     this.#fitScale = scale;
-    const wanted = { x: (left + right) / 2, y: (top + bottom) / 2 + (below - above) / 2 / scale, scale };
+    const wanted = { x: (left + right) / 2 + this.#inset / 2 / scale, y: (top + bottom) / 2 + (below - above) / 2 / scale, scale };
     const view = this.#view;
     const off = Math.abs(wanted.x - view.x) + Math.abs(wanted.y - view.y) + Math.abs(wanted.scale / view.scale - 1) * 200;
     if (off < 0.3) return false;
@@ -369,7 +376,6 @@ export class Graph {
       context.lineWidth = 2;
       context.stroke();
     }
-    for (const body of this.#bodies.values()) this.#label(body);
   }
 
   #dots(clients, radius, colour) {
@@ -389,16 +395,18 @@ export class Graph {
 
   /** Lanes of one link as strands beside each other, as many as can be told apart; what is down is dashed. */
   #strands(link) {
-    const all = link.states[0] + link.states[1] + link.states[2];
-    const count = Math.min(STRANDS, all);
+    const [up, connecting, waiting] = link.states;
+    const all = up + connecting + waiting;
+    const count = Math.min(this.#links.length > 12 ? 1 : this.#links.length > 4 ? 3 : 7, all);
     const [fromX, fromY] = this.#at(link.from);
     const [toX, toY] = this.#at(link.to);
     const length = Math.hypot(toX - fromX, toY - fromY) || 1;
     const [sideX, sideY] = [-(toY - fromY) / length, (toX - fromX) / length];
     return Array.from({ length: count }, (_, at) => {
       const bend = (at - (count - 1) / 2) * Math.min(9, 4 + 5 * this.#view.scale) * 2;
-      const lane = Math.floor((at * all) / count);
-      const state = lane < link.states[0] ? "up" : lane < link.states[0] + link.states[1] ? "connecting" : "waiting";
+      // The last strand is the worst lane: where not all are drawn, one that is down must not be missed.
+      const lane = at === count - 1 ? all - 1 : Math.floor((at * all) / count);
+      const state = lane < up ? "up" : lane < up + connecting ? "connecting" : "waiting";
       return { state, fromX, fromY, toX, toY, midX: (fromX + toX) / 2 + sideX * bend, midY: (fromY + toY) / 2 + sideY * bend };
     });
   }
@@ -463,11 +471,13 @@ export class Graph {
     }
   }
 
+  /** Above everything, or the lights would run over it. */
   #label(body) {
-    const context = this.#base;
+    const context = this.#lights;
     const colours = this.#colours;
     const [x, y] = this.#at(body);
-    let below = y + (body.kind === "node" ? Math.max(this.#bodyRadius(body) + 6, (body.room - 6) * this.#view.scale) : this.#bodyRadius(body) + 6);
+    const cloud = body.seats.length ? (body.room - 6) * this.#view.scale : 0;
+    let below = y + Math.max(this.#bodyRadius(body) + 7, cloud);
     context.textAlign = "center";
     context.textBaseline = "top";
     context.lineJoin = "round";
@@ -485,32 +495,48 @@ export class Graph {
   /** Lights of the last second's messages, on their way. Without motion: the edges that had some. */
   #drawLights(now, lit) {
     const context = this.#lights;
-    const colours = this.#colours;
     const [width, height] = this.#size;
-    const { scale } = this.#view;
     context.setTransform(this.#pixels, 0, 0, this.#pixels, 0, 0);
     context.clearRect(0, 0, width, height);
     const still = this.#calm.matches;
-    if (!lit && !still) return;
+    if (lit || still) this.#drawTraffic(now, still);
+    for (const body of this.#bodies.values()) this.#label(body);
+  }
 
+  #drawTraffic(now, still) {
+    const context = this.#lights;
+    const colours = this.#colours;
+    const { scale } = this.#view;
     const edges = { in: new Path2D(), out: new Path2D() };
     const points = { in: new Path2D(), out: new Path2D() };
     const size = Math.min(4, Math.max(2, 3.2 * scale));
     const dot = this.#dotRadius();
     for (const client of this.#clients.values()) {
-      if (!client.in && !client.out) continue;
-      const age = now - client.at - client.phase * 1000;
+      if (client.next && (still || client.next.at <= now)) {
+        client.light = client.next;
+        client.next = null;
+      }
+      const { light } = client;
+      if (!light) continue;
+      const age = now - light.at;
+      if (age > LIGHT_MS + ANSWER_MS && !still) {
+        client.light = null;
+        continue;
+      }
       const [bodyX, bodyY] = this.#at(client.body);
       const x = bodyX + client.x * scale;
       const y = bodyY + client.y * scale;
       for (const way of ["in", "out"]) {
-        if (!client[way]) continue;
+        if (!light[way]) continue;
         // What goes out follows what came in.
-        const part = still ? 0.5 : (age - (way === "out" ? 160 : 0)) / LIGHT_MS;
+        const part = still ? 0.5 : (age - (way === "out" ? ANSWER_MS : 0)) / LIGHT_MS;
         if (part <= 0 || part >= 1) continue;
         edges[way].moveTo(x, y);
         edges[way].lineTo(bodyX, bodyY);
-        if (still || part < 0.5 === (way === "in")) points[way].rect(x - dot, y - dot, dot * 2, dot * 2);
+        if (still || part < 0.5 === (way === "in")) {
+          points[way].moveTo(x + dot, y);
+          points[way].arc(x, y, dot, 0, TAU);
+        }
         if (still) continue;
         const eased = part * part * (3 - 2 * part);
         const along = way === "in" ? eased : 1 - eased;
@@ -623,6 +649,12 @@ export class Graph {
     view.x += offX / view.scale - offX / scale;
     view.y += offY / view.scale - offY / scale;
     view.scale = scale;
+    this.redraw();
+  }
+
+  /** Leaves so many pixels free at the right. */
+  leave(pixels) {
+    this.#inset = pixels;
     this.redraw();
   }
 

@@ -132,6 +132,7 @@ function choose(next) {
   graph.select(next?.[1] ?? null);
   if (!next) {
     $("panel").hidden = true;
+    graph.leave(0);
     return;
   }
   if (isOther) {
@@ -142,6 +143,9 @@ function choose(next) {
   $("panel").hidden = false;
   $("panel-title").textContent = { client: "Client", node: "Node", app: "App server" }[next[0]];
   if (wasHidden) $("panel").focus({ preventScroll: true });
+  // On a phone it lies over the lower part; beside it nothing would be left.
+  const [over, all] = [$("panel").offsetWidth, stage.clientWidth];
+  graph.leave(over < all / 2 ? over : 0);
   void panel();
 }
 
