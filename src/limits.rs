@@ -41,6 +41,21 @@ pub const FILTER_STEPS_MAX: usize = 200_000;
 pub const PEERS_MAX: usize = 64;
 /// Clients that one picture shows; above that it is a sample. What a browser lays out and draws at 60 frames a second.
 pub const PICTURE_CLIENTS_MAX: u32 = 2000;
+/// Slots of its table that a shard looks at in one turn to show its clients: each is likely a cache miss, so this is below a
+/// millisecond ...
+pub const LOOK_SLOTS_PER_TURN: u32 = 4096;
+/// ... and for one look. A table that was once full and is nearly empty now shows fewer clients than it has.
+pub const LOOK_SLOTS_MAX: u32 = 256 * 1024;
+/// Looks that wait for their turn at a shard: the control plane has one at a time under way, and gives up after a second.
+pub const LOOKS_MAX: usize = 4;
+/// View models of one client that are shown by name, and groups on each of its lanes.
+pub const DETAIL_NAMES_MAX: usize = 256;
+/// How long another node may take to show itself, and a shard to be looked at; a picture is never older than this.
+pub const LOOK_MS: u64 = 1000;
+/// One look serves everybody who asks within this time, so that many open pages cost no more than one.
+pub const LOOK_KEPT_MS: u64 = 500;
+/// Longest answer of another node: 1024 lanes and 2000 clients take a quarter of it.
+pub const PEER_ANSWER_BYTES_MAX: usize = 1024 * 1024;
 /// View models one client may have at a time. A page has tens.
 pub const VIEWS_PER_CLIENT_MAX: u32 = 1024;
 /// Descriptors beside clients and lanes: log, admin connections, resolver, and whatever a library opens.

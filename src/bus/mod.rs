@@ -1,15 +1,19 @@
 //! Between threads: bounded crossbeam queues with a doorbell. They carry ownership (a dialled lane, a connection for another shard, new
 //! keys, an order to stop). A message of a client passes only as what was read of a connection that is handed over.
+pub mod sight;
+
 use crate::identity::Identity;
-use crate::ids::{HubId, LaneIndex, LaneKey, LanePlace, ShardId};
+use crate::ids::{HubId, LaneIndex, LaneKey, LanePlace, ShardId, SlotKey};
 use crate::limits::BUS_ORDERS;
 use crate::sys::doorbell::Doorbell;
 use crate::tls::Tls;
 use crossbeam::channel;
+use sight::{ClientDetail, Sight};
 use std::io;
 use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
+use tokio::sync::oneshot;
 
 /// What the control plane tells a shard.
 #[derive(Debug)]
@@ -32,6 +36,10 @@ pub enum ShardOrder {
     Relay { place: LanePlace, record: Arc<[u8]> },
     /// Tokens are verified with these keys from now on.
     Identity(Arc<Identity>),
+    /// Show yourself, with so many clients at most. Dropped unanswered by a shard that ends.
+    Look { clients_max: u32, answer: oneshot::Sender<Sight> },
+    /// Show one client; None if it is gone.
+    LookAt { client: SlotKey, answer: oneshot::Sender<Option<Box<ClientDetail>>> },
     /// Tell everybody and end.
     Stop,
 }

@@ -1,5 +1,6 @@
-//! The admin endpoint: `/health`, `/ready`, `/metrics`. Plain HTTP for operators and their tools; loopback by default.
+//! The admin endpoint: `/health`, `/ready`, `/metrics`, and the live picture. Plain HTTP for operators and their tools; loopback by default.
 use super::exchange::within;
+use super::picture::Picture;
 use super::plane::{State, UrlInfo};
 use crate::limits::ADMIN_CONNECTIONS_MAX;
 use crate::metrics::{self, Counter};
@@ -17,7 +18,7 @@ const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
 /// A shard turns at least once a second, whatever happens; one that does not for this long is stuck.
 const STUCK: Duration = Duration::from_secs(5);
 
-pub(super) async fn serve(listener: TcpListener, state: Rc<State>) {
+pub(super) async fn serve(listener: TcpListener, state: Rc<State>, picture: Rc<Picture>) {
     let listener = tokio_uring::net::TcpListener::from_std(listener);
     let watch = Rc::new(Watch::new(&state));
     tokio_uring::spawn(watch.clone().look(state.clone()));
@@ -25,9 +26,9 @@ pub(super) async fn serve(listener: TcpListener, state: Rc<State>) {
     loop {
         match listener.accept().await {
             Ok((stream, _)) if Rc::strong_count(&open) <= ADMIN_CONNECTIONS_MAX => {
-                let (state, watch, open) = (state.clone(), watch.clone(), open.clone());
+                let (state, watch, picture, open) = (state.clone(), watch.clone(), picture.clone(), open.clone());
                 tokio_uring::spawn(async move {
-                    answer(stream, &state, &watch).await;
+                    answer(stream, &state, &watch, &picture).await;
                     drop(open);
                 });
             }
@@ -41,7 +42,7 @@ pub(super) async fn serve(listener: TcpListener, state: Rc<State>) {
 }
 
 /// One request, one answer.
-async fn answer(stream: TcpStream, state: &State, watch: &Watch) {
+async fn answer(stream: TcpStream, state: &State, watch: &Watch, picture: &Rc<Picture>) {
     let stream = Rc::new(stream);
     let head = within(REQUEST_TIMEOUT, &stream, "reading", read_head(stream.clone())).await;
     let Ok(head) = head else { return };
@@ -49,7 +50,10 @@ async fn answer(stream: TcpStream, state: &State, watch: &Watch) {
         Ok(head) if head.method != "GET" && head.method != "HEAD" => {
             reply(405, "text/plain", "Only GET is answered here.\n", "Allow: GET, HEAD\r\n", true)
         }
-        Ok(head) => route(head.path, state, watch, head.method == "GET"),
+        Ok(head) => match picture.answer(&head).await {
+            Some(reply) => reply,
+            None => route(head.path, state, watch, head.method == "GET"),
+        },
         Err(error) => reply(error.status(), "text/plain", error.label(), "", true),
     };
     // One that does not read loses its place at the deadline, or a few such would silence the endpoint.
@@ -75,7 +79,7 @@ fn route(path: &str, state: &State, watch: &Watch, body: bool) -> String {
             let published: Vec<&metrics::Published> = state.published.iter().map(|p| &**p).collect();
             reply(200, metrics::CONTENT_TYPE, &metrics::exposition::encode(&published, &state.node_info()), "", body)
         }
-        _ => reply(404, "text/plain", "There are /health, /ready and /metrics.\n", "", body),
+        _ => reply(404, "text/plain", "There are /health, /ready, /metrics and /picture.\n", "", body),
     }
 }
 
@@ -103,11 +107,14 @@ fn in_words(url: &UrlInfo<'_>) -> String {
     format!("{} {}: {trouble}", url.upstream, url.url)
 }
 
-fn reply(status: u16, content_type: &str, text: &str, headers: &str, body: bool) -> String {
+pub(super) fn reply(status: u16, content_type: &str, text: &str, headers: &str, body: bool) -> String {
     let reason = match status {
         200 => "OK",
+        302 => "Found",
         404 => "Not Found",
         405 => "Method Not Allowed",
+        421 => "Misdirected Request",
+        502 => "Bad Gateway",
         503 => "Service Unavailable",
         _ => "Bad Request",
     };

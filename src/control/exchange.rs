@@ -19,7 +19,7 @@ pub(super) async fn within<T: 'static>(
         Err(_) => {
             let _ = stream.shutdown(Shutdown::Both);
             let _ = task.await;
-            return Err(format!("{doing} took over {} s", limit.as_secs()));
+            return Err(format!("{doing} took over {:.0} s", limit.as_secs_f32()));
         }
     };
     result.unwrap_or_else(|_| Err(format!("{doing} failed")))

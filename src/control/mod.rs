@@ -1,5 +1,5 @@
-//! The control plane: starting and stopping a node, and one thread on tokio-uring that dials lanes, answers the admin endpoint, and reads
-//! certificates and keys again when they change.
+//! The control plane: starting and stopping a node, and one thread on tokio-uring that dials lanes, answers the admin endpoint (the live
+//! picture among it), and reads certificates and keys again when they change.
 //!
 //! It carries no client's bytes. What it does for shards it hands over the bus: a connected socket, with its TLS if it has any, new keys,
 //! an order to stop.
@@ -10,6 +10,7 @@ mod credentials;
 mod dial;
 mod exchange;
 mod listen;
+mod picture;
 mod plane;
 mod process;
 mod stream;
@@ -104,8 +105,19 @@ impl Node {
         drop(ready);
         // Of the queues between shards only these hold both ends: an ended shard's is closed.
         drop(ways);
-        let plane =
-            plane::Plane { config, shards, from_shards, commanded, admin_listener, credentials, prepared, process };
+        let url = listening[0].to_string();
+        let ground = picture::Ground::new(&config, &url, admin, secrets.origin, random()?);
+        let plane = plane::Plane {
+            config,
+            shards,
+            from_shards,
+            commanded,
+            admin_listener,
+            credentials,
+            prepared,
+            process,
+            ground,
+        };
         let control = std::thread::Builder::new().name("control".into()).spawn(move || {
             let _alive = alive;
             plane.run();

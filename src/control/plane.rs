@@ -3,6 +3,7 @@ use super::admin;
 use super::backoff::Backoff;
 use super::credentials::Credentials;
 use super::dial::{Dialled, dial};
+use super::picture::{Ground, Picture};
 use super::process::Meter;
 use super::random;
 use super::upstreams::{Prepared, Upstreams, Way};
@@ -48,6 +49,7 @@ pub(super) struct Plane {
     pub(super) prepared: Prepared,
     /// Written here once a second.
     pub(super) process: Arc<ProcessStats>,
+    pub(super) ground: Ground,
 }
 
 /// What the tasks of the control thread share.
@@ -132,7 +134,17 @@ impl Plane {
     }
 
     async fn live(self) {
-        let Plane { config, shards, from_shards, mut commanded, admin_listener, credentials, prepared, process } = self;
+        let Plane {
+            config,
+            shards,
+            from_shards,
+            mut commanded,
+            admin_listener,
+            credentials,
+            prepared,
+            process,
+            ground,
+        } = self;
         let state = Rc::new(State {
             published: shards.iter().map(|shard| shard.published.clone()).collect(),
             lanes: RefCell::default(),
@@ -150,8 +162,10 @@ impl Plane {
                 tokio_uring::spawn(keeper.keep(hub_path.clone(), losing));
             }
         }
+        let orders = shards.iter().map(|shard| shard.orders.clone()).collect();
+        let picture = Rc::new(Picture::new(ground, orders, process.clone(), state.clone()));
         tokio_uring::spawn(measure(process, state.clone()));
-        tokio_uring::spawn(admin::serve(admin_listener, state.clone()));
+        tokio_uring::spawn(admin::serve(admin_listener, state.clone(), picture));
         let (ended, mut ending) = mpsc::channel(shards.len().max(1));
         tokio_uring::spawn(read_reports(from_shards, losses, ended));
 

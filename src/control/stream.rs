@@ -39,7 +39,7 @@ impl Stream {
             }
             None => None,
         };
-        let tcp = connect(url).await?;
+        let tcp = connect(&url.host, url.port, CONNECT_TIMEOUT).await?;
         Ok(Stream { tcp, tls, pool: BytePool::default(), host: url.host.clone(), ended: false })
     }
 
@@ -113,23 +113,24 @@ impl Stream {
     }
 }
 
-async fn connect(url: &UpstreamUrl) -> Result<Rc<TcpStream>, String> {
-    let addresses: Vec<SocketAddr> = tokio::net::lookup_host((url.host.as_str(), url.port))
+/// A connection to the first address of a host that answers; each may take up to `limit`. May be given up half-way.
+pub(super) async fn connect(host: &str, port: u16, limit: Duration) -> Result<Rc<TcpStream>, String> {
+    let addresses: Vec<SocketAddr> = tokio::net::lookup_host((host, port))
         .await
-        .map_err(|error| format!("cannot resolve {}: {error}", url.host))?
+        .map_err(|error| format!("cannot resolve {host}: {error}"))?
         .collect();
-    let mut last = format!("{} has no address", url.host);
+    let mut last = format!("{host} has no address");
     for address in addresses {
         // In a task of its own, because a connect cannot be called back: an abandoned one ends by itself and is closed then.
         let connecting = tokio_uring::spawn(TcpStream::connect(address));
-        match timeout(CONNECT_TIMEOUT, connecting).await {
+        match timeout(limit, connecting).await {
             Ok(Ok(Ok(stream))) => {
                 let _ = stream.set_nodelay(true);
                 return Ok(Rc::new(stream));
             }
             Ok(Ok(Err(error))) => last = format!("cannot connect to {address}: {error}"),
             Ok(Err(_)) => last = format!("cannot connect to {address}"),
-            Err(_) => last = format!("cannot connect to {address}: no answer within {} s", CONNECT_TIMEOUT.as_secs()),
+            Err(_) => last = format!("cannot connect to {address}: no answer within {} s", limit.as_secs()),
         }
     }
     Err(last)

@@ -133,6 +133,16 @@ impl Groups {
         group.into_iter().flat_map(|group| &group.members).map(|index| self.memberships[*index as usize].client)
     }
 
+    /// Names of the groups in a client's list, latest first.
+    pub fn each(&self, list: Memberships) -> impl Iterator<Item = &[u8]> {
+        let mut at = list.0;
+        core::iter::from_fn(move || {
+            let membership = self.memberships.get(at as usize)?;
+            at = membership.next;
+            Some(&*self.groups[membership.group as usize].name)
+        })
+    }
+
     fn group_named(&mut self, name: &[u8]) -> u32 {
         if let Some(group) = self.by_name.get(name) {
             return *group;
@@ -200,6 +210,11 @@ mod tests {
                 }
                 model.retain(|_, set| !set.is_empty());
                 prop_assert_eq!(groups.len(), model.len());
+                for (slot, list) in lists.iter().enumerate() {
+                    let names: BTreeSet<u8> = groups.each(*list).map(|name| name[0]).collect();
+                    let expected = model.iter().filter(|(_, set)| set.contains(&(slot as u32)));
+                    prop_assert_eq!(names, expected.map(|(name, _)| *name).collect());
+                }
                 for name in 0..5 {
                     let members: BTreeSet<u32> = groups.members(&[name]).map(|key| key.slot).collect();
                     prop_assert_eq!(members, model.get(&name).cloned().unwrap_or_default());

@@ -11,6 +11,7 @@
 //! lane          the way to the app server, and what waits in front of it       delivery      the way back
 //! forwarding    which upstreams a request goes to, and on which lanes          upstreams     what is known of them, who shares a hub id
 //! socket        lives of sockets, what is in flight for them                   secure        TLS between a socket and the rest
+//! sight         what the shard shows of itself to who looks at the node
 //! ```
 
 mod accept;
@@ -24,6 +25,7 @@ mod handover;
 mod lane;
 mod quiet;
 mod secure;
+mod sight;
 mod socket;
 mod turn;
 mod upstreams;
@@ -156,6 +158,8 @@ pub struct Shard<I: Io> {
     unserved: Vec<SlotKey>,
     /// What one receive opened.
     plain: Vec<u8>,
+    /// Looks under way, oldest first.
+    looks: Vec<sight::Look>,
     /// The lane that took the last message that was dealt by itself.
     next_lane: usize,
     /// The second that Observers were last told of.
@@ -273,6 +277,7 @@ impl<I: Io> Shard<I> {
             pumped: Vec::with_capacity(ENDING_KEPT),
             unserved: Vec::new(),
             plain: Vec::new(),
+            looks: Vec::new(),
             settings,
             io,
         };

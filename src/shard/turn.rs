@@ -42,6 +42,7 @@ impl<I: Io> Shard<I> {
         self.completions = completions;
         self.on_timers(now);
         self.on_orders(now);
+        self.look();
         self.on_lanes(now);
         self.tell_observers();
         self.end_clients(now);
@@ -55,6 +56,7 @@ impl<I: Io> Shard<I> {
 
     fn next_wake(&self) -> Time {
         let is_busy = !self.starved.is_empty() || !self.ending.is_empty() || !self.unserved.is_empty();
+        let is_busy = is_busy || !self.looks.is_empty();
         if is_busy || !self.dirty.is_empty() {
             return Time(0);
         }
@@ -259,6 +261,8 @@ impl<I: Io> Shard<I> {
                 ShardOrder::Connection(handover) => self.on_handover(now, *handover),
                 ShardOrder::Relay { place, record } => self.on_relayed(place, &record),
                 ShardOrder::Identity(identity) => self.on_new_keys(identity),
+                ShardOrder::Look { clients_max, answer } => self.on_look(clients_max, answer),
+                ShardOrder::LookAt { client, answer } => self.on_look_at(client, answer),
                 ShardOrder::Stop => self.stop(now),
             }
         }

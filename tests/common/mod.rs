@@ -368,3 +368,25 @@ fn install_npm_clients() -> PathBuf {
     }
     folder
 }
+
+const CHROMIUM: &str = "/usr/bin/chromium";
+
+/// Runs a script of `tests/clients` that drives Chromium; what it printed, and where its screenshots are.
+pub fn drive_browser(script: &str, environment: &[(&str, &str)]) -> (String, PathBuf) {
+    assert!(
+        Path::new(CHROMIUM).exists(),
+        "the browser test needs Chromium at {CHROMIUM} (Debian: apt-get install chromium)"
+    );
+    let screenshots = repository().join("target/screenshots");
+    std::fs::create_dir_all(&screenshots).expect("target/ can be written");
+    let mut command = Command::new("node");
+    command.args(["--test", "--test-reporter=spec", script]).env_remove("NODE_OPTIONS").current_dir(npm_clients());
+    command.env("BINARY", env!("CARGO_BIN_EXE_signalring")).env("CHROMIUM", CHROMIUM).env("SCREENSHOTS", &screenshots);
+    command.envs(environment.iter().copied());
+    let mut process = Process::spawn(script, &mut command).expect("node was there a moment ago");
+    let status = process.wait(Duration::from_secs(120));
+    let output = process.output();
+    assert!(status.is_some_and(|status| status.success()), "the browser test failed ({status:?}):\n{output}");
+    println!("{output}");
+    (output, screenshots)
+}

@@ -99,6 +99,40 @@ pub fn prepare(protocol: Protocol, peer: &Peer<'_>) -> Prepared {
     Prepared { connection: connection.into_bytes().into_boxed_slice(), headers: embed(protocol, headers) }
 }
 
+/// What `prepare` was told of a client.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Told {
+    pub local: (IpAddr, u16),
+    pub remote: (IpAddr, u16),
+    /// None: no such header, or none that is forwarded.
+    pub user_agent: Option<String>,
+}
+
+/// Reads back what was prepared, so that whoever wants to know it rarely need not keep it twice.
+pub fn read_back(protocol: Protocol, connection: &[u8], headers: &[u8]) -> Option<Told> {
+    let mut values = core::str::from_utf8(connection).ok()?.split(' ').skip(1);
+    let mut value = || values.next();
+    let (local, remote) = (value()?.parse().ok()?, value()?.parse().ok()?);
+    let (local_port, remote_port) = (value()?.parse().ok()?, value()?.parse().ok()?);
+    let text: Cow<'_, [u8]> = match protocol {
+        Protocol::MessagePack => headers.into(),
+        Protocol::Json => {
+            let mut text = Vec::with_capacity(headers.len());
+            json::unescape(headers, &mut text);
+            text.into()
+        }
+    };
+    // The last member of this name is ours: a quote in a client's own values is always escaped, and they come before.
+    const MEMBER: &[u8] = b"\"UserAgent\":";
+    let at = memchr::memmem::rfind(&text, MEMBER)? + MEMBER.len();
+    let user_agent = text[at..].strip_prefix(b"\"").and_then(|value| {
+        let mut plain = Vec::new();
+        json::unescape(&value[..memchr::memchr(b'"', value)?], &mut plain);
+        String::from_utf8(plain).ok()
+    });
+    Some(Told { local: (local, local_port), remote: (remote, remote_port), user_agent })
+}
+
 /// Members of the metadata beside the context, as the lane's protocol writes them; none by default.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Items<'a> {
@@ -387,3 +421,26 @@ const KNOWN_NAMES: [&str; 48] = [
     "Warning",
     "X-Requested-With",
 ];
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use alloc::string::ToString;
+
+    #[test]
+    fn what_was_prepared_can_be_read_back() {
+        let agent = r#"Odd "agent" \ + <é> 😀 "UserAgent":"x""#;
+        let headers: [(&str, &[u8]); 3] =
+            [("UserAgent", b"not this"), ("user-agent", agent.as_bytes()), ("X-Last", br#","UserAgent":"nor this"#)];
+        for protocol in [Protocol::Json, Protocol::MessagePack] {
+            for (shown, expected) in [(&headers[..], Some(agent.to_string())), (&headers[..1], None), (&[], None)] {
+                let local = ("::1".parse().unwrap(), 5000);
+                let remote = ("198.51.100.7".parse().unwrap(), 65535);
+                let prepared = prepare(protocol, &Peer { connection_id: "0AF", local, remote, headers: shown });
+                let told = Told { local, remote, user_agent: expected };
+                assert_eq!(read_back(protocol, &prepared.connection, &prepared.headers), Some(told));
+            }
+        }
+        assert_eq!(read_back(Protocol::Json, b"id 127.0.0.1", b""), None);
+    }
+}
