@@ -28,7 +28,7 @@ pub fn ask(url: &str, patience: Duration) -> io::Result<String> {
         let path = &parsed[url::Position::BeforePath..url::Position::AfterQuery];
         let host = &parsed[url::Position::BeforeHost..url::Position::AfterPort];
         stream.set_write_timeout(Some(within()?))?;
-        write!(stream, "GET {path} HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n")?;
+        stream.write_all(format!("GET {path} HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n").as_bytes())?;
         let mut answer = Vec::new();
         let mut piece = [0; 4096];
         // A longer answer is cut: its status and its first line are all that is asked for.
