@@ -220,7 +220,6 @@ fn explain(error: &io::Error) -> String {
         ErrorKind::PermissionDenied => {
             "ports below 1024 need the capability CAP_NET_BIND_SERVICE; choose a higher port or grant it"
         }
-        ErrorKind::Unsupported if about_ring => "SignalRing needs Linux 6.1 or newer with io_uring",
         ErrorKind::OutOfMemory if about_ring => {
             "the limit of locked memory is too low; raise it (ulimit -l, LimitMEMLOCK=)"
         }

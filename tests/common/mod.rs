@@ -329,7 +329,7 @@ pub fn needs(tool: &str) {
     let (version, package) = match tool {
         "openssl" => ("version", tool),
         "envsubst" => ("--version", "gettext-base"),
-        "shellcheck" | "systemd-analyze" => ("--version", tool.trim_end_matches("-analyze")),
+        "jq" | "shellcheck" | "systemd-analyze" => ("--version", tool.trim_end_matches("-analyze")),
         _ => ("-v", tool),
     };
     let found = Command::new(tool).arg(version).output().is_ok_and(|output| output.status.success());
