@@ -9,6 +9,7 @@ mod backoff;
 mod credentials;
 mod dial;
 mod exchange;
+pub mod health;
 mod listen;
 mod picture;
 mod plane;

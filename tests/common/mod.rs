@@ -333,6 +333,18 @@ pub fn get(address: SocketAddr, path: &str) -> Reply {
     exchange(address, request.as_bytes(), PATIENCE)
 }
 
+/// Panics with the Debian package that is missing, if a tool of a test is not there.
+pub fn needs(tool: &str) {
+    let (version, package) = match tool {
+        "openssl" => ("version", tool),
+        "envsubst" => ("--version", "gettext-base"),
+        "jq" | "shellcheck" | "systemd-analyze" => ("--version", tool.trim_end_matches("-analyze")),
+        _ => ("-v", tool),
+    };
+    let found = Command::new(tool).arg(version).output().is_ok_and(|output| output.status.success());
+    assert!(found, "this test needs {tool} (Debian: apt-get install {package})");
+}
+
 /// The npm packages of `tests/clients`, installed as the lock file says. Panics with what is missing.
 pub fn npm_clients() -> &'static Path {
     // Tests run side by side; the packages are installed once.
