@@ -76,6 +76,9 @@ fn every_profile_passes_directly_against_the_double() {
         assert!(latency.min <= latency.p50 && latency.p50 <= latency.p99 && latency.p99 <= latency.max, "{latency:?}");
         if profile == Profile::Broadcast {
             assert!((90.0..150.0).contains(&latency.mean), "ticks come every 100 ms: {latency:?}");
+            let rates = report.total.rates.expect("the load is over");
+            assert!((800.0..2500.0).contains(&rates.received), "200 clients, ten ticks a second: {rates:?}");
+            assert_eq!(rates.sent, 0.0, "who listens is silent");
         }
     }
     wait_for("everybody to be gone", PATIENCE, || (app.figure("controllers") == 0).then_some(()));
@@ -156,6 +159,24 @@ fn https_servers_are_checked_against_an_authority_or_taken_as_they_are() {
     assert!(!report.passed);
     assert_eq!(report.total.failed_connects, 20, "the operating system does not know the authority: {report}");
     assert!(report.total.faults.keys().any(|fault| fault.contains("certificate")), "{report}");
+}
+
+#[test]
+fn a_negotiation_may_point_elsewhere() {
+    let app = App::start();
+    let elsewhere =
+        json!({ "url": format!("{}/dotnetify?tenant=a", app.url()), "accessToken": "e30.eyJzdWIiOiJ1MSJ9.x" });
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+    let service = axum::Router::new()
+        .route("/base/hub/negotiate", axum::routing::post(async move || axum::Json(elsewhere.clone())));
+    let listener = runtime.block_on(TcpListener::bind("127.0.0.1:0")).unwrap();
+    let url = format!("http://{}/base/", listener.local_addr().unwrap());
+    runtime.spawn(async move { axum::serve(listener, service).await });
+    let few = Options { clients: 20, hub_path: "/hub".into(), ..options(&url, Profile::Burst) };
+    assert_passed(&run(few.clone()));
+    let report = run(Options { hub_path: "/nothing".into(), ..few });
+    assert_eq!((report.passed, report.total.failed_connects), (false, 20), "{report}");
+    assert!(report.total.faults.keys().any(|fault| fault.contains("404")), "{report}");
 }
 
 #[test]
