@@ -219,9 +219,14 @@ impl Picture {
             self.shards.iter().zip(shares(&counts)).map(|(shard, share)| ask_shard(shard, share)).collect();
         let mut sights = Vec::new();
         for sight in asked {
-            // One that is stuck or has ended shows nothing; the rest is no worse for it.
-            sights.push(timeout_at(deadline, sight).await.ok().and_then(Result::ok).unwrap_or_default());
+            sights.push(timeout_at(deadline, sight).await.ok().and_then(Result::ok));
         }
+        // One that is stuck or has ended is known by its numbers only; the rest is no worse for it.
+        let sights = sights
+            .into_iter()
+            .zip(&counts)
+            .map(|(sight, count)| sight.unwrap_or_else(|| Sight { clients: *count as u32, ..Sight::default() }));
+        let sights: Vec<Sight> = sights.collect();
         let states: HashMap<(u16, u16), &'static str> =
             state.lane_infos().into_iter().map(|lane| ((lane.shard, lane.lane), lane.state.label())).collect();
         let mut lanes = Vec::new();
@@ -311,6 +316,8 @@ impl Picture {
                 node.admin = address.to_string();
                 (node.is_self, node.trouble) = (false, None);
                 node.sample.truncate(PICTURE_CLIENTS_MAX as usize);
+                let app_servers = node.app_servers.len();
+                node.lanes.retain(|lane| usize::from(lane.app_server) < app_servers);
                 let NodeShown { id, name, url, .. } = &node;
                 let brief = NodeShown { id: id.clone(), name: name.clone(), url: url.clone(), ..NodeShown::default() };
                 self.known.borrow_mut().insert(address.to_string(), brief);
@@ -421,13 +428,13 @@ fn json(status: u16, value: &impl serde::Serialize) -> Reply {
 }
 
 /// The bound that a request sets on the clients shown; all that a picture can show when it sets none.
-fn clients_max(head: &Head<'_>) -> Result<u32, &'static str> {
+fn clients_max(head: &Head<'_>) -> Result<u32, String> {
     let Some(value) = head.query_value("clients") else { return Ok(PICTURE_CLIENTS_MAX) };
     value
         .parse()
         .ok()
         .filter(|clients| *clients <= PICTURE_CLIENTS_MAX)
-        .ok_or("clients is a number of clients, 0 to 2000.\n")
+        .ok_or_else(|| format!("clients is a number of clients, 0 to {PICTURE_CLIENTS_MAX}.\n"))
 }
 
 fn is_id(text: &str) -> bool {
