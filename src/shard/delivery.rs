@@ -1,10 +1,10 @@
 //! From the app server to clients: whom a delivery addresses, and its frame, encoded once a form and queued on each of them.
 use super::client::keep;
 use super::socket::{Client, Conn, Life, Socket, Stage};
-use super::upstreams::{Hub, siblings};
+use super::upstreams::Hub;
 use super::{Random, Settings, Shard};
 use crate::bus::{Sender, ShardOrder};
-use crate::ids::{LaneIndex, LanePlace, SlotKey};
+use crate::ids::{LanePlace, SlotKey};
 use crate::mem::frames::{FramePool, FrameRef};
 use crate::mem::slab::Slab;
 use crate::metrics::{Counter, ShardMetrics, UpstreamCounter};
@@ -44,10 +44,10 @@ pub(super) struct Deliver<'a> {
 }
 
 impl<'a> Deliver<'a> {
-    /// What a record on this lane addresses.
+    /// What a record addresses that came on a lane to this place; `lanes` share its hub.
     #[allow(clippy::too_many_arguments)] // The parts of a shard that it needs, each borrowed by itself.
     pub(super) fn new(
-        index: LaneIndex,
+        lanes: Range<usize>,
         place: LanePlace,
         hub: &'a mut Hub,
         conns: &'a mut Slab<Conn>,
@@ -56,12 +56,7 @@ impl<'a> Deliver<'a> {
         metrics: &'a mut ShardMetrics,
         settings: &'a Settings,
     ) -> Deliver<'a> {
-        let upstream = settings.upstreams.of(place);
-        let lanes = match upstream.hub_scope {
-            HubScope::Lane => usize::from(index.0)..usize::from(index.0) + 1,
-            HubScope::Node => siblings(&settings.lanes, index),
-        };
-        let protocol = upstream.protocol;
+        let protocol = settings.upstreams.of(place).protocol;
         Deliver { place, protocol, lanes, hub, conns, frames, dirty, metrics, settings }
     }
 }
@@ -135,12 +130,12 @@ impl<I: Io> Shard<I> {
     /// What an app server sent for many clients over a lane of another shard.
     pub(super) fn on_relayed(&mut self, place: LanePlace, record: &[u8]) {
         let Shard { conns, lanes, hubs, frames, dirty, metrics, settings, .. } = self;
-        let Some(index) = settings.lanes.iter().position(|own| *own == place) else { return };
+        let Some(lane) = lanes.iter().find(|lane| lane.place == place) else { return };
         let protocol = settings.upstreams.of(place).protocol;
         let Ok(message) = signalr::parse(protocol, record) else { return };
         let Ok(delivery) = response::parse(protocol, record, &message) else { return };
-        let (hub, index) = (&mut hubs[lanes[index].hub], LaneIndex(index as u16));
-        Deliver::new(index, place, hub, conns, frames, dirty, metrics, settings).deliver(&delivery, record);
+        let (hub, addressed) = (&mut hubs[lane.hub], lane.siblings.clone());
+        Deliver::new(addressed, place, hub, conns, frames, dirty, metrics, settings).deliver(&delivery, record);
     }
 }
 

@@ -7,7 +7,7 @@
 use super::client::ClientSide;
 use super::lane::{From, Lane, Message, Shown};
 use super::socket::{Pin, User, items_of};
-use super::upstreams::{self, Hub};
+use super::upstreams::Hub;
 use super::{Settings, Shard};
 use crate::filter::Facts;
 use crate::ids::{HubId, LaneIndex, SlotKey, UpstreamIndex};
@@ -17,7 +17,7 @@ use crate::proto::dotnetify::request::{Call, Request};
 use crate::proto::dotnetify::telemetry::Telemetry;
 use crate::proto::signalr::json;
 use crate::session::fault::Refusal;
-use crate::session::routing::{Dispatch, HubScope};
+use crate::session::routing::{Candidate, Dispatch, HubScope, least_loaded};
 use crate::session::views::{Opened, Upstreams};
 use crate::sys::Io;
 use std::borrow::Cow;
@@ -188,11 +188,11 @@ impl ClientSide<'_> {
 
     /// One lane after the other of those that lead where the client's own does (contract 4.1).
     fn next_lane(&mut self, pinned: usize) -> usize {
-        let siblings = upstreams::siblings(&self.gate.settings.lanes, LaneIndex(pinned as u16));
         if !self.pins_reached(pinned) {
             // The first message says where the client belongs.
             return pinned;
         }
+        let siblings = self.lanes[pinned].siblings.clone();
         for _ in 0..siblings.len() {
             *self.next_lane = self.next_lane.wrapping_add(1);
             let lane = siblings.start + *self.next_lane % siblings.len();
@@ -214,8 +214,7 @@ impl ClientSide<'_> {
             let Pin { lane: Some(lane), forwarded: true, .. } = self.pins[upstream] else { continue };
             let mut index = usize::from(lane.0);
             if !self.lanes[index].is_up() {
-                let siblings = upstreams::siblings(&self.gate.settings.lanes, lane);
-                index = siblings.into_iter().find(|index| self.lanes[*index].is_up()).unwrap_or(index);
+                index = self.lanes[index].siblings.clone().find(|index| self.lanes[*index].is_up()).unwrap_or(index);
             }
             let upstreams = &self.gate.settings.upstreams;
             let shown = Shown {
@@ -263,19 +262,11 @@ impl Pin {
     }
 }
 
-/// The lane for a client that is new to an upstream. Among the urls with a lane that is up, or among all if there is none, the one with
-/// the fewest clients for its weight; of its lanes the one with the fewest.
+/// The lane for a client that is new to an upstream.
 fn choose_lane(lanes: &[Lane], settings: &Settings, upstream: usize) -> usize {
     let weights = &settings.upstreams.get(upstream).weights;
-    let own = || lanes.iter().enumerate().filter(|(_, lane)| usize::from(lane.place.upstream.0) == upstream);
-    let load = |url: usize| {
-        let clients: u64 =
-            own().filter(|(_, lane)| usize::from(lane.place.url) == url).map(|(_, l)| u64::from(l.clients)).sum();
-        // Of two urls with the same number of clients for their weight the heavier is first.
-        (clients + 1) * 1_000_000 / u64::from(weights[url].max(1))
-    };
-    let best = own().min_by_key(|(_, lane)| (!lane.is_up(), load(usize::from(lane.place.url)), lane.clients));
-    best.map(|(index, _)| index).expect("each shard has a lane to each url")
+    let seen = |lane: &Lane| Candidate { place: lane.place, is_up: lane.is_up(), clients: lane.clients };
+    least_loaded(lanes, UpstreamIndex(upstream as u8), weights, seen).expect("each shard has a lane to each url")
 }
 
 /// A JSON string's text.

@@ -23,13 +23,14 @@ use crate::session::lane::{LaneOut, LaneSession, opcode};
 use crate::session::routing::{HubScope, UpstreamKind};
 use crate::sys::Io;
 use crate::tls::Tls;
+use core::ops::Range;
 use core::time::Duration;
 use std::collections::VecDeque;
 use std::os::fd::{IntoRawFd, OwnedFd};
 use tracing::{info, warn};
 
 /// Slots that name lanes instead of connections in tokens and on the dirty list.
-pub(super) const LANE_SLOTS: core::ops::Range<u32> = SLOT_MAX - LANES_PER_SHARD_MAX as u32..SLOT_MAX;
+pub(super) const LANE_SLOTS: Range<u32> = SLOT_MAX - LANES_PER_SHARD_MAX as u32..SLOT_MAX;
 
 /// The lane a key stands for, if it is one.
 pub(super) fn lane_of(key: SlotKey) -> Option<LaneIndex> {
@@ -49,6 +50,8 @@ enum State {
 pub(super) struct Lane {
     /// Where it leads.
     pub(super) place: LanePlace,
+    /// The lanes that lead to the same url, itself included.
+    pub(super) siblings: Range<usize>,
     /// Whose groups and users it addresses.
     pub(super) hub: usize,
     state: State,
@@ -73,30 +76,29 @@ pub(super) struct Lane {
 /// The lanes of a shard and the hubs behind them, all down.
 pub(super) fn lanes(settings: &Settings) -> (Vec<Lane>, Vec<Hub>) {
     let (mut lanes, mut hubs): (Vec<Lane>, Vec<Hub>) = (Vec::new(), Vec::new());
-    for place in &settings.lanes {
-        let last = lanes.last().map(|lane| (lane.place, lane.hub));
-        let hub = match (settings.upstreams.of(*place).hub_scope, last) {
-            (HubScope::Node, Some((same, hub))) if same == *place => hub,
-            _ => {
+    for pool in settings.lanes.chunk_by(|place, next| place == next) {
+        let siblings = lanes.len()..lanes.len() + pool.len();
+        for place in pool {
+            if settings.upstreams.of(*place).hub_scope == HubScope::Lane || lanes.len() == siblings.start {
                 hubs.push(Hub::default());
-                hubs.len() - 1
             }
-        };
-        lanes.push(Lane {
-            place: *place,
-            hub,
-            state: State::Down,
-            incarnation: 0,
-            hub_id: None,
-            clients: 0,
-            sent: 0,
-            received: 0,
-            waiting: VecDeque::new(),
-            waiting_bytes: 0,
-            notices: VecDeque::new(),
-            unreported: false,
-            next_time: Time::default(),
-        });
+            lanes.push(Lane {
+                place: *place,
+                siblings: siblings.clone(),
+                hub: hubs.len() - 1,
+                state: State::Down,
+                incarnation: 0,
+                hub_id: None,
+                clients: 0,
+                sent: 0,
+                received: 0,
+                waiting: VecDeque::new(),
+                waiting_bytes: 0,
+                notices: VecDeque::new(),
+                unreported: false,
+                next_time: Time::default(),
+            });
+        }
     }
     (lanes, hubs)
 }
@@ -494,9 +496,13 @@ impl<I: Io> Shard<I> {
         let Shard { io, conns, lanes, hubs, frames, pool, dirty, random, metrics, settings, shards, .. } = self;
         let lane = &mut lanes[index.0 as usize];
         let (place, hub, received) = (lane.place, lane.hub, &mut lane.received);
+        let addressed = match settings.upstreams.of(place).hub_scope {
+            HubScope::Lane => usize::from(index.0)..usize::from(index.0) + 1,
+            HubScope::Node => lane.siblings.clone(),
+        };
         let State::Up(Link { socket, session }) = &mut lane.state else { return };
         let bytes = input.bytes(io);
-        let deliver = Deliver::new(index, place, &mut hubs[hub], conns, frames, dirty, metrics, settings);
+        let deliver = Deliver::new(addressed, place, &mut hubs[hub], conns, frames, dirty, metrics, settings);
         let mut side = LaneSide { socket, random, received, shards, deliver };
         if let Err(end) = session.on_bytes(now, bytes, pool, &mut side) {
             self.lane_ends(now, index, end);

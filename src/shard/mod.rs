@@ -89,7 +89,8 @@ pub struct Settings {
     /// How long a client may be without a poll, or without its socket if it can resume.
     pub disconnect_timeout: Duration,
     pub upstreams: Upstreams,
-    /// Where each of this shard's lanes leads, in the order of their indices; those to one url stand together. At least one.
+    /// Where each of this shard's lanes leads, in the order of their indices; those to one upstream stand together, and
+    /// among them those to one url. At least one to each url.
     pub lanes: Vec<LanePlace>,
     /// What an Observer is told of the process.
     pub process: Arc<ProcessStats>,
