@@ -212,10 +212,13 @@ impl Lane {
         }
     }
 
-    /// Can a message be written right now, without overtaking one that waits?
+    /// Can a message be written right now, without overtaking one that waits? A notice may be about its own client: a mirror that was
+    /// lost hears of the old tie's end before anything new.
     pub(super) fn is_free(&self) -> bool {
         match &self.state {
-            State::Up(link) => self.waiting.is_empty() && link.socket.queue.bytes() < LANE_SEND_BYTES_HIGH,
+            State::Up(link) => {
+                self.waiting.is_empty() && self.notices.is_empty() && link.socket.queue.bytes() < LANE_SEND_BYTES_HIGH
+            }
             _ => false,
         }
     }
