@@ -579,7 +579,7 @@ impl<I: Io> Shard<I> {
             return self.join(now, key);
         }
         self.metrics.add(Counter::LaneLost, 1);
-        let Shard { conns, lanes, frames, dirty, random, clock, metrics, settings, ending, .. } = self;
+        let Shard { conns, lanes, hubs, frames, dirty, random, clock, metrics, settings, ending, .. } = self;
         let lane = &mut lanes[index.0 as usize];
         let (upstream, settings) = (lane.upstream(), &*settings);
         let Upstream { name: upstream_name, route, .. } = settings.upstreams.get(upstream);
@@ -595,8 +595,10 @@ impl<I: Io> Shard<I> {
                 ending.push((socket.key, End::LaneLost));
                 told += 1;
             } else if route.kind == UpstreamKind::AppServer {
-                // What it answers is nothing that clients wait for, so they stay, and begin anew there with their next message.
+                // What it answers is nothing that clients wait for, so they stay, and begin anew there with their next message: in no
+                // group, until they are added to one again.
                 pin.forwarded = false;
+                hubs[lane.hub].groups.leave_all(&mut pin.memberships);
                 lane.notice(&client.origin, &mut gate);
             }
         }
