@@ -312,13 +312,14 @@ impl<I: Io> Shard<I> {
             }
         }
         let mut gate = super::lane::Gate { settings, frames, dirty, random, clock, metrics };
-        let mut told = Upstreams::default();
+        let mut told = None;
         for lane in lanes.iter_mut() {
-            let index = usize::from(lane.place.upstream.0);
-            if !settings.upstreams.routes.is_observer(index) || told.has(index) || !lane.is_up() {
+            let is_observer = settings.upstreams.routes.is_observer(usize::from(lane.place.upstream.0));
+            // Each url is an Observer of its own, and its lanes stand together.
+            if !is_observer || told == Some(lane.place) || !lane.is_up() {
                 continue;
             }
-            told.add(index);
+            told = Some(lane.place);
             hub_ids.iter().for_each(|hub_id| lane.report(hub_id, &telemetry, &mut gate));
         }
     }
