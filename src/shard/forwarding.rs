@@ -5,8 +5,8 @@
 //! ```
 //! The upstream that halts answers, so its refusal is the client's; what a mirror or an Observer cannot take is counted and forgotten.
 use super::client::ClientSide;
-use super::lane::{From, Lane, Message, Shown};
-use super::socket::{Pin, User, items_of};
+use super::lane::{From, Lane, Message, Shown, refuse};
+use super::socket::{Conn, Pin, Stage, User, items_of};
 use super::upstreams::Hub;
 use super::{Settings, Shard};
 use crate::filter::Facts;
@@ -281,6 +281,38 @@ fn plain(raw: &[u8]) -> Cow<'_, [u8]> {
 }
 
 impl<I: Io> Shard<I> {
+    /// What waits in front of a lane that is down goes to another that is up, unless its client is known behind the first: else who
+    /// was dealt to a url that is down would wait there as long as others do, whatever comes up meanwhile.
+    pub(super) fn move_waiting(&mut self, index: LaneIndex) {
+        let Shard { conns, lanes, hubs, frames, dirty, random, clock, metrics, settings, .. } = self;
+        let own = usize::from(index.0);
+        let upstream = usize::from(lanes[own].place.upstream.0);
+        // The notices may be about clients that live on, of a mirror: they begin anew behind them.
+        if lanes[own].is_up()
+            || lanes[own].waiting() == 0
+            || lanes[own].notices() > 0 && !settings.upstreams.routes.is_answering(upstream)
+            || !lanes.iter().any(|lane| lane.place.upstream == lanes[own].place.upstream && lane.is_up())
+        {
+            return;
+        }
+        let mut gate = super::lane::Gate { settings, frames, dirty, random, clock, metrics };
+        for waiting in lanes[own].take_waiting() {
+            let Some(Conn { socket, stage: Stage::Client(client) }) = conns.get_mut(waiting.client) else {
+                gate.metrics.add(Counter::DroppedGoneClient, 1);
+                continue;
+            };
+            let pin = &mut client.pins[upstream];
+            if pin.lane == Some(index) && !pin.forwarded {
+                let chosen = choose_lane(lanes, settings, upstream);
+                pin.repin(socket.key, Some(chosen), client.user.as_deref(), lanes, hubs);
+            }
+            let lane = pin.lane.map_or(own, |lane| usize::from(lane.0));
+            if let Err(waiting) = lanes[lane].wait(waiting, settings.lane_queue_bytes_max) {
+                refuse(&waiting, upstream, Refusal::QueueFull, socket, client, &mut gate);
+            }
+        }
+    }
+
     /// Once a second, on the second, Observers are told how the process does, under each hub id that they see clients behind. (contract
     /// 7.2).
     pub(super) fn tell_observers(&mut self) {

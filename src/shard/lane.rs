@@ -120,8 +120,8 @@ impl<'a> Message<'a> {
 }
 
 /// A request in front of a lane.
-struct Waiting {
-    client: SlotKey,
+pub(super) struct Waiting {
+    pub(super) client: SlotKey,
     call: Call,
     vm_id_bytes: u32,
     has_argument: bool,
@@ -244,13 +244,24 @@ impl Lane {
             bytes,
             since: now,
         };
-        if self.waiting_bytes + waiting.cost() > gate.settings.lane_queue_bytes_max {
-            return Err(Refusal::QueueFull);
+        self.wait(waiting, gate.settings.lane_queue_bytes_max).map_err(|_| Refusal::QueueFull)?;
+        gate.metrics.add(Counter::MessagesQueued, 1);
+        Ok(false)
+    }
+
+    /// Puts a request into the queue, or gives it back where that is full.
+    pub(super) fn wait(&mut self, waiting: Waiting, bytes_max: u32) -> Result<(), Waiting> {
+        if self.waiting_bytes + waiting.cost() > bytes_max {
+            return Err(waiting);
         }
         self.waiting_bytes += waiting.cost();
         self.waiting.push_back(waiting);
-        gate.metrics.add(Counter::MessagesQueued, 1);
-        Ok(false)
+        Ok(())
+    }
+
+    pub(super) fn take_waiting(&mut self) -> VecDeque<Waiting> {
+        self.waiting_bytes = 0;
+        core::mem::take(&mut self.waiting)
     }
 
     /// The last message of a client that reached the app server on this lane.
@@ -436,7 +447,7 @@ fn nobody(protocol: Protocol) -> Tail<'static> {
     Tail::Client { connection: b"0 0.0.0.0 0.0.0.0 0 0", headers }
 }
 
-fn refuse(
+pub(super) fn refuse(
     waiting: &Waiting,
     upstream: usize,
     refusal: Refusal,
@@ -516,6 +527,7 @@ impl<I: Io> Shard<I> {
     pub(super) fn on_lanes(&mut self, now: Time) {
         self.hurry_lanes(now);
         for index in 0..self.lanes.len() {
+            self.move_waiting(LaneIndex(index as u16));
             let name = self.lane_key(LaneIndex(index as u16));
             let Shard { conns, lanes, frames, dirty, random, clock, metrics, settings, control, .. } = self;
             let lane = &mut lanes[index];
