@@ -599,3 +599,30 @@ fn observers_of_both_protocols_are_told_of_every_hub_once_a_second_on_the_second
     }
     clients.into_iter().for_each(leave);
 }
+
+#[test]
+fn an_observer_that_answers_is_not_heard() {
+    let [app, observer] = [(); 2].map(|()| Fake::start());
+    let node = start(
+        &format!("[identity]\nsigning_key = \"{SECRET}\""),
+        &[
+            upstream("observer", &observer.url(), "kind = \"observer\"\nconnection_pool_size = 1"),
+            upstream("app", &app.url(), "connection_pool_size = 1"),
+        ],
+        2,
+    );
+    let user = format!("Authorization: Bearer {}\r\n", jwt("ada"));
+    let (mut client, origin) = requested(&node, &user, &[("V", &app)]);
+    observer.hears(&["Request_VM V"]);
+    observer.send(0, "SendAsync", json!(["V", "{\"a\":1}"]), json!(origin));
+    observer.send(0, "SendToManyAsync", json!(["V", "{\"a\":2}"]), json!(format!("[\"{origin}\"]")));
+    observer.send(0, "AddToGroupAsync", json!(["g"]), json!(origin));
+    observer.send(0, "SendToGroupAsync", json!(["g", "V", "{\"a\":3}"]), Value::Null);
+    observer.send(0, "SendToUsersAsync", json!([["ada"], "V", "{\"a\":4}"]), json!("[\"ada\"]"));
+    counts(&node, "drops", "reason=\"observer_message\"", 5);
+    app.send(0, "SendAsync", json!(["V", "{\"b\":1}"]), json!(origin));
+    assert_eq!(response(&mut client).1, "{\"b\":1}");
+    assert_eq!(node.metric("signalring_groups"), 0.0);
+    leave(client);
+    observer.hears(&["OnDisconnectedAsync"]);
+}

@@ -13,7 +13,7 @@ use crate::proto::signalr::{self, Protocol, Span};
 use crate::session::form::Form;
 use crate::session::groups::{Joined, Memberships};
 use crate::session::lane::{LaneEnv, LaneNote, LaneOut};
-use crate::session::routing::HubScope;
+use crate::session::routing::{HubScope, UpstreamKind};
 use crate::sys::Io;
 use core::ops::Range;
 use std::sync::Arc;
@@ -87,6 +87,12 @@ impl LaneEnv for LaneSide<'_> {
     }
 
     fn deliver(&mut self, delivery: &Delivery, record: &[u8]) {
+        *self.received += 1;
+        let Deliver { place, settings, metrics, .. } = &mut self.deliver;
+        if settings.upstreams.of(*place).route.kind == UpstreamKind::Observer {
+            // An Observer never answers (contract 7.2): clients asked it nothing, and it may not say a word to them.
+            return metrics.add(Counter::DroppedObserverMessage, 1);
+        }
         let kind = match delivery {
             Delivery::Send { .. } => Counter::AppSend,
             Delivery::SendToMany { .. } => Counter::AppSendMany,
@@ -97,7 +103,6 @@ impl LaneEnv for LaneSide<'_> {
             Delivery::ToLane => Counter::AppOther,
         };
         self.deliver.metrics.add(kind, 1);
-        *self.received += 1;
         self.deliver.metrics.add_upstream(self.deliver.place.upstream, UpstreamCounter::Deliveries, 1);
         self.relay(delivery, record);
         self.deliver.deliver(delivery, record);
