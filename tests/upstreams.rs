@@ -243,6 +243,37 @@ fn the_choice_made_at_the_request_holds_until_the_dispose() {
 }
 
 #[test]
+fn disposing_of_a_master_reaches_everybody_who_had_a_part_of_it() {
+    let [gold, mirror, rest] = [(); 3].map(|()| Fake::start());
+    let node = start(
+        "",
+        &[
+            upstream("mirror", &mirror.url(), "filter = 'vm_id == \"Master.Sub.Deep\"'\nhalt_pipeline = false"),
+            upstream("gold", &gold.url(), "filter = 'has(data.Plan)'"),
+            upstream("rest", &rest.url(), ""),
+        ],
+        15,
+    );
+    let mut client = Socket::connect(node.address);
+    let plan = |vm: &str| call("Request_VM", &format!("{},{{\"Plan\":1}}", json!(vm)));
+    client.send(&request("Master"));
+    client.send(&plan("Master.Sub"));
+    client.send(&request("Master.Sub.Deep"));
+    client.send(&plan("Masterpiece"));
+    client.send(&dispose("Master"));
+    client.send(&update("Masterpiece", "{}"));
+    client.send(&update("Master.Sub", "{}"));
+    rest.hears(&["Request_VM Master", "Request_VM Master.Sub.Deep", "Dispose_VM Master", "Update_VM Master.Sub"]);
+    gold.hears(&["Request_VM Master.Sub", "Request_VM Masterpiece", "Dispose_VM Master", "Update_VM Masterpiece"]);
+    mirror.hears(&["Request_VM Master.Sub.Deep", "Dispose_VM Master"]);
+    // Both app servers that had a part of it took the dispose.
+    counts(&node, "upstream_messages", "result=\"forwarded\",upstream=\"gold\"", 4);
+    counts(&node, "upstream_messages", "result=\"forwarded\",upstream=\"rest\"", 4);
+    counts(&node, "upstream_messages", "result=\"mirrored\",upstream=\"mirror\"", 2);
+    leave(client);
+}
+
+#[test]
 fn a_client_with_too_many_view_models_is_told_so_and_may_dispose_of_some() {
     let app = Fake::start();
     let node = start("", &[upstream("app", &app.url(), "connection_pool_size = 1")], 1);

@@ -93,14 +93,15 @@ impl ClientSide<'_> {
         })
     }
 
-    /// Onto the lanes of all of them. The result is that of the upstream that answers.
+    /// Onto the lanes of all of them. The result is that of the upstream that answers; several do where parts of what is disposed of
+    /// went to different ones.
     fn send(&mut self, chosen: Upstreams, message: Message<'_>) -> Result<(), Refusal> {
         let upstreams = &self.gate.settings.upstreams;
         let answering = upstreams.routes.answering(chosen);
         let mut result = Ok(());
         for index in chosen.each().filter(|index| !upstreams.routes.is_observer(*index)) {
             let sent = self.send_to(index, message);
-            let counter = match (Some(index) == answering, &sent) {
+            let counter = match (upstreams.routes.is_answering(index), &sent) {
                 (true, Ok(())) => UpstreamCounter::Forwarded,
                 (false, Ok(())) => UpstreamCounter::Mirrored,
                 (true, Err(_)) => {
