@@ -380,6 +380,53 @@ fn requested(node: &Node, headers: &str, vms: &[(&str, &Fake)]) -> (Socket, Stri
     (client, origin)
 }
 
+#[test]
+fn groups_users_and_ids_are_those_of_one_upstream() {
+    let [first, second] = [(); 2].map(|()| Fake::start());
+    let lines = |name: &str| format!("connection_pool_size = 1\nfilter = 'vm_id == \"{name}\"'");
+    let node = start(
+        &format!("[identity]\nsigning_key = \"{SECRET}\""),
+        &[upstream("first", &first.url(), &lines("A")), upstream("second", &second.url(), &lines("B"))],
+        2,
+    );
+    let user = format!("Authorization: Bearer {}\r\n", jwt("ada"));
+    let (mut a, a_id) = requested(&node, &user, &[("A", &first)]);
+    let (mut b, b_id) = requested(&node, &user, &[("B", &second)]);
+    let (mut both, both_id) = requested(&node, &user, &[("A", &first), ("B", &second)]);
+    for (fake, id) in [(&first, &a_id), (&second, &b_id), (&second, &both_id)] {
+        fake.send(0, "AddToGroupAsync", json!(["g"]), json!(id));
+    }
+    let list = |ids: &[&String]| json!(serde_json::to_string(ids).expect("a list"));
+    // To each: what only those may hear who are in the group, or are users, or were named, there.
+    first.send(0, "SendToGroupAsync", json!(["g", "A", "{\"group\":1}"]), Value::Null);
+    second.send(0, "SendToGroupExceptAsync", json!(["g", "B", "{\"group\":2}"]), json!("[null]"));
+    first.send(0, "SendToUsersAsync", json!([["ada"], "A", "{\"user\":1}"]), json!("[\"ada\"]"));
+    second.send(0, "SendToUsersAsync", json!([["ada"], "B", "{\"user\":2}"]), json!("[\"ada\"]"));
+    first.send(0, "SendToManyAsync", json!(["A", "{\"many\":1}"]), list(&[&a_id, &b_id, &both_id]));
+    second.send(0, "SendToManyAsync", json!(["B", "{\"many\":2}"]), list(&[&a_id, &b_id, &both_id]));
+    first.send(0, "SendAsync", json!(["A", "{\"one\":1}"]), json!(b_id));
+    second.send(0, "SendAsync", json!(["B", "{\"one\":2}"]), json!(a_id));
+    for (fake, id, data) in [(&first, &a_id, "1"), (&second, &b_id, "2")] {
+        fake.send(0, "SendAsync", json!(["Last", data]), json!(id));
+        fake.send(0, "SendAsync", json!(["Last", data]), json!(both_id));
+    }
+    let heard = |client: &mut Socket, lasts: usize| {
+        let (mut all, mut last) = (Vec::new(), 0);
+        while last < lasts {
+            let (vm, data) = response(client);
+            if vm == "Last" { last += 1 } else { all.push(data) }
+        }
+        all.sort();
+        all
+    };
+    assert_eq!(heard(&mut a, 1), ["{\"group\":1}", "{\"many\":1}", "{\"user\":1}"]);
+    assert_eq!(heard(&mut b, 1), ["{\"group\":2}", "{\"many\":2}", "{\"user\":2}"]);
+    assert_eq!(heard(&mut both, 2), ["{\"group\":2}", "{\"many\":1}", "{\"many\":2}", "{\"user\":1}", "{\"user\":2}"]);
+    for client in [a, b, both] {
+        leave(client);
+    }
+}
+
 // ---- Dead ones --------------------------------------------------------------------------------------------------------
 
 /// Round trips of an update through the double; the slowest but one in a hundred.
