@@ -531,6 +531,48 @@ fn an_upstream_that_is_dead_in_any_way_delays_nobody_elses_clients() {
     leave(client);
 }
 
+#[test]
+fn a_mirror_that_is_dead_in_any_way_costs_nobody_anything() {
+    let (live, deaf) = (App::start(), Fake::start());
+    let (_hole, hole_url) = black_hole();
+    let lines = "halt_pipeline = false\nconnection_pool_size = 1";
+    let node = start(
+        "",
+        &[
+            upstream("refused", &refused(), lines),
+            upstream("hole", &hole_url, lines),
+            upstream("deaf", &deaf.url(), lines),
+            upstream("observer", &refused(), "kind = \"observer\""),
+            upstream("live", &live.url(), ""),
+        ],
+        6,
+    );
+    let mut client = hello(&node);
+    let before = p99(&mut client, "before");
+    deaf.reads(false);
+    let mut talker = hello(&node);
+    flood(&mut talker, "HelloWorldVM");
+    talker.send(&update("HelloWorldVM", "{\"FirstName\":\"After\"}"));
+    talker.response("the last name", |data| data["FullName"] == "After World");
+    let during = p99(&mut client, "during");
+    assert!(
+        during < before * 5 + Duration::from_millis(100),
+        "p99 {before:?} before, {during:?} with four dead mirrors"
+    );
+    assert_eq!(node.metric("signalring_queued_messages"), 0.0, "nothing waits for a mirror");
+    let dropped = |name: &str, why: &str| {
+        node.metric_where("signalring_upstream_messages", &format!("result=\"dropped_{why}\",upstream=\"{name}\""))
+    };
+    // Two requests, 600 updates, the flood and the one after it.
+    for name in ["refused", "hole", "observer"] {
+        assert_eq!(dropped(name, "lane_down"), 2.0 + 600.0 + 801.0, "{name}");
+    }
+    assert!(dropped("deaf", "queue_full") > 0.0);
+    assert_eq!(node.metric("signalring_refusals"), 0.0);
+    leave(client);
+    leave(talker);
+}
+
 // ---- Lost lanes -------------------------------------------------------------------------------------------------------
 
 #[test]

@@ -108,7 +108,7 @@ impl ClientSide<'_> {
                     result = sent;
                     continue;
                 }
-                (false, Err(_)) => UpstreamCounter::DroppedFull,
+                (false, Err(_)) => self.why_dropped(index),
             };
             self.gate.metrics.add_upstream(UpstreamIndex(index as u8), counter, 1);
         }
@@ -149,12 +149,14 @@ impl ClientSide<'_> {
         let from = From { client: self.socket.key, origin: &self.origin, shown };
         let seen = self.lanes[lane].observe(from, message, hub_id.as_ref(), &mut self.gate);
         self.pins[observer].forwarded |= seen;
-        let counter = match (seen, self.lanes[lane].is_up()) {
-            (true, _) => UpstreamCounter::Mirrored,
-            (false, true) => UpstreamCounter::DroppedFull,
-            (false, false) => UpstreamCounter::DroppedDown,
-        };
+        let counter = if seen { UpstreamCounter::Mirrored } else { self.why_dropped(observer) };
         self.gate.metrics.add_upstream(UpstreamIndex(observer as u8), counter, 1);
+    }
+
+    /// Why somebody whom nobody waits for did not get a message.
+    fn why_dropped(&self, upstream: usize) -> UpstreamCounter {
+        let is_up = self.pins[upstream].lane.is_some_and(|lane| self.lanes[usize::from(lane.0)].is_up());
+        if is_up { UpstreamCounter::DroppedFull } else { UpstreamCounter::DroppedDown }
     }
 
     /// What an app server knows the client's lane by.

@@ -6,11 +6,11 @@ use super::socket::{Client, Conn, Input, Life, Link, Socket, Stage};
 use super::upstreams::{Hub, Upstream};
 use super::{Random, Settings, Shard, WallClock};
 use crate::bus::ControlOrder;
-use crate::ids::{HubId, LaneIndex, LaneKey, LanePlace, OriginId, SLOT_MAX, SlotKey, Time, UpstreamIndex};
+use crate::ids::{HubId, LaneIndex, LaneKey, LanePlace, OriginId, SLOT_MAX, SlotKey, Time};
 use crate::limits::*;
 use crate::mem::frames::FramePool;
 use crate::mem::slab::Slab;
-use crate::metrics::{Counter, Histogram, ShardMetrics, UpstreamCounter};
+use crate::metrics::{Counter, Histogram, ShardMetrics};
 use crate::proto::dotnetify::context::{Context, Items, Tail};
 use crate::proto::dotnetify::forward::{self, Forward};
 use crate::proto::dotnetify::request::Call;
@@ -218,7 +218,8 @@ impl Lane {
         }
     }
 
-    /// A request of a pinned client: onto the lane, or into the queue in front of it. True if it went onto the lane.
+    /// A request of a pinned client: onto the lane, or into the queue in front of it. True if it went onto the lane. Nothing waits for a
+    /// mirror: it answers nobody, and what it cannot take at once it does not get.
     pub(super) fn request(
         &mut self,
         now: Time,
@@ -228,6 +229,9 @@ impl Lane {
     ) -> Result<bool, Refusal> {
         if self.is_free() {
             return self.write(&message.forward(), None, from.origin, from.shown, gate).map(|()| true);
+        }
+        if !gate.settings.upstreams.routes.is_answering(self.upstream()) {
+            return Err(Refusal::QueueFull);
         }
         let Message { call, vm_id, argument } = message;
         let bytes = [vm_id, argument.unwrap_or_default()].concat().into_boxed_slice();
@@ -397,7 +401,7 @@ impl Lane {
             let shown = client.shown(&gate.settings.upstreams, upstream);
             match self.write(&waiting.message().forward(), None, &origin, shown, gate) {
                 Ok(()) => client.pins[upstream].forwarded = true,
-                Err(refusal) => refuse(&waiting, upstream, refusal, socket, client, gate),
+                Err(refusal) => refuse(&waiting, refusal, socket, client, gate),
             }
         }
     }
@@ -412,7 +416,7 @@ impl Lane {
             match conns.get_mut(waiting.client) {
                 Some(Conn { socket, stage: Stage::Client(client) }) => {
                     gate.metrics.observe_us(Histogram::QueueWait, now.since(waiting.since).as_micros() as u64);
-                    refuse(&waiting, self.upstream(), Refusal::QueueTimeout, socket, client, gate);
+                    refuse(&waiting, Refusal::QueueTimeout, socket, client, gate);
                 }
                 _ => gate.metrics.add(Counter::DroppedGoneClient, 1),
             }
@@ -431,18 +435,7 @@ fn nobody(protocol: Protocol) -> Tail<'static> {
     Tail::Client { connection: b"0 0.0.0.0 0.0.0.0 0 0", headers }
 }
 
-fn refuse(
-    waiting: &Waiting,
-    upstream: usize,
-    refusal: Refusal,
-    socket: &mut Socket,
-    client: &mut Client,
-    gate: &mut Gate<'_>,
-) {
-    if !gate.settings.upstreams.routes.is_answering(upstream) {
-        // Nobody waits for an answer from a mirror.
-        return gate.metrics.add_upstream(UpstreamIndex(upstream as u8), UpstreamCounter::DroppedDown, 1);
-    }
+fn refuse(waiting: &Waiting, refusal: Refusal, socket: &mut Socket, client: &mut Client, gate: &mut Gate<'_>) {
     gate.metrics.add(Counter::refusal(refusal.label()), 1);
     if socket.life == Life::Open {
         let form = client.session.form();
