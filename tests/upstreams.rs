@@ -576,6 +576,85 @@ fn a_mirror_that_is_dead_in_any_way_costs_nobody_anything() {
 // ---- Lost lanes -------------------------------------------------------------------------------------------------------
 
 #[test]
+fn a_lost_lane_of_a_mirror_is_no_loss_to_clients() {
+    let [app, mirror] = [(); 2].map(|()| Fake::start());
+    let node = start(
+        "",
+        &[
+            upstream("mirror", &mirror.url(), "halt_pipeline = false\nconnection_pool_size = 1"),
+            upstream("app", &app.url(), "connection_pool_size = 1"),
+        ],
+        2,
+    );
+    let (mut client, origin) = requested(&node, "", &[("V", &app)]);
+    let (mut other, other_origin) = requested(&node, "", &[("V", &app)]);
+    let idle = Socket::connect(node.address);
+    let first = mirror.hears(&["Request_VM V", "Request_VM V"]);
+    assert_eq!(first[0].origin(), origin);
+    for id in [&origin, &other_origin] {
+        mirror.send(0, "AddToGroupAsync", json!(["g"]), json!(id));
+    }
+    mirror.send(0, "SendToGroupAsync", json!(["g", "V", "{\"n\":1}"]), Value::Null);
+    for client in [&mut client, &mut other] {
+        assert_eq!(response(client).1, "{\"n\":1}");
+    }
+
+    mirror.cut(0);
+    wait_for("a new lane", PATIENCE, || (mirror.lanes() == [1]).then_some(()));
+    wait_for("the lane", PATIENCE, || (node.metric_where("signalring_lanes", "state=\"up\"") == 2.0).then_some(()));
+    client.send(&update("V", "{\"a\":1}"));
+    app.hears(&["Update_VM V"]);
+    // Both old names end, and before anything new of them.
+    let heard = mirror.hears(&["OnDisconnectedAsync", "OnDisconnectedAsync", "Update_VM V"]);
+    let mut ended = [heard[0].origin(), heard[1].origin()];
+    ended.sort();
+    let mut both = [origin.clone(), other_origin];
+    both.sort();
+    assert_eq!((ended, heard[2].origin()), (both, origin.clone()));
+    assert_ne!(heard[2].hub_id(), first[0].hub_id());
+
+    // Who was in a group of the lane that is gone is in none: the mirror has been told that it is not there any more.
+    mirror.send(1, "AddToGroupAsync", json!(["g"]), json!(origin));
+    mirror.send(1, "SendToGroupAsync", json!(["g", "V", "{\"n\":2}"]), Value::Null);
+    assert_eq!(response(&mut client).1, "{\"n\":2}");
+    is_quiet(&mut other, Duration::from_millis(100));
+
+    counts(&node, "clients", "", 3);
+    leave(client);
+    mirror.hears(&["OnDisconnectedAsync"]);
+    // It had begun nothing new there.
+    leave(other);
+    leave(idle);
+    app.hears(&["OnDisconnectedAsync", "OnDisconnectedAsync"]);
+    mirror.hears(&[]);
+    counts(&node, "groups", "", 0);
+}
+
+#[test]
+fn a_mirror_with_another_lane_up_goes_on_there_in_order() {
+    let [app, mirror] = [(); 2].map(|()| Fake::start());
+    let node = start(
+        "",
+        &[
+            upstream("mirror", &mirror.url(), "halt_pipeline = false\nconnection_pool_size = 2"),
+            upstream("app", &app.url(), "connection_pool_size = 1"),
+        ],
+        3,
+    );
+    let (mut client, origin) = requested(&node, "", &[("V", &app)]);
+    let lane = mirror.hears(&["Request_VM V"])[0].lane;
+    mirror.opens(false);
+    mirror.cut(lane);
+    mirror.has_lanes(1);
+    wait_for("the loss", PATIENCE, || (node.metric_where("signalring_lanes", "state=\"down\"") == 1.0).then_some(()));
+    client.send(&update("V", "{}"));
+    let heard = mirror.hears(&["OnDisconnectedAsync", "Update_VM V"]);
+    assert!(heard.iter().all(|one| one.origin() == origin && one.lane != lane), "{heard:?}");
+    leave(client);
+    mirror.hears(&["OnDisconnectedAsync"]);
+}
+
+#[test]
 fn a_lost_lane_that_answers_asks_its_clients_to_come_back_and_no_others() {
     let [first, second] = [(); 2].map(|()| Fake::start());
     let lines = |name: &str| format!("connection_pool_size = 2\nfilter = 'vm_id == \"{name}\"'");

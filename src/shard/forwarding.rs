@@ -176,8 +176,8 @@ impl ClientSide<'_> {
         if let Some(lane) = pin.lane {
             let index = usize::from(lane.0);
             let lane = &self.lanes[index];
-            // What waits in front of it may be this client's, and overtaking it would break its order. Who never reached the app
-            // server need not wait for a lane that is down while another is up.
+            // What waits in front of it may be this client's, or its own end at a mirror: overtaking it would break its order. Who never
+            // reached the app server need not wait for a lane that is down while another is up.
             let is_expected =
                 lane.waiting() > 0 || lane.notices() > 0 && !self.gate.settings.upstreams.routes.is_answering(upstream);
             if pin.forwarded || lane.is_up() || is_expected {

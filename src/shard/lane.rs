@@ -3,7 +3,7 @@ use super::client::write_message;
 use super::delivery::{Deliver, LaneSide};
 use super::secure::Secure;
 use super::socket::{Client, Conn, Input, Life, Link, Socket, Stage};
-use super::upstreams::{Hub, Upstream};
+use super::upstreams::{Hub, Upstream, siblings};
 use super::{Random, Settings, Shard, WallClock};
 use crate::bus::ControlOrder;
 use crate::ids::{HubId, LaneIndex, LaneKey, LanePlace, OriginId, SLOT_MAX, SlotKey, Time};
@@ -213,7 +213,9 @@ impl Lane {
     /// Can a message be written right now, without overtaking one that waits?
     pub(super) fn is_free(&self) -> bool {
         match &self.state {
-            State::Up(link) => self.waiting.is_empty() && link.socket.queue.bytes() < LANE_SEND_BYTES_HIGH,
+            State::Up(link) => {
+                self.waiting.is_empty() && self.notices.is_empty() && link.socket.queue.bytes() < LANE_SEND_BYTES_HIGH
+            }
             _ => false,
         }
     }
@@ -563,29 +565,33 @@ impl<I: Io> Shard<I> {
             return self.join(now, key);
         }
         self.metrics.add(Counter::LaneLost, 1);
-        let Shard { conns, lanes, frames, dirty, random, clock, metrics, settings, ending, .. } = self;
-        let lane = &mut lanes[index.0 as usize];
-        let (upstream, settings) = (lane.upstream(), &*settings);
+        let Shard { conns, lanes, hubs, frames, dirty, random, clock, metrics, settings, ending, .. } = self;
+        let (upstream, settings) = (lanes[index.0 as usize].upstream(), &*settings);
+        let mut others = siblings(&settings.lanes, index);
+        let other = others.find(|other| lanes[*other].is_up()).unwrap_or(usize::from(index.0));
         let Upstream { name: upstream_name, route, .. } = settings.upstreams.get(upstream);
         let mut gate = Gate { settings, frames, dirty, random, clock, metrics };
         let mut told = 0u32;
         for slot in 0..conns.slots() {
             let Some(Conn { socket, stage: Stage::Client(client) }) = conns.at_mut(slot) else { continue };
-            let pin = &mut client.pins[upstream];
-            if pin.lane != Some(index) || !pin.forwarded {
+            if client.pins[upstream].lane != Some(index) || !client.pins[upstream].forwarded {
                 continue;
             }
             if settings.upstreams.routes.is_answering(upstream) {
                 ending.push((socket.key, End::LaneLost));
                 told += 1;
             } else if route.kind == UpstreamKind::AppServer {
-                // What it answers is nothing that clients wait for, so they stay, and begin anew there with their next message.
-                pin.forwarded = false;
-                lane.notice(&client.origin, &mut gate);
+                // What it answers is nothing that clients wait for, so they stay, and begin anew there with their next message: behind
+                // the end of what was, on the same lane, and in no group of the lane that is gone.
+                let shown = client.shown(&settings.upstreams, upstream);
+                lanes[other].disconnected(&client.origin, None, shown, &mut gate);
+                let Client { pins, user, .. } = client;
+                pins[upstream].forwarded = false;
+                pins[upstream].repin(socket.key, Some(other), user.as_deref(), lanes, hubs);
             }
         }
         warn!(lane = %name, upstream = upstream_name, clients = told, "lane lost: {end}; its clients are asked to reconnect");
-        lane.unreported = true;
+        self.lanes[index.0 as usize].unreported = true;
         self.join(now, key);
     }
 
