@@ -254,7 +254,7 @@ fn who_waits_for_a_url_that_is_down_goes_to_the_one_that_comes_up() {
     let [dead, late] = [(); 2].map(|()| TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap());
     let [dead, url] = [dead, late].map(|address| format!("http://{address}"));
     let mut flags = vec!["run", "--listen", "127.0.0.1:0", "--admin", "127.0.0.1:0", "--shards", "1"];
-    flags.extend(["--upstream-pool-size", "1"]);
+    flags.extend(["--pool-size", "1"]);
     flags.extend(["--app-server", &dead, "--app-server", &url]);
     let mut node = Process::signalring("node", &flags);
     let address: SocketAddr = node.printed("listening on ").trim_start_matches("http://").parse().unwrap();

@@ -13,7 +13,7 @@ use crate::proto::signalr::{self, Protocol, Span};
 use crate::session::form::Form;
 use crate::session::groups::{Joined, Memberships};
 use crate::session::lane::{LaneEnv, LaneNote, LaneOut};
-use crate::session::routing::HubScope;
+use crate::session::routing::{HubScope, UpstreamKind};
 use crate::sys::Io;
 use core::ops::Range;
 use std::sync::Arc;
@@ -82,6 +82,12 @@ impl LaneEnv for LaneSide<'_> {
     }
 
     fn deliver(&mut self, delivery: &Delivery, record: &[u8]) {
+        *self.received += 1;
+        let Deliver { place, settings, metrics, .. } = &mut self.deliver;
+        if settings.upstreams.of(*place).route.kind == UpstreamKind::Observer {
+            // An Observer never answers (contract 7.2): clients asked it nothing, and it may not say a word to them.
+            return metrics.add(Counter::DroppedObserverMessage, 1);
+        }
         let kind = match delivery {
             Delivery::Send { .. } => Counter::AppSend,
             Delivery::SendToMany { .. } => Counter::AppSendMany,
@@ -92,7 +98,6 @@ impl LaneEnv for LaneSide<'_> {
             Delivery::ToLane => Counter::AppOther,
         };
         self.deliver.metrics.add(kind, 1);
-        *self.received += 1;
         self.deliver.metrics.add_upstream(self.deliver.place.upstream, UpstreamCounter::Deliveries, 1);
         self.relay(delivery, record);
         self.deliver.deliver(delivery, record);
@@ -193,7 +198,7 @@ impl Deliver<'_> {
     }
 
     fn send_to_one(&mut self, key: SlotKey, vm: &[u8], data: &[u8]) {
-        let Some((socket, client)) = open_client(self.conns, key) else {
+        let Some((socket, client)) = open_client(self.conns, key, self.place) else {
             return self.metrics.add(Counter::DroppedUnknownClient, 1);
         };
         if client.carried.is_some() {
@@ -253,6 +258,7 @@ impl Deliver<'_> {
         let Deliver { conns, frames, dirty, metrics, settings, protocol, place, .. } = self;
         let is_shared = settings.upstreams.of(*place).hub_scope == HubScope::Node;
         Many {
+            place: *place,
             vm,
             data,
             kind,
@@ -270,6 +276,8 @@ impl Deliver<'_> {
 
 /// One message for many clients: encoded once for each form that one of them has.
 struct Many<'a> {
+    /// Whose app server sends it.
+    place: LanePlace,
     vm: &'a [u8],
     data: &'a [u8],
     kind: Counter,
@@ -287,7 +295,7 @@ struct Many<'a> {
 
 impl Many<'_> {
     fn send(&mut self, key: SlotKey) {
-        let Some((socket, client)) = open_client(self.conns, key) else {
+        let Some((socket, client)) = open_client(self.conns, key, self.place) else {
             return self.metrics.add(Counter::DroppedUnknownClient, 1);
         };
         let form = client.session.form();
@@ -326,15 +334,13 @@ fn client_of(settings: &Settings, id: &[u8]) -> Option<SlotKey> {
     (address.shard == settings.shard).then_some(address.key)
 }
 
-/// A client that may be sent messages. Its user's id makes one known from its first request on, but in front of the handshake's
-/// answer a message would break the handshake, and the client's protocol is not known yet.
-fn open_client(conns: &mut Slab<Conn>, key: SlotKey) -> Option<(&mut Socket, &mut Client)> {
-    match conns.get_mut(key)? {
-        Conn { socket, stage: Stage::Client(client) } if socket.life == Life::Open && client.session.is_open() => {
-            Some((socket, client))
-        }
-        _ => None,
-    }
+/// A client that an app server at this place may send messages. Its user's id makes one known from its first request on, but in front
+/// of the handshake's answer a message would break the handshake, and the client's protocol is not known yet. To an upstream that has
+/// seen nothing of it its id means nothing, wherever the app server has it from.
+fn open_client(conns: &mut Slab<Conn>, key: SlotKey, place: LanePlace) -> Option<(&mut Socket, &mut Client)> {
+    let Conn { socket, stage: Stage::Client(client) } = conns.get_mut(key)? else { return None };
+    let is_known = client.pins[usize::from(place.upstream.0)].lane.is_some();
+    (is_known && socket.life == Life::Open && client.session.is_open()).then_some((socket, client))
 }
 
 /// The group list of a client pinned to one of these lanes. An app server that names another lane's client gets nothing: that list

@@ -93,21 +93,22 @@ impl ClientSide<'_> {
         })
     }
 
-    /// Onto the lanes of all of them. The result is that of the upstream that answers.
+    /// Onto the lanes of all of them. The result is that of the upstream that answers; several do where parts of what is disposed of
+    /// went to different ones.
     fn send(&mut self, chosen: Upstreams, message: Message<'_>) -> Result<(), Refusal> {
         let upstreams = &self.gate.settings.upstreams;
         let answering = upstreams.routes.answering(chosen);
         let mut result = Ok(());
         for index in chosen.each().filter(|index| !upstreams.routes.is_observer(*index)) {
             let sent = self.send_to(index, message);
-            let counter = match (Some(index) == answering, &sent) {
+            let counter = match (upstreams.routes.is_answering(index), &sent) {
                 (true, Ok(())) => UpstreamCounter::Forwarded,
                 (false, Ok(())) => UpstreamCounter::Mirrored,
                 (true, Err(_)) => {
                     result = sent;
                     continue;
                 }
-                (false, Err(_)) => UpstreamCounter::DroppedFull,
+                (false, Err(_)) => self.why_dropped(index),
             };
             self.gate.metrics.add_upstream(UpstreamIndex(index as u8), counter, 1);
         }
@@ -148,12 +149,14 @@ impl ClientSide<'_> {
         let from = From { client: self.socket.key, origin: &self.origin, shown };
         let seen = self.lanes[lane].observe(from, message, hub_id.as_ref(), &mut self.gate);
         self.pins[observer].forwarded |= seen;
-        let counter = match (seen, self.lanes[lane].is_up()) {
-            (true, _) => UpstreamCounter::Mirrored,
-            (false, true) => UpstreamCounter::DroppedFull,
-            (false, false) => UpstreamCounter::DroppedDown,
-        };
+        let counter = if seen { UpstreamCounter::Mirrored } else { self.why_dropped(observer) };
         self.gate.metrics.add_upstream(UpstreamIndex(observer as u8), counter, 1);
+    }
+
+    /// Why somebody whom nobody waits for did not get a message.
+    fn why_dropped(&self, upstream: usize) -> UpstreamCounter {
+        let is_up = self.pins[upstream].lane.is_some_and(|lane| self.lanes[usize::from(lane.0)].is_up());
+        if is_up { UpstreamCounter::DroppedFull } else { UpstreamCounter::DroppedDown }
     }
 
     /// What an app server knows the client's lane by.
@@ -173,17 +176,25 @@ impl ClientSide<'_> {
         if let Some(lane) = pin.lane {
             let index = usize::from(lane.0);
             let lane = &self.lanes[index];
-            // What waits in front of it may be this client's, and overtaking it would break its order. Who never reached the app
-            // server need not wait for a lane that is down while another is up.
-            let is_expected =
-                lane.waiting() > 0 || lane.notices() > 0 && !self.gate.settings.upstreams.routes.is_answering(upstream);
-            if pin.forwarded || lane.is_up() || is_expected {
+            // What waits in front of it may be this client's, and overtaking it would break its order. Who never reached the app server
+            // need not wait for a lane that is down while another is up.
+            if pin.forwarded || lane.is_up() || lane.waiting() > 0 {
                 return index;
             }
+            // Its own end at a mirror may be among the notices, and must not be overtaken either. Another url is another app server.
+            let awaits_notice = lane.notices() > 0 && !self.gate.settings.upstreams.routes.is_answering(upstream);
+            let chosen = choose_lane(self.lanes, self.gate.settings, upstream);
+            if awaits_notice && self.lanes[chosen].place == self.lanes[index].place {
+                return index;
+            }
+            return self.pin_to(upstream, chosen);
         }
-        let chosen = choose_lane(self.lanes, self.gate.settings, upstream);
-        self.pins[upstream].repin(self.socket.key, Some(chosen), self.user.as_deref(), self.lanes, self.hubs);
-        chosen
+        self.pin_to(upstream, choose_lane(self.lanes, self.gate.settings, upstream))
+    }
+
+    fn pin_to(&mut self, upstream: usize, lane: usize) -> usize {
+        self.pins[upstream].repin(self.socket.key, Some(lane), self.user.as_deref(), self.lanes, self.hubs);
+        lane
     }
 
     /// One lane after the other of those that lead where the client's own does (contract 4.1).
@@ -308,7 +319,7 @@ impl<I: Io> Shard<I> {
             }
             let lane = pin.lane.map_or(own, |lane| usize::from(lane.0));
             if let Err(waiting) = lanes[lane].wait(waiting, settings.lane_queue_bytes_max) {
-                refuse(&waiting, upstream, Refusal::QueueFull, socket, client, &mut gate);
+                refuse(&waiting, Refusal::QueueFull, socket, client, &mut gate);
             }
         }
     }

@@ -6,11 +6,11 @@ use super::socket::{Client, Conn, Input, Life, Link, Socket, Stage};
 use super::upstreams::{Hub, Upstream};
 use super::{Random, Settings, Shard, WallClock};
 use crate::bus::ControlOrder;
-use crate::ids::{HubId, LaneIndex, LaneKey, LanePlace, OriginId, SLOT_MAX, SlotKey, Time, UpstreamIndex};
+use crate::ids::{HubId, LaneIndex, LaneKey, LanePlace, OriginId, SLOT_MAX, SlotKey, Time};
 use crate::limits::*;
 use crate::mem::frames::FramePool;
 use crate::mem::slab::Slab;
-use crate::metrics::{Counter, Histogram, ShardMetrics, UpstreamCounter};
+use crate::metrics::{Counter, Histogram, ShardMetrics};
 use crate::proto::dotnetify::context::{Context, Items, Tail};
 use crate::proto::dotnetify::forward::{self, Forward};
 use crate::proto::dotnetify::request::Call;
@@ -223,7 +223,8 @@ impl Lane {
         }
     }
 
-    /// A request of a pinned client: onto the lane, or into the queue in front of it. True if it went onto the lane.
+    /// A request of a pinned client: onto the lane, or into the queue in front of it. True if it went onto the lane. Nothing waits for a
+    /// mirror: it answers nobody, and what it cannot take at once it does not get.
     pub(super) fn request(
         &mut self,
         now: Time,
@@ -233,6 +234,9 @@ impl Lane {
     ) -> Result<bool, Refusal> {
         if self.is_free() {
             return self.write(&message.forward(), None, from.origin, from.shown, gate).map(|()| true);
+        }
+        if !gate.settings.upstreams.routes.is_answering(self.upstream()) {
+            return Err(Refusal::QueueFull);
         }
         let Message { call, vm_id, argument } = message;
         let bytes = [vm_id, argument.unwrap_or_default()].concat().into_boxed_slice();
@@ -413,7 +417,7 @@ impl Lane {
             let shown = client.shown(&gate.settings.upstreams, upstream);
             match self.write(&waiting.message().forward(), None, &origin, shown, gate) {
                 Ok(()) => client.pins[upstream].forwarded = true,
-                Err(refusal) => refuse(&waiting, upstream, refusal, socket, client, gate),
+                Err(refusal) => refuse(&waiting, refusal, socket, client, gate),
             }
         }
     }
@@ -428,7 +432,7 @@ impl Lane {
             match conns.get_mut(waiting.client) {
                 Some(Conn { socket, stage: Stage::Client(client) }) => {
                     gate.metrics.observe_us(Histogram::QueueWait, now.since(waiting.since).as_micros() as u64);
-                    refuse(&waiting, self.upstream(), Refusal::QueueTimeout, socket, client, gate);
+                    refuse(&waiting, Refusal::QueueTimeout, socket, client, gate);
                 }
                 _ => gate.metrics.add(Counter::DroppedGoneClient, 1),
             }
@@ -449,16 +453,11 @@ fn nobody(protocol: Protocol) -> Tail<'static> {
 
 pub(super) fn refuse(
     waiting: &Waiting,
-    upstream: usize,
     refusal: Refusal,
     socket: &mut Socket,
     client: &mut Client,
     gate: &mut Gate<'_>,
 ) {
-    if !gate.settings.upstreams.routes.is_answering(upstream) {
-        // Nobody waits for an answer from a mirror.
-        return gate.metrics.add_upstream(UpstreamIndex(upstream as u8), UpstreamCounter::DroppedDown, 1);
-    }
     gate.metrics.add(Counter::refusal(refusal.label()), 1);
     if socket.life == Life::Open {
         let form = client.session.form();
@@ -592,30 +591,32 @@ impl<I: Io> Shard<I> {
         }
         self.metrics.add(Counter::LaneLost, 1);
         let Shard { conns, lanes, hubs, frames, dirty, random, clock, metrics, settings, ending, .. } = self;
-        let lane = &mut lanes[index.0 as usize];
-        let (upstream, settings) = (lane.upstream(), &*settings);
+        let (upstream, settings) = (lanes[index.0 as usize].upstream(), &*settings);
+        let mut siblings = lanes[index.0 as usize].siblings.clone();
+        let other = siblings.find(|other| lanes[*other].is_up()).unwrap_or(usize::from(index.0));
         let Upstream { name: upstream_name, route, .. } = settings.upstreams.get(upstream);
         let mut gate = Gate { settings, frames, dirty, random, clock, metrics };
         let mut told = 0u32;
         for slot in 0..conns.slots() {
             let Some(Conn { socket, stage: Stage::Client(client) }) = conns.at_mut(slot) else { continue };
-            let pin = &mut client.pins[upstream];
-            if pin.lane != Some(index) || !pin.forwarded {
+            if client.pins[upstream].lane != Some(index) || !client.pins[upstream].forwarded {
                 continue;
             }
             if settings.upstreams.routes.is_answering(upstream) {
                 ending.push((socket.key, End::LaneLost));
                 told += 1;
             } else if route.kind == UpstreamKind::AppServer {
-                // What it answers is nothing that clients wait for, so they stay, and begin anew there with their next message: in no
-                // group, until they are added to one again.
-                pin.forwarded = false;
-                hubs[lane.hub].groups.leave_all(&mut pin.memberships);
-                lane.notice(&client.origin, &mut gate);
+                // What it answers is nothing that clients wait for, so they stay, and begin anew there with their next message: behind
+                // the end of what was, on the same lane, and in no group of the lane that is gone.
+                let shown = client.shown(&settings.upstreams, upstream);
+                lanes[other].disconnected(&client.origin, None, shown, &mut gate);
+                let Client { pins, user, .. } = client;
+                pins[upstream].forwarded = false;
+                pins[upstream].repin(socket.key, Some(other), user.as_deref(), lanes, hubs);
             }
         }
         warn!(lane = %name, upstream = upstream_name, clients = told, "lane lost: {end}; its clients are asked to reconnect");
-        lane.unreported = true;
+        self.lanes[index.0 as usize].unreported = true;
         self.join(now, key);
     }
 
