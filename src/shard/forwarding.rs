@@ -159,7 +159,7 @@ impl ClientSide<'_> {
         if is_up { UpstreamCounter::DroppedFull } else { UpstreamCounter::DroppedDown }
     }
 
-    /// What an app server knows the client's lane by.
+    /// What an app server knows the client's lane by, or knew it by before it was lost.
     fn hub_id_at(&self, upstream: usize) -> Option<HubId> {
         self.lanes[usize::from(self.pins[upstream].lane?.0)].hub_id().copied()
     }
@@ -176,11 +176,14 @@ impl ClientSide<'_> {
         if let Some(lane) = pin.lane {
             let index = usize::from(lane.0);
             let lane = &self.lanes[index];
+            let routes = &self.gate.settings.upstreams.routes;
             // What waits in front of it may be this client's, or its own end at a mirror: overtaking it would break its order. Who never
-            // reached the app server need not wait for a lane that is down while another is up.
-            let is_expected =
-                lane.waiting() > 0 || lane.notices() > 0 && !self.gate.settings.upstreams.routes.is_answering(upstream);
-            if pin.forwarded || lane.is_up() || is_expected {
+            // reached the app server need not wait for a lane that is down while another is up. An Observer takes order from time
+            // stamps.
+            let is_expected = lane.waiting() > 0 || lane.notices() > 0 && !routes.is_answering(upstream);
+            let stays = lane.is_up() || !routes.is_observer(upstream) && (pin.forwarded || is_expected);
+            let is_another_up = || self.lanes.iter().any(|lane| lane.is_up() && lane.upstream() == upstream);
+            if stays || !is_another_up() {
                 return index;
             }
         }
@@ -221,14 +224,16 @@ impl ClientSide<'_> {
                 index = siblings.into_iter().find(|index| self.lanes[*index].is_up()).unwrap_or(index);
             }
             let upstreams = &self.gate.settings.upstreams;
+            let is_observer = upstreams.routes.is_observer(upstream);
+            let user = self.user.as_deref().filter(|_| !is_observer);
             let shown = Shown {
                 context: Tail::Client {
                     connection: self.connection,
                     headers: upstreams.headers(upstream, self.headers),
                 },
-                items: items_of(self.user.as_deref(), upstreams.get(upstream).protocol),
+                items: items_of(user, upstreams.get(upstream).protocol),
             };
-            let hub_id = if upstreams.routes.is_observer(upstream) { self.hub_id() } else { None };
+            let hub_id = if is_observer { self.hub_id() } else { None };
             self.lanes[index].disconnected(&self.origin, hub_id.as_ref(), shown, &mut self.gate);
         }
     }
@@ -316,6 +321,7 @@ impl<I: Io> Shard<I> {
             // What all shards share the first one tells.
             let is_told_elsewhere = upstream.hub_scope == HubScope::Node && settings.shard.0 != 0;
             if let Some(hub_id) = lane.hub_id()
+                && lane.is_up()
                 && !settings.upstreams.routes.is_observer(index)
                 && !is_told_elsewhere
                 && !hub_ids.contains(hub_id)

@@ -54,6 +54,7 @@ pub(super) struct Lane {
     state: State,
     /// Counts connects; part of the lane's tokens, so that completions of the last socket are not taken for this one's.
     incarnation: u32,
+    /// Of this incarnation, or of the last one.
     hub_id: Option<HubId>,
     /// Clients pinned to it.
     pub(super) clients: u32,
@@ -64,7 +65,7 @@ pub(super) struct Lane {
     waiting: VecDeque<Waiting>,
     waiting_bytes: u32,
     /// Clients that are gone while nobody could be told.
-    notices: VecDeque<OriginId>,
+    notices: VecDeque<Notice>,
     /// Lost, and the control plane has not been told: that waits for the old socket to be closed.
     unreported: bool,
     next_time: Time,
@@ -139,6 +140,13 @@ impl Waiting {
     }
 }
 
+/// A client that is gone.
+pub(super) struct Notice {
+    origin: OriginId,
+    /// Behind which an Observer saw it; None: the lane's own.
+    hub_id: Option<HubId>,
+}
+
 /// Whose request it is.
 #[derive(Clone, Copy)]
 pub(super) struct From<'a> {
@@ -179,7 +187,7 @@ impl Lane {
     pub(super) fn hub_id(&self) -> Option<&HubId> {
         self.hub_id.as_ref()
     }
-    fn upstream(&self) -> usize {
+    pub(super) fn upstream(&self) -> usize {
         usize::from(self.place.upstream.0)
     }
     pub(super) fn waiting(&self) -> usize {
@@ -265,16 +273,16 @@ impl Lane {
         if self.is_free() && self.write(&Forward::Disconnected, hub_id, origin, shown, gate).is_ok() {
             return;
         }
-        self.notice(origin, gate);
+        self.notice(Notice { origin: *origin, hub_id: hub_id.copied() }, gate);
     }
 
     /// The app server hears of a client's end before anything else, once it can.
-    fn notice(&mut self, origin: &OriginId, gate: &mut Gate<'_>) {
+    fn notice(&mut self, notice: Notice, gate: &mut Gate<'_>) {
         if self.notices.len() >= LANE_NOTICES_MAX {
             self.notices.pop_front();
             gate.metrics.add(Counter::DroppedNotice, 1);
         }
-        self.notices.push_back(*origin);
+        self.notices.push_back(notice);
     }
 
     /// Shows an Observer a request, without what it carries (contract 7.2), under the hub id that the app server knows. It never waits:
@@ -382,14 +390,14 @@ impl Lane {
         while let State::Up(link) = &self.state
             && link.socket.queue.bytes() < LANE_SEND_BYTES_HIGH
         {
-            if let Some(origin) = self.notices.pop_front() {
+            if let Some(Notice { origin, hub_id }) = self.notices.pop_front() {
                 // Cannot be too large: the minimal context has a few dozen bytes.
                 let context = match gate.settings.upstreams.of(self.place).route.kind {
                     UpstreamKind::AppServer => Tail::Unknown,
                     UpstreamKind::Observer => nobody(gate.settings.upstreams.of(self.place).protocol),
                 };
                 let shown = Shown { context, items: Items::default() };
-                let _ = self.write(&Forward::Disconnected, None, &origin, shown, gate);
+                let _ = self.write(&Forward::Disconnected, hub_id.as_ref(), &origin, shown, gate);
                 continue;
             }
             let Some(waiting) = self.waiting.pop_front() else { return };
@@ -559,7 +567,6 @@ impl<I: Io> Shard<I> {
         let lane = &mut self.lanes[index.0 as usize];
         let key = socket.key;
         lane.state = State::Over(socket);
-        lane.hub_id = None;
         lane.next_time = super::socket::linger_until(now);
         if stopping {
             return self.join(now, key);
