@@ -577,6 +577,32 @@ fn a_mirror_that_is_dead_in_any_way_costs_nobody_anything() {
     leave(talker);
 }
 
+#[test]
+fn a_request_that_waited_in_vain_holds_nothing() {
+    let rest = Fake::start();
+    let node = start(
+        "[limits]\nupstream_queue_timeout = \"300ms\"",
+        &[
+            upstream("gold", &refused(), "filter = 'has(data.Plan)'"),
+            upstream("rest", &rest.url(), "connection_pool_size = 1"),
+        ],
+        1,
+    );
+    let mut client = Socket::connect(node.address);
+    client.send(&call("Request_VM", "\"P\",{\"Plan\":\"gold\"}"));
+    let (vm, data) = response(&mut client);
+    assert_eq!((vm.as_str(), &json_of(&data)["ExceptionType"]), ("P", &json!("ForwardingException")));
+    // Asked again, it is decided again; and that choice holds.
+    client.send(&request("P"));
+    client.send(&update("P", "{\"Plan\":\"gold\"}"));
+    rest.hears(&["Request_VM P", "Update_VM P"]);
+    // A repeated request does not end what the first began.
+    client.send(&call("Request_VM", "\"P\",{\"Plan\":\"gold\"}"));
+    client.send(&update("P", "{}"));
+    rest.hears(&["Request_VM P", "Update_VM P"]);
+    leave(client);
+}
+
 // ---- Lost lanes -------------------------------------------------------------------------------------------------------
 
 #[test]

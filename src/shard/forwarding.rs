@@ -49,7 +49,7 @@ impl ClientSide<'_> {
         if is_new && self.views.open(self.list, &name, chosen) == Opened::TooMany {
             return Err(Refusal::TooManyViews);
         }
-        let sent = self.send(chosen, message);
+        let sent = self.send(chosen, message, is_new);
         if is_new && sent.is_err() {
             self.views.cancel(self.list, &name);
         }
@@ -95,12 +95,12 @@ impl ClientSide<'_> {
 
     /// Onto the lanes of all of them. The result is that of the upstream that answers; several do where parts of what is disposed of
     /// went to different ones.
-    fn send(&mut self, chosen: Upstreams, message: Message<'_>) -> Result<(), Refusal> {
+    fn send(&mut self, chosen: Upstreams, message: Message<'_>, is_new: bool) -> Result<(), Refusal> {
         let upstreams = &self.gate.settings.upstreams;
         let answering = upstreams.routes.answering(chosen);
         let mut result = Ok(());
         for index in chosen.each().filter(|index| !upstreams.routes.is_observer(*index)) {
-            let sent = self.send_to(index, message);
+            let sent = self.send_to(index, message, is_new);
             let counter = match (upstreams.routes.is_answering(index), &sent) {
                 (true, Ok(())) => UpstreamCounter::Forwarded,
                 (false, Ok(())) => UpstreamCounter::Mirrored,
@@ -119,7 +119,7 @@ impl ClientSide<'_> {
         result
     }
 
-    fn send_to(&mut self, upstream: usize, message: Message<'_>) -> Result<(), Refusal> {
+    fn send_to(&mut self, upstream: usize, message: Message<'_>, is_new: bool) -> Result<(), Refusal> {
         let pinned = self.pinned(upstream);
         let lane = match self.gate.settings.upstreams.get(upstream).dispatch {
             Dispatch::Client => pinned,
@@ -132,7 +132,7 @@ impl ClientSide<'_> {
             },
             items: items_of(self.user.as_deref(), self.gate.settings.upstreams.get(upstream).protocol),
         };
-        let from = From { client: self.socket.key, origin: &self.origin, shown };
+        let from = From { client: self.socket.key, origin: &self.origin, shown, is_new };
         let on_lane = self.lanes[lane].request(self.now, from, message, &mut self.gate)?;
         self.pins[upstream].forwarded |= on_lane;
         Ok(())
@@ -146,7 +146,7 @@ impl ClientSide<'_> {
             context: Tail::Client { connection: self.connection, headers: upstreams.headers(observer, self.headers) },
             items: Default::default(),
         };
-        let from = From { client: self.socket.key, origin: &self.origin, shown };
+        let from = From { client: self.socket.key, origin: &self.origin, shown, is_new: false };
         let seen = self.lanes[lane].observe(from, message, hub_id.as_ref(), &mut self.gate);
         self.pins[observer].forwarded |= seen;
         let counter = if seen { UpstreamCounter::Mirrored } else { self.why_dropped(observer) };
@@ -287,7 +287,7 @@ fn choose_lane(lanes: &[Lane], settings: &Settings, upstream: usize) -> usize {
 }
 
 /// A JSON string's text.
-fn plain(raw: &[u8]) -> Cow<'_, [u8]> {
+pub(super) fn plain(raw: &[u8]) -> Cow<'_, [u8]> {
     let contents = raw.strip_prefix(b"\"").and_then(|rest| rest.strip_suffix(b"\"")).unwrap_or(raw);
     if memchr::memchr(b'\\', contents).is_none() {
         return Cow::Borrowed(contents);

@@ -1,6 +1,7 @@
 //! Lanes of this shard: the way of requests to the app server, what waits while there is none, and what losing one means.
 use super::client::write_message;
 use super::delivery::{Deliver, LaneSide};
+use super::forwarding::plain;
 use super::secure::Secure;
 use super::socket::{Client, Conn, Input, Life, Link, Socket, Stage};
 use super::upstreams::{Hub, Upstream, siblings};
@@ -21,6 +22,7 @@ use crate::session::client::write_refusal;
 use crate::session::fault::{End, LaneEnd, Refusal};
 use crate::session::lane::{LaneOut, LaneSession, opcode};
 use crate::session::routing::{HubScope, UpstreamKind};
+use crate::session::views::Views;
 use crate::sys::Io;
 use crate::tls::Tls;
 use core::time::Duration;
@@ -122,6 +124,8 @@ impl<'a> Message<'a> {
 struct Waiting {
     client: SlotKey,
     call: Call,
+    /// A `Request_VM` that its client's view model began with.
+    is_new: bool,
     vm_id_bytes: u32,
     has_argument: bool,
     /// The vm id, then the argument.
@@ -153,6 +157,8 @@ pub(super) struct From<'a> {
     pub(super) client: SlotKey,
     pub(super) origin: &'a OriginId,
     pub(super) shown: Shown<'a>,
+    /// Its view model begins with it.
+    pub(super) is_new: bool,
 }
 
 /// What the app server is shown of a client, beside its id.
@@ -248,6 +254,7 @@ impl Lane {
         let waiting = Waiting {
             client: from.client,
             call,
+            is_new: from.is_new,
             vm_id_bytes: vm_id.len() as u32,
             has_argument: argument.is_some(),
             bytes,
@@ -386,7 +393,7 @@ impl Lane {
     }
 
     /// Sends what waited, as far as the lane takes it.
-    fn drain(&mut self, now: Time, conns: &mut Slab<Conn>, gate: &mut Gate<'_>) {
+    fn drain(&mut self, now: Time, conns: &mut Slab<Conn>, views: &mut Views, gate: &mut Gate<'_>) {
         while let State::Up(link) = &self.state
             && link.socket.queue.bytes() < LANE_SEND_BYTES_HIGH
         {
@@ -411,13 +418,13 @@ impl Lane {
             let shown = client.shown(&gate.settings.upstreams, upstream);
             match self.write(&waiting.message().forward(), None, &origin, shown, gate) {
                 Ok(()) => client.pins[upstream].forwarded = true,
-                Err(refusal) => refuse(&waiting, refusal, socket, client, gate),
+                Err(refusal) => refuse(&waiting, refusal, socket, client, views, gate),
             }
         }
     }
 
     /// Answers what has waited too long.
-    fn expire(&mut self, now: Time, conns: &mut Slab<Conn>, gate: &mut Gate<'_>) {
+    fn expire(&mut self, now: Time, conns: &mut Slab<Conn>, views: &mut Views, gate: &mut Gate<'_>) {
         while let Some(front) = self.waiting.front()
             && now >= front.since.after(gate.settings.lane_queue_timeout)
         {
@@ -426,7 +433,7 @@ impl Lane {
             match conns.get_mut(waiting.client) {
                 Some(Conn { socket, stage: Stage::Client(client) }) => {
                     gate.metrics.observe_us(Histogram::QueueWait, now.since(waiting.since).as_micros() as u64);
-                    refuse(&waiting, Refusal::QueueTimeout, socket, client, gate);
+                    refuse(&waiting, Refusal::QueueTimeout, socket, client, views, gate);
                 }
                 _ => gate.metrics.add(Counter::DroppedGoneClient, 1),
             }
@@ -445,7 +452,18 @@ fn nobody(protocol: Protocol) -> Tail<'static> {
     Tail::Client { connection: b"0 0.0.0.0 0.0.0.0 0 0", headers }
 }
 
-fn refuse(waiting: &Waiting, refusal: Refusal, socket: &mut Socket, client: &mut Client, gate: &mut Gate<'_>) {
+fn refuse(
+    waiting: &Waiting,
+    refusal: Refusal,
+    socket: &mut Socket,
+    client: &mut Client,
+    views: &mut Views,
+    gate: &mut Gate<'_>,
+) {
+    if waiting.is_new {
+        // As if it had not been asked for: the next request of it is decided anew.
+        views.cancel(&mut client.views, &plain(waiting.message().vm_id));
+    }
     gate.metrics.add(Counter::refusal(refusal.label()), 1);
     if socket.life == Life::Open {
         let form = client.session.form();
@@ -511,7 +529,7 @@ impl<I: Io> Shard<I> {
         self.hurry_lanes(now);
         for index in 0..self.lanes.len() {
             let name = self.lane_key(LaneIndex(index as u16));
-            let Shard { conns, lanes, frames, dirty, random, clock, metrics, settings, control, .. } = self;
+            let Shard { conns, lanes, views, frames, dirty, random, clock, metrics, settings, control, .. } = self;
             let lane = &mut lanes[index];
             let mut gate = Gate { settings, frames, dirty, random, clock, metrics };
             let mut lost = None;
@@ -532,8 +550,8 @@ impl<I: Io> Shard<I> {
                 }
             }
             if !lane.waiting.is_empty() || !lane.notices.is_empty() {
-                lane.drain(now, conns, &mut gate);
-                lane.expire(now, conns, &mut gate);
+                lane.drain(now, conns, views, &mut gate);
+                lane.expire(now, conns, views, &mut gate);
             }
             if let Some(end) = lost {
                 self.lane_ends(now, LaneIndex(index as u16), end);
