@@ -465,10 +465,10 @@ fn hello(node: &Node) -> Socket {
     client
 }
 
-/// More than a lane's send queue and the kernel's buffers hold, for an app server that does not read.
-fn flood(client: &mut Socket, vm: &str) {
+/// Updates of 24 KiB: 800 are more than a lane's send queue and the kernel's buffers hold, for an app server that does not read.
+fn flood(client: &mut Socket, vm: &str, count: usize) {
     let big = update(vm, &format!("{{\"a\":\"{}\"}}", "x".repeat(24 * 1024)));
-    for _ in 0..800 {
+    for _ in 0..count {
         client.send(&big);
     }
 }
@@ -494,7 +494,7 @@ fn an_upstream_that_is_dead_in_any_way_delays_nobody_elses_clients() {
     let begun = Instant::now();
     lost.send(&request("Refused"));
     lost.send(&request("Hole"));
-    flood(&mut lost, "Deaf");
+    flood(&mut lost, "Deaf", 800);
     let during = p99(&mut client, "during");
     assert!(
         during < before * 5 + Duration::from_millis(100),
@@ -551,9 +551,13 @@ fn a_mirror_that_is_dead_in_any_way_costs_nobody_anything() {
     let before = p99(&mut client, "before");
     deaf.reads(false);
     let mut talker = hello(&node);
-    flood(&mut talker, "HelloWorldVM");
-    talker.send(&update("HelloWorldVM", "{\"FirstName\":\"After\"}"));
-    talker.response("the last name", |data| data["FullName"] == "After World");
+    // The live one is not to be flooded.
+    for round in 0..16 {
+        flood(&mut talker, "HelloWorldVM", 50);
+        talker.send(&update("HelloWorldVM", &format!("{{\"FirstName\":\"R{round}\"}}")));
+        let full = format!("R{round} World");
+        talker.response("the name", |data| data["FullName"] == full.as_str());
+    }
     let during = p99(&mut client, "during");
     assert!(
         during < before * 5 + Duration::from_millis(100),
@@ -563,14 +567,40 @@ fn a_mirror_that_is_dead_in_any_way_costs_nobody_anything() {
     let dropped = |name: &str, why: &str| {
         node.metric_where("signalring_upstream_messages", &format!("result=\"dropped_{why}\",upstream=\"{name}\""))
     };
-    // Two requests, 600 updates, the flood and the one after it.
+    // Two requests, 600 updates, the big ones and those between them.
     for name in ["refused", "hole", "observer"] {
-        assert_eq!(dropped(name, "lane_down"), 2.0 + 600.0 + 801.0, "{name}");
+        assert_eq!(dropped(name, "lane_down"), 2.0 + 600.0 + 816.0, "{name}");
     }
     assert!(dropped("deaf", "queue_full") > 0.0);
     assert_eq!(node.metric("signalring_refusals"), 0.0);
     leave(client);
     leave(talker);
+}
+
+#[test]
+fn a_request_that_waited_in_vain_holds_nothing() {
+    let rest = Fake::start();
+    let node = start(
+        "[limits]\nupstream_queue_timeout = \"300ms\"",
+        &[
+            upstream("gold", &refused(), "filter = 'has(data.Plan)'"),
+            upstream("rest", &rest.url(), "connection_pool_size = 1"),
+        ],
+        1,
+    );
+    let mut client = Socket::connect(node.address);
+    client.send(&call("Request_VM", "\"P\",{\"Plan\":\"gold\"}"));
+    let (vm, data) = response(&mut client);
+    assert_eq!((vm.as_str(), &json_of(&data)["ExceptionType"]), ("P", &json!("ForwardingException")));
+    // Asked again, it is decided again; and that choice holds.
+    client.send(&request("P"));
+    client.send(&update("P", "{\"Plan\":\"gold\"}"));
+    rest.hears(&["Request_VM P", "Update_VM P"]);
+    // A repeated request does not end what the first began.
+    client.send(&call("Request_VM", "\"P\",{\"Plan\":\"gold\"}"));
+    client.send(&update("P", "{}"));
+    rest.hears(&["Request_VM P", "Update_VM P"]);
+    leave(client);
 }
 
 // ---- Lost lanes -------------------------------------------------------------------------------------------------------
@@ -824,4 +854,78 @@ fn an_observer_that_answers_is_not_heard() {
     assert_eq!(node.metric("signalring_groups"), 0.0);
     leave(client);
     observer.hears(&["OnDisconnectedAsync"]);
+}
+
+#[test]
+fn an_observer_hears_of_clients_that_lost_their_app_server_as_behind_the_hub_it_saw_them() {
+    let [app, observer] = [(); 2].map(|()| Fake::start());
+    let node = start(
+        &format!("[identity]\nsigning_key = \"{SECRET}\"\nforward_claims = [\"role\"]"),
+        &[
+            upstream("observer", &observer.url(), "kind = \"observer\"\nconnection_pool_size = 1"),
+            upstream("app", &app.url(), "connection_pool_size = 1"),
+        ],
+        2,
+    );
+    let user = format!("Authorization: Bearer {}\r\n", jwt("ada"));
+    let (mut client, origin) = requested(&node, &user, &[("V", &app)]);
+    let before = observer.hears(&["Request_VM V"]).remove(0);
+    app.opens(false);
+    app.cut_all();
+    assert_eq!(client.record("the Close")["allowReconnect"], true);
+    let end = observer.hears(&["OnDisconnectedAsync"]).remove(0);
+    assert_eq!((end.origin(), end.hub_id()), (origin.clone(), before.hub_id()));
+    // What the app server is told of users is not the Observer's.
+    for one in [&before, &end] {
+        assert_eq!(one.metadata().as_object().map(|members| members.len()), Some(1), "{one:?}");
+    }
+    // A hub that is gone is not told of any more.
+    std::thread::sleep(Duration::from_millis(1100));
+    let told = observer.telemetry().len();
+    std::thread::sleep(Duration::from_millis(1100));
+    assert_eq!(observer.telemetry().len(), told);
+    app.opens(true);
+    assert_eq!(app.hears(&["OnDisconnectedAsync"])[0].origin(), origin);
+}
+
+#[test]
+fn an_observer_with_another_lane_up_goes_on_there_and_hears_of_ends() {
+    let [app, observer] = [(); 2].map(|()| Fake::start());
+    let node = start(
+        "",
+        &[
+            upstream("observer", &observer.url(), "kind = \"observer\"\nconnection_pool_size = 2"),
+            upstream("app", &app.url(), "connection_pool_size = 1"),
+        ],
+        3,
+    );
+    let (mut client, origin) = requested(&node, "", &[("V", &app)]);
+    let (quiet, quiet_origin) = requested(&node, "", &[("V", &app)]);
+    let (last, last_origin) = requested(&node, "", &[("V", &app)]);
+    let first = observer.hears(&["Request_VM V", "Request_VM V", "Request_VM V"]);
+    let hub = first[0].hub_id();
+    observer.opens(false);
+    observer.cut(first[0].lane);
+    observer.has_lanes(1);
+    client.send(&update("V", "{}"));
+    assert_eq!(observer.hears(&["Update_VM V"])[0].origin(), origin);
+    leave(quiet);
+    assert_eq!(observer.hears(&["OnDisconnectedAsync"])[0].origin(), quiet_origin);
+    // None is up: the Observer hears later who went meanwhile, as behind the hub where it saw them.
+    observer.cut_all();
+    observer.has_lanes(0);
+    counts(&node, "lanes", "state=\"up\"", 1);
+    leave(last);
+    counts(&node, "queued_disconnects", "", 1);
+    leave(client);
+    counts(&node, "queued_disconnects", "", 2);
+    observer.opens(true);
+    let heard = observer.hears(&["OnDisconnectedAsync", "OnDisconnectedAsync"]);
+    let origins: Vec<String> = heard.iter().map(Heard::origin).collect();
+    assert!(origins.contains(&origin) && origins.contains(&last_origin), "{origins:?}");
+    for one in &heard {
+        let context = one.context();
+        assert_eq!(context["HubId"], hub.as_str());
+        assert!(context["HttpConnection"].is_object() && context["Items"].is_object(), "{context}");
+    }
 }

@@ -49,7 +49,7 @@ impl ClientSide<'_> {
         if is_new && self.views.open(self.list, &name, chosen) == Opened::TooMany {
             return Err(Refusal::TooManyViews);
         }
-        let sent = self.send(chosen, message);
+        let sent = self.send(chosen, message, is_new);
         if is_new && sent.is_err() {
             self.views.cancel(self.list, &name);
         }
@@ -95,12 +95,12 @@ impl ClientSide<'_> {
 
     /// Onto the lanes of all of them. The result is that of the upstream that answers; several do where parts of what is disposed of
     /// went to different ones.
-    fn send(&mut self, chosen: Upstreams, message: Message<'_>) -> Result<(), Refusal> {
+    fn send(&mut self, chosen: Upstreams, message: Message<'_>, is_new: bool) -> Result<(), Refusal> {
         let upstreams = &self.gate.settings.upstreams;
         let answering = upstreams.routes.answering(chosen);
         let mut result = Ok(());
         for index in chosen.each().filter(|index| !upstreams.routes.is_observer(*index)) {
-            let sent = self.send_to(index, message);
+            let sent = self.send_to(index, message, is_new);
             let counter = match (upstreams.routes.is_answering(index), &sent) {
                 (true, Ok(())) => UpstreamCounter::Forwarded,
                 (false, Ok(())) => UpstreamCounter::Mirrored,
@@ -119,7 +119,7 @@ impl ClientSide<'_> {
         result
     }
 
-    fn send_to(&mut self, upstream: usize, message: Message<'_>) -> Result<(), Refusal> {
+    fn send_to(&mut self, upstream: usize, message: Message<'_>, is_new: bool) -> Result<(), Refusal> {
         let pinned = self.pinned(upstream);
         let lane = match self.gate.settings.upstreams.get(upstream).dispatch {
             Dispatch::Client => pinned,
@@ -132,7 +132,7 @@ impl ClientSide<'_> {
             },
             items: items_of(self.user.as_deref(), self.gate.settings.upstreams.get(upstream).protocol),
         };
-        let from = From { client: self.socket.key, origin: &self.origin, shown };
+        let from = From { client: self.socket.key, origin: &self.origin, shown, is_new };
         let on_lane = self.lanes[lane].request(self.now, from, message, &mut self.gate)?;
         self.pins[upstream].forwarded |= on_lane;
         Ok(())
@@ -146,7 +146,7 @@ impl ClientSide<'_> {
             context: Tail::Client { connection: self.connection, headers: upstreams.headers(observer, self.headers) },
             items: Default::default(),
         };
-        let from = From { client: self.socket.key, origin: &self.origin, shown };
+        let from = From { client: self.socket.key, origin: &self.origin, shown, is_new: false };
         let seen = self.lanes[lane].observe(from, message, hub_id.as_ref(), &mut self.gate);
         self.pins[observer].forwarded |= seen;
         let counter = if seen { UpstreamCounter::Mirrored } else { self.why_dropped(observer) };
@@ -159,7 +159,7 @@ impl ClientSide<'_> {
         if is_up { UpstreamCounter::DroppedFull } else { UpstreamCounter::DroppedDown }
     }
 
-    /// What an app server knows the client's lane by.
+    /// What an app server knows the client's lane by, or knew it by before it was lost.
     fn hub_id_at(&self, upstream: usize) -> Option<HubId> {
         self.lanes[usize::from(self.pins[upstream].lane?.0)].hub_id().copied()
     }
@@ -176,13 +176,17 @@ impl ClientSide<'_> {
         if let Some(lane) = pin.lane {
             let index = usize::from(lane.0);
             let lane = &self.lanes[index];
+            let routes = &self.gate.settings.upstreams.routes;
             // What waits in front of it may be this client's, and overtaking it would break its order. Who never reached the app server
-            // need not wait for a lane that is down while another is up.
-            if pin.forwarded || lane.is_up() || lane.waiting() > 0 {
+            // need not wait for a lane that is down while another is up. An Observer takes order from time stamps.
+            let is_observer = routes.is_observer(upstream);
+            let stays = lane.is_up() || !is_observer && (pin.forwarded || lane.waiting() > 0);
+            let is_another_up = || self.lanes.iter().any(|lane| lane.is_up() && lane.upstream() == upstream);
+            if stays || !is_another_up() {
                 return index;
             }
             // Its own end at a mirror may be among the notices, and must not be overtaken either. Another url is another app server.
-            let awaits_notice = lane.notices() > 0 && !self.gate.settings.upstreams.routes.is_answering(upstream);
+            let awaits_notice = lane.notices() > 0 && !is_observer && !routes.is_answering(upstream);
             let chosen = choose_lane(self.lanes, self.gate.settings, upstream);
             if awaits_notice && self.lanes[chosen].place == self.lanes[index].place {
                 return index;
@@ -228,14 +232,16 @@ impl ClientSide<'_> {
                 index = self.lanes[index].siblings.clone().find(|index| self.lanes[*index].is_up()).unwrap_or(index);
             }
             let upstreams = &self.gate.settings.upstreams;
+            let is_observer = upstreams.routes.is_observer(upstream);
+            let user = self.user.as_deref().filter(|_| !is_observer);
             let shown = Shown {
                 context: Tail::Client {
                     connection: self.connection,
                     headers: upstreams.headers(upstream, self.headers),
                 },
-                items: items_of(self.user.as_deref(), upstreams.get(upstream).protocol),
+                items: items_of(user, upstreams.get(upstream).protocol),
             };
-            let hub_id = if upstreams.routes.is_observer(upstream) { self.hub_id() } else { None };
+            let hub_id = if is_observer { self.hub_id() } else { None };
             self.lanes[index].disconnected(&self.origin, hub_id.as_ref(), shown, &mut self.gate);
         }
     }
@@ -281,7 +287,7 @@ fn choose_lane(lanes: &[Lane], settings: &Settings, upstream: usize) -> usize {
 }
 
 /// A JSON string's text.
-fn plain(raw: &[u8]) -> Cow<'_, [u8]> {
+pub(super) fn plain(raw: &[u8]) -> Cow<'_, [u8]> {
     let contents = raw.strip_prefix(b"\"").and_then(|rest| rest.strip_suffix(b"\"")).unwrap_or(raw);
     if memchr::memchr(b'\\', contents).is_none() {
         return Cow::Borrowed(contents);
@@ -295,7 +301,7 @@ impl<I: Io> Shard<I> {
     /// What waits in front of a lane that is down goes to another that is up, unless its client is known behind the first: else who
     /// was dealt to a url that is down would wait there as long as others do, whatever comes up meanwhile.
     pub(super) fn move_waiting(&mut self, index: LaneIndex) {
-        let Shard { conns, lanes, hubs, frames, dirty, random, clock, metrics, settings, .. } = self;
+        let Shard { conns, lanes, hubs, views, frames, dirty, random, clock, metrics, settings, .. } = self;
         let own = usize::from(index.0);
         let upstream = usize::from(lanes[own].place.upstream.0);
         // The notices may be about clients that live on, of a mirror: they begin anew behind them.
@@ -319,7 +325,7 @@ impl<I: Io> Shard<I> {
             }
             let lane = pin.lane.map_or(own, |lane| usize::from(lane.0));
             if let Err(waiting) = lanes[lane].wait(waiting, settings.lane_queue_bytes_max) {
-                refuse(&waiting, Refusal::QueueFull, socket, client, &mut gate);
+                refuse(&waiting, Refusal::QueueFull, socket, client, views, &mut gate);
             }
         }
     }
@@ -347,6 +353,7 @@ impl<I: Io> Shard<I> {
             // What all shards share the first one tells.
             let is_told_elsewhere = upstream.hub_scope == HubScope::Node && settings.shard.0 != 0;
             if let Some(hub_id) = lane.hub_id()
+                && lane.is_up()
                 && !settings.upstreams.routes.is_observer(index)
                 && !is_told_elsewhere
                 && !hub_ids.contains(hub_id)

@@ -1,6 +1,7 @@
 //! Lanes of this shard: the way of requests to the app server, what waits while there is none, and what losing one means.
 use super::client::write_message;
 use super::delivery::{Deliver, LaneSide};
+use super::forwarding::plain;
 use super::secure::Secure;
 use super::socket::{Client, Conn, Input, Life, Link, Socket, Stage};
 use super::upstreams::{Hub, Upstream};
@@ -21,6 +22,7 @@ use crate::session::client::write_refusal;
 use crate::session::fault::{End, LaneEnd, Refusal};
 use crate::session::lane::{LaneOut, LaneSession, opcode};
 use crate::session::routing::{HubScope, UpstreamKind};
+use crate::session::views::Views;
 use crate::sys::Io;
 use crate::tls::Tls;
 use core::ops::Range;
@@ -57,6 +59,7 @@ pub(super) struct Lane {
     state: State,
     /// Counts connects; part of the lane's tokens, so that completions of the last socket are not taken for this one's.
     incarnation: u32,
+    /// Of this incarnation, or of the last one.
     hub_id: Option<HubId>,
     /// Clients pinned to it.
     pub(super) clients: u32,
@@ -67,7 +70,7 @@ pub(super) struct Lane {
     waiting: VecDeque<Waiting>,
     waiting_bytes: u32,
     /// Clients that are gone while nobody could be told.
-    notices: VecDeque<OriginId>,
+    notices: VecDeque<Notice>,
     /// Lost, and the control plane has not been told: that waits for the old socket to be closed.
     unreported: bool,
     next_time: Time,
@@ -123,6 +126,8 @@ impl<'a> Message<'a> {
 pub(super) struct Waiting {
     pub(super) client: SlotKey,
     call: Call,
+    /// A `Request_VM` that its client's view model began with.
+    is_new: bool,
     vm_id_bytes: u32,
     has_argument: bool,
     /// The vm id, then the argument.
@@ -141,12 +146,21 @@ impl Waiting {
     }
 }
 
+/// A client that is gone.
+pub(super) struct Notice {
+    origin: OriginId,
+    /// Behind which an Observer saw it; None: the lane's own.
+    hub_id: Option<HubId>,
+}
+
 /// Whose request it is.
 #[derive(Clone, Copy)]
 pub(super) struct From<'a> {
     pub(super) client: SlotKey,
     pub(super) origin: &'a OriginId,
     pub(super) shown: Shown<'a>,
+    /// Its view model begins with it.
+    pub(super) is_new: bool,
 }
 
 /// What the app server is shown of a client, beside its id.
@@ -181,7 +195,7 @@ impl Lane {
     pub(super) fn hub_id(&self) -> Option<&HubId> {
         self.hub_id.as_ref()
     }
-    fn upstream(&self) -> usize {
+    pub(super) fn upstream(&self) -> usize {
         usize::from(self.place.upstream.0)
     }
     pub(super) fn waiting(&self) -> usize {
@@ -243,6 +257,7 @@ impl Lane {
         let waiting = Waiting {
             client: from.client,
             call,
+            is_new: from.is_new,
             vm_id_bytes: vm_id.len() as u32,
             has_argument: argument.is_some(),
             bytes,
@@ -279,16 +294,16 @@ impl Lane {
         if self.is_free() && self.write(&Forward::Disconnected, hub_id, origin, shown, gate).is_ok() {
             return;
         }
-        self.notice(origin, gate);
+        self.notice(Notice { origin: *origin, hub_id: hub_id.copied() }, gate);
     }
 
     /// The app server hears of a client's end before anything else, once it can.
-    fn notice(&mut self, origin: &OriginId, gate: &mut Gate<'_>) {
+    fn notice(&mut self, notice: Notice, gate: &mut Gate<'_>) {
         if self.notices.len() >= LANE_NOTICES_MAX {
             self.notices.pop_front();
             gate.metrics.add(Counter::DroppedNotice, 1);
         }
-        self.notices.push_back(*origin);
+        self.notices.push_back(notice);
     }
 
     /// Shows an Observer a request, without what it carries (contract 7.2), under the hub id that the app server knows. It never waits:
@@ -392,18 +407,18 @@ impl Lane {
     }
 
     /// Sends what waited, as far as the lane takes it.
-    fn drain(&mut self, now: Time, conns: &mut Slab<Conn>, gate: &mut Gate<'_>) {
+    fn drain(&mut self, now: Time, conns: &mut Slab<Conn>, views: &mut Views, gate: &mut Gate<'_>) {
         while let State::Up(link) = &self.state
             && link.socket.queue.bytes() < LANE_SEND_BYTES_HIGH
         {
-            if let Some(origin) = self.notices.pop_front() {
+            if let Some(Notice { origin, hub_id }) = self.notices.pop_front() {
                 // Cannot be too large: the minimal context has a few dozen bytes.
                 let context = match gate.settings.upstreams.of(self.place).route.kind {
                     UpstreamKind::AppServer => Tail::Unknown,
                     UpstreamKind::Observer => nobody(gate.settings.upstreams.of(self.place).protocol),
                 };
                 let shown = Shown { context, items: Items::default() };
-                let _ = self.write(&Forward::Disconnected, None, &origin, shown, gate);
+                let _ = self.write(&Forward::Disconnected, hub_id.as_ref(), &origin, shown, gate);
                 continue;
             }
             let Some(waiting) = self.waiting.pop_front() else { return };
@@ -417,13 +432,13 @@ impl Lane {
             let shown = client.shown(&gate.settings.upstreams, upstream);
             match self.write(&waiting.message().forward(), None, &origin, shown, gate) {
                 Ok(()) => client.pins[upstream].forwarded = true,
-                Err(refusal) => refuse(&waiting, refusal, socket, client, gate),
+                Err(refusal) => refuse(&waiting, refusal, socket, client, views, gate),
             }
         }
     }
 
     /// Answers what has waited too long.
-    fn expire(&mut self, now: Time, conns: &mut Slab<Conn>, gate: &mut Gate<'_>) {
+    fn expire(&mut self, now: Time, conns: &mut Slab<Conn>, views: &mut Views, gate: &mut Gate<'_>) {
         while let Some(front) = self.waiting.front()
             && now >= front.since.after(gate.settings.lane_queue_timeout)
         {
@@ -432,7 +447,7 @@ impl Lane {
             match conns.get_mut(waiting.client) {
                 Some(Conn { socket, stage: Stage::Client(client) }) => {
                     gate.metrics.observe_us(Histogram::QueueWait, now.since(waiting.since).as_micros() as u64);
-                    refuse(&waiting, Refusal::QueueTimeout, socket, client, gate);
+                    refuse(&waiting, Refusal::QueueTimeout, socket, client, views, gate);
                 }
                 _ => gate.metrics.add(Counter::DroppedGoneClient, 1),
             }
@@ -456,8 +471,13 @@ pub(super) fn refuse(
     refusal: Refusal,
     socket: &mut Socket,
     client: &mut Client,
+    views: &mut Views,
     gate: &mut Gate<'_>,
 ) {
+    if waiting.is_new {
+        // As if it had not been asked for: the next request of it is decided anew.
+        views.cancel(&mut client.views, &plain(waiting.message().vm_id));
+    }
     gate.metrics.add(Counter::refusal(refusal.label()), 1);
     if socket.life == Life::Open {
         let form = client.session.form();
@@ -528,7 +548,7 @@ impl<I: Io> Shard<I> {
         for index in 0..self.lanes.len() {
             self.move_waiting(LaneIndex(index as u16));
             let name = self.lane_key(LaneIndex(index as u16));
-            let Shard { conns, lanes, frames, dirty, random, clock, metrics, settings, control, .. } = self;
+            let Shard { conns, lanes, views, frames, dirty, random, clock, metrics, settings, control, .. } = self;
             let lane = &mut lanes[index];
             let mut gate = Gate { settings, frames, dirty, random, clock, metrics };
             let mut lost = None;
@@ -549,8 +569,8 @@ impl<I: Io> Shard<I> {
                 }
             }
             if !lane.waiting.is_empty() || !lane.notices.is_empty() {
-                lane.drain(now, conns, &mut gate);
-                lane.expire(now, conns, &mut gate);
+                lane.drain(now, conns, views, &mut gate);
+                lane.expire(now, conns, views, &mut gate);
             }
             if let Some(end) = lost {
                 self.lane_ends(now, LaneIndex(index as u16), end);
@@ -584,7 +604,6 @@ impl<I: Io> Shard<I> {
         let lane = &mut self.lanes[index.0 as usize];
         let key = socket.key;
         lane.state = State::Over(socket);
-        lane.hub_id = None;
         lane.next_time = super::socket::linger_until(now);
         if stopping {
             return self.join(now, key);

@@ -59,7 +59,7 @@ pub const HTTP_STAGE_BYTES: usize = size_of::<socket::HttpStage>();
 /// A lane, its queues apart.
 pub const LANE_BYTES: usize = size_of::<lane::Lane>();
 /// A disconnect notice in front of a lane that is down.
-pub const NOTICE_BYTES: usize = size_of::<crate::ids::OriginId>();
+pub const NOTICE_BYTES: usize = size_of::<lane::Notice>();
 /// What a turn gathers, and the wheel.
 pub const TURN_BYTES: usize = size_of::<Wheel>()
     + COMPLETIONS_KEPT * size_of::<Completion>()
