@@ -263,9 +263,9 @@ mod tests {
             name = "chat"
             urls = ["https://a", {{ url = "http://b:6100/x", weight = 3 }}]
             ca_file = "{pem}"
-            filter = """
+            filter = '''
 vm_id.startsWith('Chat') ||
-vm_id == "it's \"quoted\"" """
+vm_id == "it's \"quoted\"" '''
             dispatch = "message"
             [[upstream]]
             urls = [{{ url = "http://c", weight = 1000 }}]
