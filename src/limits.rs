@@ -61,6 +61,8 @@ pub const PEER_REST_MS: u64 = 5_000;
 pub const PEER_ANSWER_BYTES_MAX: usize = 1024 * 1024;
 /// View models one client may have at a time. A page has tens.
 pub const VIEWS_PER_CLIENT_MAX: u32 = 1024;
+/// Bytes of their names together, which clients choose: those of 1024 view models with 64 bytes each, or of a few long ones.
+pub const VIEW_NAMES_BYTES_MAX: usize = 64 * 1024;
 /// Descriptors beside clients and lanes: log, admin connections, resolver, and whatever a library opens.
 pub const DESCRIPTORS_SLACK: u32 = 64;
 /// Descriptors of one shard: ring, listener, doorbell, timer, and room for a handed-over socket.
