@@ -242,7 +242,7 @@ impl ClientSide<'_> {
                 items: items_of(user, upstreams.get(upstream).protocol),
             };
             let hub_id = if is_observer { self.hub_id() } else { None };
-            self.lanes[index].disconnected(&self.origin, hub_id.as_ref(), shown, &mut self.gate);
+            self.lanes[index].disconnected(self.now, &self.origin, hub_id.as_ref(), shown, &mut self.gate);
         }
     }
 }
