@@ -243,6 +243,8 @@ pub const GROUPS_PER_CLIENT_MAX: u32 = 1024;
 pub const BUS_ORDERS: usize = 1024;
 /// Connections of the admin endpoint at once: operators and scrapers, not clients.
 pub const ADMIN_CONNECTIONS_MAX: usize = 64;
+/// What `signalring health` reads of an answer: a head and the line that says what is wrong.
+pub const HEALTH_ANSWER_BYTES_MAX: usize = 16 * 1024;
 /// How long a stopping node takes to tell everybody.
 pub const STOP_MS: u64 = 5_000;
 

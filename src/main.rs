@@ -3,11 +3,13 @@
 //! Exit codes: 0 done; 1 it could not start or stopped on an error; 2 wrong arguments or configuration, and no port was opened.
 use clap::{Parser, Subcommand};
 use signalring::config::{Budget, LogFormat, Machine, Resolved, RunFlags};
+use signalring::control::health;
 use signalring::demo::app::AppOptions;
 use std::fmt::Write as _;
 use std::io::{self, ErrorKind, Write as _};
 use std::net::{SocketAddr, TcpListener};
 use std::process::ExitCode;
+use std::time::Duration;
 
 #[derive(Parser)]
 #[command(name = "signalring", version, about = "A self-hosted SignalR scale-out proxy for dotNetify, on io_uring", after_help = EXAMPLES)]
@@ -48,6 +50,16 @@ enum Cmd {
     /// Validate a configuration; print it as resolved, with each value's source, and its memory budget
     #[command(after_help = CHECK_HELP)]
     Check(RunFlags),
+    /// Ask an admin endpoint how its node is: exit code 0 if all is well, 1 with the reason if not
+    #[command(after_help = HEALTH_HELP)]
+    Health {
+        /// What to ask: /ready whether clients should be sent to the node, /health whether it works at all
+        #[arg(value_name = "URL", default_value = "http://127.0.0.1:9090/ready")]
+        url: String,
+        /// Seconds to wait for the answer
+        #[arg(long, value_name = "SECONDS", default_value = "3", value_parser = clap::value_parser!(u64).range(1..=60))]
+        timeout: u64,
+    },
     /// Echo WebSocket messages with the node's own codec, for conformance suites
     #[command(hide = true)]
     WsEcho {
@@ -119,6 +131,15 @@ Examples:
   signalring check --config node.toml --max-clients 200000
       What would 200,000 clients cost?";
 
+const HEALTH_HELP: &str = "\
+For health checks of containers and of service managers, which need neither a shell nor curl.
+
+Examples:
+  signalring health
+      Should clients be sent here?
+  signalring health --timeout 1 http://127.0.0.1:9090/health
+      Does the node work at all? A node without its app server does, and need not be restarted.";
+
 fn main() -> ExitCode {
     let done = match Arguments::parse().command {
         Cmd::Run(flags) => match Resolved::load(&flags) {
@@ -142,6 +163,13 @@ fn main() -> ExitCode {
                 Err(error) => Err(error),
             }
         }
+        Cmd::Health { url, timeout } => match health::ask(&url, Duration::from_secs(timeout)) {
+            Err(error) if error.kind() == ErrorKind::InvalidInput => {
+                say(&format!("signalring: {error}"));
+                return ExitCode::from(WRONG);
+            }
+            answer => answer.and_then(|said| print(&format!("{said}\n"))),
+        },
         Cmd::WsEcho { listen } => with_default_log("info", || {
             let listener = TcpListener::bind(listen)
                 .map_err(|error| io::Error::new(error.kind(), format!("cannot listen on {listen}: {error}")))?;
@@ -177,6 +205,10 @@ fn check(resolved: &Resolved) -> io::Result<()> {
     for warning in resolved.warnings(&Machine::probe()) {
         let _ = writeln!(text, "# warning: {warning}");
     }
+    print(&text)
+}
+
+fn print(text: &str) -> io::Result<()> {
     match io::stdout().write_all(text.as_bytes()) {
         // `signalring check | head` is no failure.
         Err(error) if error.kind() == ErrorKind::BrokenPipe => Ok(()),
@@ -217,7 +249,6 @@ fn explain(error: &io::Error) -> String {
         ErrorKind::PermissionDenied => {
             "ports below 1024 need the capability CAP_NET_BIND_SERVICE; choose a higher port or grant it"
         }
-        ErrorKind::Unsupported if about_ring => "SignalRing needs Linux 6.1 or newer with io_uring",
         ErrorKind::OutOfMemory if about_ring => {
             "the limit of locked memory is too low; raise it (ulimit -l, LimitMEMLOCK=)"
         }

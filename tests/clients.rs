@@ -1,4 +1,4 @@
-//! The real clients for JavaScript drive nodes and the app server of this build, beside openssl and HAProxy where these have a part.
+//! The real clients for JavaScript drive nodes and the app server of this build, beside openssl, HAProxy and nginx where these have a part.
 //! The tests themselves are `tests/clients/*.test.mjs`; each test here runs some of them, and fails with what they printed.
 
 mod common;
@@ -28,6 +28,7 @@ families! {
     every_version_transport_and_protocol: "matrix.test.mjs";
     dotnetify_over_every_transport: "dotnetify-matrix.test.mjs";
     two_nodes_behind_haproxy: "balancer.test.mjs", needs "haproxy";
+    deployed_behind_haproxy_and_nginx: "deploy.test.mjs", needs "haproxy" "nginx" "envsubst";
     tokens_of_users: "identity.test.mjs";
     listeners: "listeners.test.mjs";
     stateful_reconnect: "stateful.test.mjs";
@@ -46,9 +47,7 @@ fn every_file_is_run() {
 
 fn run(files: &[&str], tools: &[&str]) {
     for tool in tools {
-        let version = if *tool == "openssl" { "version" } else { "-v" };
-        let found = Command::new(tool).arg(version).output().is_ok_and(|output| output.status.success());
-        assert!(found, "this test needs {tool} (Debian: apt-get install {tool})");
+        common::needs(tool);
     }
     let mut suite = Command::new("node");
     suite

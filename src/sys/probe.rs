@@ -6,7 +6,10 @@ use std::io;
 pub fn io_uring() -> io::Result<()> {
     let ring: IoUring = IoUring::builder().setup_single_issuer().setup_defer_taskrun().build(8).map_err(|error| {
         let why = match error.raw_os_error() {
-            Some(libc::ENOSYS) => "this kernel has no io_uring; Linux 6.1 or later is needed",
+            Some(libc::ENOSYS) => {
+                "this kernel has no io_uring (Linux 6.1 or later is needed), or a container's seccomp profile hides it (Podman's \
+                 default does; allow io_uring_setup, io_uring_enter and io_uring_register)"
+            }
             Some(libc::EPERM) => {
                 "io_uring is forbidden here: check `sysctl kernel.io_uring_disabled` (0 allows it) and, in a container, \
                  its seccomp profile (Docker's default blocks io_uring; allow io_uring_setup, io_uring_enter and \

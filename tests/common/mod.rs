@@ -2,6 +2,7 @@
 //! message, and gone when the test is.
 #![allow(dead_code)] // Each test binary uses its part.
 
+pub mod fake;
 pub mod web;
 pub mod ws;
 
@@ -10,6 +11,7 @@ use std::net::{SocketAddr, TcpStream};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, OnceLock};
 use std::time::{Duration, Instant};
 
@@ -206,7 +208,22 @@ pub struct Node {
 impl Node {
     pub fn start(app: &App, flags: &[&str]) -> Node {
         let url = app.url();
-        let addresses = ["run", "--listen", "127.0.0.1:0", "--admin", "127.0.0.1:0", "--app-server", &url];
+        Node::run(&[&["--app-server", &url], flags].concat())
+    }
+
+    /// With these lines as its configuration.
+    pub fn configured(lines: &str) -> Node {
+        static NODES: AtomicU32 = AtomicU32::new(0);
+        let name = format!("node-{}-{}.toml", std::process::id(), NODES.fetch_add(1, Relaxed));
+        let path = Path::new(env!("CARGO_TARGET_TMPDIR")).join(name);
+        std::fs::write(&path, lines).expect("the folder for tests' files is there");
+        let node = Node::run(&["--config", path.to_str().expect("it is UTF-8")]);
+        let _ = std::fs::remove_file(&path);
+        node
+    }
+
+    fn run(flags: &[&str]) -> Node {
+        let addresses = ["run", "--listen", "127.0.0.1:0", "--admin", "127.0.0.1:0"];
         let mut process = Process::signalring("node", &[&addresses[..], flags].concat());
         let listen = address(&process.printed("listening on "));
         let admin = address(&process.printed("admin on "));
@@ -331,6 +348,18 @@ fn parse_reply(bytes: &[u8], reply: &mut Reply) -> bool {
 pub fn get(address: SocketAddr, path: &str) -> Reply {
     let request = format!("GET {path} HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n");
     exchange(address, request.as_bytes(), PATIENCE)
+}
+
+/// Panics with the Debian package that is missing, if a tool of a test is not there.
+pub fn needs(tool: &str) {
+    let (version, package) = match tool {
+        "openssl" => ("version", tool),
+        "envsubst" => ("--version", "gettext-base"),
+        "jq" | "shellcheck" | "systemd-analyze" => ("--version", tool.trim_end_matches("-analyze")),
+        _ => ("-v", tool),
+    };
+    let found = Command::new(tool).arg(version).output().is_ok_and(|output| output.status.success());
+    assert!(found, "this test needs {tool} (Debian: apt-get install {package})");
 }
 
 /// The npm packages of `tests/clients`, installed as the lock file says. Panics with what is missing.
