@@ -225,7 +225,7 @@ impl Budget {
                 Worst,
                 lanes * LANE_NOTICES_MAX as u64,
                 shard::NOTICE_BYTES,
-                "of lanes that are down; then the oldest is dropped",
+                "for each lane, waiting or told lately; then the oldest is dropped",
             ),
             term(
                 "admin requests",
