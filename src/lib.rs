@@ -84,7 +84,8 @@
 //! 5. A queue over its bound marks the client as too slow; it ends when the lane's bytes have been handled. All others leave in `flush`.
 //!
 //! Ends: a client's end takes it out of its lane's groups and, if anything of it was forwarded, sends `OnDisconnectedAsync` as its last
-//! message on that lane; while the lane is down the origin id waits as a notice. A lane's end (`Shard::lane_ends`) ends every client that
+//! message on that lane; while the lane is down the origin id waits as a notice, and what was said a moment before a lane is lost is said
+//! again. A lane's end (`Shard::lane_ends`) ends every client that
 //! had used it with a hub Close that allows reconnecting, and reports the loss to `control::plane`, which dials again and hands the new
 //! socket over the bus. What each end means to the peer, the metrics and the log is one map: `session::fault`.
 #![cfg_attr(not(feature = "std"), no_std)]

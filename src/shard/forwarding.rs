@@ -11,6 +11,7 @@ use super::upstreams::{self, Hub};
 use super::{Settings, Shard};
 use crate::filter::Facts;
 use crate::ids::{HubId, LaneIndex, SlotKey, UpstreamIndex};
+use crate::limits::UPSTREAM_URLS_MAX;
 use crate::metrics::{Counter, UpstreamCounter};
 use crate::proto::dotnetify::context::Tail;
 use crate::proto::dotnetify::request::{Call, Request};
@@ -276,12 +277,10 @@ impl Pin {
 fn choose_lane(lanes: &[Lane], settings: &Settings, upstream: usize) -> usize {
     let weights = &settings.upstreams.get(upstream).weights;
     let own = || lanes.iter().enumerate().filter(|(_, lane)| usize::from(lane.place.upstream.0) == upstream);
-    let load = |url: usize| {
-        let clients: u64 =
-            own().filter(|(_, lane)| usize::from(lane.place.url) == url).map(|(_, l)| u64::from(l.clients)).sum();
-        // Of two urls with the same number of clients for their weight the heavier is first.
-        (clients + 1) * 1_000_000 / u64::from(weights[url].max(1))
-    };
+    let mut clients = [0u64; UPSTREAM_URLS_MAX];
+    own().for_each(|(_, lane)| clients[usize::from(lane.place.url)] += u64::from(lane.clients));
+    // Of two urls with the same number of clients for their weight the heavier is first.
+    let load = |url: usize| (clients[url] + 1) * 1_000_000 / u64::from(weights[url].max(1));
     let best = own().min_by_key(|(_, lane)| (!lane.is_up(), load(usize::from(lane.place.url)), lane.clients));
     best.map(|(index, _)| index).expect("each shard has a lane to each url")
 }
