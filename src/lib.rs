@@ -104,10 +104,11 @@
 //! 5. A queue over its bound marks the client as too slow; it ends when the lane's bytes have been handled. All others leave in `flush`.
 //!
 //! Ends: a client's end takes it out of its hubs' groups and sends `OnDisconnectedAsync` to every upstream that has seen anything of it, as
-//! its last message on its lane there; while no lane to that url is up it waits as a notice. The end of a lane that answers
-//! (`Shard::lane_ends`) ends every client that had used it with a hub Close that allows reconnecting; a mirror's clients stay, and begin
-//! anew there behind the end of what was. The loss is reported to `control::plane`, which dials again and hands the new socket over the
-//! bus; an Observer that cannot be reached is tried once a minute, by one lane for all. What each end means to the peer, the metrics and the log is one map: `session::fault`.
+//! its last message on its lane there; while no lane to that url is up it waits as a notice, and what was said a moment before a lane is
+//! lost is said again. The end of a lane that answers (`Shard::lane_ends`) ends every client that had used it with a hub Close that allows
+//! reconnecting; a mirror's clients stay, and begin anew there behind the end of what was. The loss is reported to `control::plane`, which
+//! dials again and hands the new socket over the bus; an Observer that cannot be reached is tried once a minute, by one lane for all. What
+//! each end means to the peer, the metrics and the log is one map: `session::fault`.
 #![cfg_attr(not(feature = "std"), no_std)]
 
 extern crate alloc;

@@ -221,7 +221,8 @@ pub const SEND_PARTS: usize = 16;
 pub const LANE_RECORD_BYTES_MAX: usize = 16 * 1024 * 1024;
 /// Bytes that may wait in a lane's send queue before further client messages wait in front of it instead.
 pub const LANE_SEND_BYTES_HIGH: u32 = 4 * 1024 * 1024;
-/// Disconnect notices kept for a lane that is down. One is an origin id; past the bound the oldest is dropped, counted as a leak.
+/// Disconnect notices kept for a lane: while it is down, and for a while after they were written. One is an origin id and a hub id; past
+/// the bound the oldest is dropped, counted as a leak if it had not been written.
 pub const LANE_NOTICES_MAX: usize = 65_536;
 /// A lane on which nothing at all arrived for this long is dead: SignalR's server timeout, two missed pings.
 pub const LANE_SILENCE_MS: u64 = 30_000;

@@ -1044,6 +1044,36 @@ fn dealt_message_by_message_a_clients_messages_take_every_lane_and_groups_still_
 }
 
 #[test]
+fn whoever_spoke_last_on_a_lost_lane_is_asked_to_come_back_wherever_it_belongs() {
+    let app = Fake::start();
+    let node = start("", &[upstream("app", &app.url(), "connection_pool_size = 3\ndispatch = \"message\"")], 3);
+    let mut clients: Vec<(Socket, String, usize)> = (0..2)
+        .map(|_| {
+            let mut client = Socket::connect(node.address);
+            client.send(&request("V"));
+            let first = app.hears(&["Request_VM V"]).remove(0);
+            (client, first.origin(), first.lane)
+        })
+        .collect();
+    let third = (0..3).find(|lane| clients.iter().all(|(_, _, own)| own != lane)).expect("each has its own");
+    // Both speak on the lane that is nobody's own; the second one last.
+    for (client, ..) in &mut clients {
+        while {
+            client.send(&update("V", "{}"));
+            app.hears(&["Update_VM V"])[0].lane != third
+        } {}
+    }
+    app.cut(third);
+    let (mut last, last_origin, _) = clients.remove(1);
+    assert_eq!(last.record("the Close")["allowReconnect"], true);
+    assert_eq!(app.hears(&["OnDisconnectedAsync"])[0].origin(), last_origin);
+    let (mut other, other_origin, _) = clients.remove(0);
+    other.send(&update("V", "{}"));
+    assert_eq!(app.hears(&["Update_VM V"])[0].origin(), other_origin);
+    leave(other);
+}
+
+#[test]
 fn dealt_by_client_messages_stay_in_order_while_a_lane_is_slow_and_others_are_not() {
     let app = Fake::start();
     let node = start("", &[upstream("app", &app.url(), "connection_pool_size = 3")], 3);

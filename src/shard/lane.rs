@@ -61,6 +61,8 @@ pub(super) struct Lane {
     incarnation: u32,
     /// Of this incarnation, or of the last one.
     hub_id: Option<HubId>,
+    /// Whose message it carried last.
+    last: Option<SlotKey>,
     /// Clients pinned to it.
     pub(super) clients: u32,
     /// Records to and from the app server; wrap around.
@@ -94,6 +96,7 @@ pub(super) fn lanes(settings: &Settings) -> (Vec<Lane>, Vec<Hub>) {
                 state: State::Down,
                 incarnation: 0,
                 hub_id: None,
+                last: None,
                 clients: 0,
                 sent: 0,
                 received: 0,
@@ -252,6 +255,7 @@ impl Lane {
         gate: &mut Gate<'_>,
     ) -> Result<bool, Refusal> {
         if self.is_free() {
+            self.last = Some(from.client);
             return self.write(&message.forward(), None, from.origin, from.shown, gate).map(|()| true);
         }
         if !gate.settings.upstreams.routes.is_answering(self.upstream()) {
@@ -449,6 +453,7 @@ impl Lane {
                 continue;
             };
             gate.metrics.observe_us(Histogram::QueueWait, now.since(waiting.since).as_micros() as u64);
+            self.last = Some(waiting.client);
             let (origin, upstream) = (client.origin, self.upstream());
             let shown = client.shown(&gate.settings.upstreams, upstream);
             match self.write(&waiting.message().forward(), None, &origin, shown, gate) {
@@ -643,6 +648,16 @@ impl<I: Io> Shard<I> {
             }
         }
         let mut told = 0u32;
+        // The app server disposes of the view models of whoever spoke last on the lane (contract 4.4). That is one of its own clients,
+        // unless messages are dealt one by one.
+        if let Some(last) = lanes[usize::from(index.0)].last.take()
+            && settings.upstreams.routes.is_answering(upstream)
+            && let Some(Conn { stage: Stage::Client(client), .. }) = conns.get(last)
+            && client.pins[upstream].lane != Some(index)
+        {
+            ending.push((last, End::LaneLost));
+            told += 1;
+        }
         for slot in 0..conns.slots() {
             let Some(Conn { socket, stage: Stage::Client(client) }) = conns.at_mut(slot) else { continue };
             if client.pins[upstream].lane != Some(index) || !client.pins[upstream].forwarded {
