@@ -368,3 +368,5 @@ pub const DEMO_CLIENTS_MAX: u32 = 5_000;
 pub const DEMO_LOAD_AGAIN_MS: u64 = 3_000;
 /// Ports that are tried from each part's usual one on.
 pub const DEMO_PORTS: u16 = 50;
+/// How often ports are chosen before a start fails because somebody else took one of them meanwhile.
+pub const DEMO_START_TRIES: u32 = 3;

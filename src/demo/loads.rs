@@ -113,8 +113,7 @@ impl Loads {
         is_ready: impl Fn(usize) -> bool + Send + 'static,
     ) -> std::io::Result<Loads> {
         let places = nodes.into_iter().map(Place::new).collect::<Vec<Place>>();
-        let shown =
-            Shown { profile: wanted.profile, clients: wanted.clients, nodes: shown_of(&places), trouble: None };
+        let shown = Shown { profile: wanted.profile, clients: wanted.clients, nodes: shown_of(&places), trouble: None };
         let orders = Mutex::new(Orders { wanted, end: false });
         let shared = Arc::new(Shared { orders, ordered: Condvar::new(), shown: Mutex::new(shown) });
         let kept = shared.clone();

@@ -18,7 +18,7 @@ mod part;
 
 use crate::config::{Config, Key, Machine, RunFlags};
 use crate::control::{self, Node, health};
-use crate::limits::{DEMO_CLIENTS_MAX, DEMO_PORTS};
+use crate::limits::{DEMO_CLIENTS_MAX, DEMO_PORTS, DEMO_START_TRIES};
 use crate::load::Profile;
 use app::{AppOptions, AppServer};
 use clap::Args;
@@ -73,7 +73,11 @@ pub fn run(options: Options) -> io::Result<()> {
     println!("Open http://{page}/ for the demonstration: the live picture, a page on each node, and the load.\n");
     println!("app server   {}", demonstration.app.url());
     for (index, (node, admin)) in demonstration.nodes.iter().zip(&demonstration.admins).enumerate() {
-        println!("node {}       {}   picture http://{admin}/picture   metrics http://{admin}/metrics", index + 1, node.url());
+        println!(
+            "node {}       {}   picture http://{admin}/picture   metrics http://{admin}/metrics",
+            index + 1,
+            node.url()
+        );
     }
     println!("\nThe pages alone, one on each node, sharing one chat room:");
     for node in &demonstration.nodes {
@@ -103,6 +107,18 @@ struct Demonstration {
 impl Demonstration {
     /// `page`: where the demo page is served. On an error everything ends that had begun.
     async fn start(page: SocketAddr, options: &Options) -> io::Result<Demonstration> {
+        let mut tries = DEMO_START_TRIES;
+        loop {
+            tries -= 1;
+            match Demonstration::try_start(page, options).await {
+                // Somebody took a port between its choice and its use, most likely another demonstration.
+                Err(error) if error.kind() == io::ErrorKind::AddrInUse && tries > 0 => {}
+                started => return started,
+            }
+        }
+    }
+
+    async fn try_start(page: SocketAddr, options: &Options) -> io::Result<Demonstration> {
         let free = |from| (0..NODES).map(|_| free_port(from)).collect::<io::Result<Vec<TcpListener>>>();
         // Held until all are chosen, or one would be chosen twice.
         let (nodes, admins, app) = (free(NODE_PORTS)?, free(ADMIN_PORTS)?, free_port(APP_PORTS)?);
@@ -164,7 +180,18 @@ impl Demonstration {
             let started = tokio::task::spawn_blocking(move || Node::start(config)).await;
             started.unwrap_or_else(|panic| Err(io::Error::other(panic)))
         };
-        self.nodes[index].start(started).await
+        self.nodes[index].start(started).await?;
+        self.introduce().await;
+        Ok(())
+    }
+
+    /// Has every node look at the others once, so that its picture knows the name of one that is stopped before anybody looked.
+    async fn introduce(&self) {
+        for admin in &self.admins {
+            let picture = format!("http://{admin}/api/picture?clients=0");
+            // What is stopped does not answer.
+            let _ = tokio::task::spawn_blocking(move || health::ask(&picture, READY_PATIENCE)).await;
+        }
     }
 
     async fn stop_node(&self, index: usize) {

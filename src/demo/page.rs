@@ -25,10 +25,13 @@ pub fn routes(admins: &[SocketAddr], nodes: Vec<String>) -> Router {
     let frames: String = admins.iter().map(|admin| format!(" http://{admin}")).collect();
     let index_policy = format!("{INDEX_POLICY}; frame-src 'self'{frames}");
     let html = |policy: String, text: &'static str| {
-        let headers = [(header::CONTENT_TYPE, "text/html; charset=utf-8".to_owned()), (header::CONTENT_SECURITY_POLICY, policy)];
+        let headers =
+            [(header::CONTENT_TYPE, "text/html; charset=utf-8".to_owned()), (header::CONTENT_SECURITY_POLICY, policy)];
         get(async move || (headers, text))
     };
-    let file = |kind: &'static str, text: &'static str| get(async move || ([(header::CONTENT_TYPE, kind)], text).into_response());
+    let file = |kind: &'static str, text: &'static str| {
+        get(async move || ([(header::CONTENT_TYPE, kind)], text).into_response())
+    };
     Router::new()
         .route("/", html(index_policy, include_str!("page/index.html")))
         .route("/index.css", file(STYLE, include_str!("page/index.css")))

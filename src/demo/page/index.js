@@ -33,7 +33,7 @@ function show(next) {
   const before = state;
   state = next;
   state.nodes.forEach((node, at) => showPart(byId(`node-${at + 1}`), node, nodeDetail(node, state.load.nodes[at])));
-  showPart(byId("app"), state.app_server, address(state.app_server.url));
+  showPart(byId("app"), state.app_server, [address(state.app_server.url)]);
   showLoad();
   showPicture();
   showLive();
@@ -48,9 +48,9 @@ function show(next) {
 const address = (url) => url.replace(/^http:\/\//, "");
 
 function nodeDetail(node, load) {
-  if (node.state !== "running" || !load.clients) return address(node.url);
+  if (node.state !== "running" || !load.clients) return [address(node.url)];
   const time = load.p99 === null ? "" : `, p99 ${milliseconds(load.p99)} ms`;
-  return `${address(node.url)} · ${count(load.active)} clients${time}`;
+  return [address(node.url), `${count(load.active)} clients${time}`];
 }
 
 const milliseconds = (ms) => (ms < 9.95 ? ms.toFixed(1) : count(ms));
@@ -59,7 +59,14 @@ function showPart(element, part, detail) {
   const [label, button] = [element.querySelector(".state"), element.querySelector("button")];
   element.dataset.state = part.state;
   say(label, part.state);
-  say(element.querySelector(".detail"), part.trouble ?? detail);
+  const line = element.querySelector(".detail");
+  const parts = part.trouble ? [part.trouble] : detail;
+  while (line.children.length > parts.length) line.lastElementChild.remove();
+  parts.forEach((text, at) => {
+    if (at && !line.children[at]) line.append(" ");
+    say(line.children[at] ?? line.appendChild(document.createElement("span")), text);
+  });
+  line.title = parts.join(" · ");
   const stops = part.state === "running" || part.state === "stopping";
   say(button, stops ? "Stop" : "Start");
   button.setAttribute("aria-label", `${button.textContent} ${element.querySelector("h2").textContent}`);
@@ -121,7 +128,7 @@ function showLive() {
   state.nodes.forEach((node, at) => {
     const frame = byId(`live-${at + 1}`);
     if (frame.src) return;
-    const query = new URLSearchParams({ embed: "1", node: node.url, label: `Node ${at + 1}`, name: `Visitor on node ${at + 1}` });
+    const query = new URLSearchParams({ embed: "1", node: node.url, label: `Node ${at + 1}`, name: `Visitor ${at + 1}` });
     frame.src = `live?${query}`;
   });
 }
