@@ -2,9 +2,9 @@
 //!
 //! The load tester's clients do not reconnect: a lost connection is one of its findings. So where clients were lost, because somebody
 //! stopped their node or the app server, their load ends and a new one begins as soon as the node is ready again. What ended loads have
-//! counted is added up; times are those of the load that runs.
+//! counted is added up; times are those of the last seconds.
 use crate::limits::DEMO_LOAD_AGAIN_MS;
-use crate::load::{self, Figures, Options, Profile, Rates, Running, Stage, Stats};
+use crate::load::{self, Figures, Mark, Options, Profile, Rates, Running, Stage, Stats};
 use serde::Serialize;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
@@ -15,6 +15,8 @@ use url::Url;
 const LOOK: Duration = Duration::from_millis(250);
 /// Rates are taken over about this time, or they would flicker.
 const RATE: Duration = Duration::from_secs(1);
+/// Times are shown of at least so long, and at most twice as long: of 100 clients that is some 500 messages.
+const TIMES: Duration = Duration::from_secs(5);
 /// Clients come one after the other, to be seen.
 const RAMP_UP: Duration = Duration::from_secs(2);
 /// Long enough that nobody sees the end; a load that has ended begins again.
@@ -59,7 +61,7 @@ pub struct NodeLoad {
     /// Messages a second.
     pub sent_rate: f64,
     pub received_rate: f64,
-    /// Milliseconds, since the present load began; null where nothing was measured.
+    /// Milliseconds, of the last 5 to 10 seconds; null where nothing was measured.
     pub p50: Option<f64>,
     pub p99: Option<f64>,
     pub sent: u64,
@@ -197,6 +199,8 @@ struct Load {
     stopped: bool,
     base: Stats,
     rates: Rates,
+    /// Times are shown since the first of these; when the second is as old as `TIMES` it takes the place of the first.
+    marks: [(Instant, Mark); 2],
 }
 
 impl Place {
@@ -234,7 +238,8 @@ impl Place {
         })?;
         self.began = Some(Instant::now());
         let base = running.stats();
-        self.running = Some(Load { of: wanted, running, stopped: false, base, rates: Rates::default() });
+        let marks = [0, 1].map(|_| (Instant::now(), Mark::default()));
+        self.running = Some(Load { of: wanted, running, stopped: false, base, rates: Rates::default(), marks });
         Ok(())
     }
 }
@@ -243,8 +248,13 @@ impl Load {
     fn show(&mut self, past: &NodeLoad, stats: Stats) -> NodeLoad {
         let mut shown = NodeLoad { clients: self.of.clients, active: stats.total.active, ..past.clone() };
         shown.add(&stats.total);
-        shown.p50 = stats.total.latency().map(|latency| latency.p50);
-        shown.p99 = stats.total.latency().map(|latency| latency.p99);
+        let (latency, mark) = self.running.latency_since(&self.marks[0].1);
+        shown.p50 = latency.map(|latency| latency.p50);
+        shown.p99 = latency.map(|latency| latency.p99);
+        if self.marks[1].0.elapsed() >= TIMES {
+            self.marks.swap(0, 1);
+            self.marks[1] = (Instant::now(), mark);
+        }
         if stats.elapsed - self.base.elapsed >= RATE.as_secs_f64() {
             self.rates = stats.rates_since(&self.base);
             self.base = stats;
