@@ -140,6 +140,8 @@ fn the_pages_and_their_parts() {
         }
     }
     for (path, kind, page) in [
+        ("/common.css", "text/css", &index),
+        ("/common.css", "text/css", &live),
         ("/index.css", "text/css", &index),
         ("/index.js", "text/javascript", &index),
         ("/live.css", "text/css", &live),
@@ -160,6 +162,7 @@ fn the_pages_and_their_parts() {
 fn nothing_is_fetched_from_elsewhere() {
     for text in [
         include_str!("../src/demo/page/index.html"),
+        include_str!("../src/demo/page/common.css"),
         include_str!("../src/demo/page/index.css"),
         include_str!("../src/demo/page/index.js"),
         include_str!("../src/demo/page/live.html"),

@@ -78,20 +78,35 @@ async fn node(State(demonstration): Stage, Path((node, order)): Path<(String, St
     let count = demonstration.nodes.len();
     let node = node.parse::<usize>().ok().filter(|node| (1..=count).contains(node));
     let node = node.ok_or_else(|| wrong(format!("There are nodes 1 to {count}.")))? - 1;
-    let of = demonstration.clone();
-    match order.as_str() {
-        "start" => done(demonstration, async move { of.start_node(node).await }).await,
-        "stop" => done(demonstration, async move { Ok(of.stop_node(node).await) }).await,
-        _ => Err(wrong("A node can start and stop.")),
-    }
+    let (of, starts) = (demonstration.clone(), starts(&order, "A node")?);
+    done(demonstration, async move {
+        if starts {
+            return of.start_node(node).await;
+        }
+        of.stop_node(node).await;
+        Ok(())
+    })
+    .await
 }
 
 async fn app(State(demonstration): Stage, Path(order): Path<String>) -> Answer {
-    let of = demonstration.clone();
-    match order.as_str() {
-        "start" => done(demonstration, async move { of.start_app().await }).await,
-        "stop" => done(demonstration, async move { Ok(of.stop_app().await) }).await,
-        _ => Err(wrong("The app server can start and stop.")),
+    let (of, starts) = (demonstration.clone(), starts(&order, "The app server")?);
+    done(demonstration, async move {
+        if starts {
+            return of.start_app().await;
+        }
+        of.stop_app().await;
+        Ok(())
+    })
+    .await
+}
+
+/// Or else it stops.
+fn starts(order: &str, who: &str) -> Result<bool, (StatusCode, String)> {
+    match order {
+        "start" => Ok(true),
+        "stop" => Ok(false),
+        _ => Err(wrong(format!("{who} can start and stop."))),
     }
 }
 

@@ -227,8 +227,11 @@ impl Demonstration {
         for (_, peer) in self.admins.iter().enumerate().filter(|(other, _)| *other != index) {
             flags = flags.with(Key::Peers, peer.to_string());
         }
-        Config::resolve(None, std::iter::empty(), &flags, &Machine::probe())
-            .map_err(|faults| io::Error::new(io::ErrorKind::InvalidInput, faults.to_string()))
+        let mut config = Config::resolve(None, std::iter::empty(), &flags, &Machine::probe())
+            .map_err(|faults| io::Error::new(io::ErrorKind::InvalidInput, faults.to_string()))?;
+        // What the picture calls it.
+        config.upstreams[0].name = "app-server".into();
+        Ok(config)
     }
 }
 

@@ -34,6 +34,7 @@ pub fn routes(admins: &[SocketAddr], nodes: Vec<String>) -> Router {
     };
     Router::new()
         .route("/", html(index_policy, include_str!("page/index.html")))
+        .route("/common.css", file(STYLE, include_str!("page/common.css")))
         .route("/index.css", file(STYLE, include_str!("page/index.css")))
         .route("/index.js", file(SCRIPT, include_str!("page/index.js")))
         .route("/live", html(LIVE_POLICY.to_owned(), include_str!("page/live.html")))
