@@ -11,7 +11,7 @@
 //! demo                the embedded app server (a double of dotNetify's own); two nodes, load and a page around it, to see and to stop
 //! ws_echo             codec server for conformance suites
 //! load                the load tester: clients of any dotNetify server, seen from outside
-//! control   logging   dialling lanes on tokio-uring, admin endpoint, signals, certificates and keys read again
+//! control   logging   dialling lanes on tokio-uring, admin endpoint with the live picture, signals, certificates and keys read again
 //! config              file < environment < flags -> a Config valid by construction; memory budget
 //! shard               one core: the turn, accept, clients whatever carries them, lanes, delivery, connections handed over
 //! bus                 bounded queues with a doorbell, between shards and control plane, and between shards

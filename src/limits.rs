@@ -54,6 +54,9 @@ pub const DETAIL_NAMES_MAX: usize = 256;
 pub const LOOK_MS: u64 = 1000;
 /// One look serves everybody who asks within this time, so that many open pages cost no more than one.
 pub const LOOK_KEPT_MS: u64 = 500;
+/// How long a node that did not answer in time is left in peace: the picture need not wait for it every second, and what is still
+/// under way for it in the system's resolver stays little.
+pub const PEER_REST_MS: u64 = 5_000;
 /// Longest answer of another node: 1024 lanes and 2000 clients take a quarter of it.
 pub const PEER_ANSWER_BYTES_MAX: usize = 1024 * 1024;
 /// View models one client may have at a time. A page has tens.

@@ -76,6 +76,9 @@ fn every_profile_passes_directly_against_the_double() {
         assert!(latency.min <= latency.p50 && latency.p50 <= latency.p99 && latency.p99 <= latency.max, "{latency:?}");
         if profile == Profile::Broadcast {
             assert!((90.0..150.0).contains(&latency.mean), "ticks come every 100 ms: {latency:?}");
+            let rates = report.total.rates.expect("the load is over");
+            assert!((800.0..2500.0).contains(&rates.received), "200 clients, ten ticks a second: {rates:?}");
+            assert_eq!(rates.sent, 0.0, "who listens is silent");
         }
     }
     wait_for("everybody to be gone", PATIENCE, || (app.figure("controllers") == 0).then_some(()));
@@ -159,6 +162,24 @@ fn https_servers_are_checked_against_an_authority_or_taken_as_they_are() {
 }
 
 #[test]
+fn a_negotiation_may_point_elsewhere() {
+    let app = App::start();
+    let elsewhere =
+        json!({ "url": format!("{}/dotnetify?tenant=a", app.url()), "accessToken": "e30.eyJzdWIiOiJ1MSJ9.x" });
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+    let service = axum::Router::new()
+        .route("/base/hub/negotiate", axum::routing::post(async move || axum::Json(elsewhere.clone())));
+    let listener = runtime.block_on(TcpListener::bind("127.0.0.1:0")).unwrap();
+    let url = format!("http://{}/base/", listener.local_addr().unwrap());
+    runtime.spawn(async move { axum::serve(listener, service).await });
+    let few = Options { clients: 20, hub_path: "/hub".into(), ..options(&url, Profile::Burst) };
+    assert_passed(&run(few.clone()));
+    let report = run(Options { hub_path: "/nothing".into(), ..few });
+    assert_eq!((report.passed, report.total.failed_connects), (false, 20), "{report}");
+    assert!(report.total.faults.keys().any(|fault| fault.contains("404")), "{report}");
+}
+
+#[test]
 fn a_run_can_be_watched_and_stopped() {
     let app = App::start();
     let options = Options {
@@ -197,7 +218,9 @@ fn the_command_says_how_it_went_with_its_exit_code() {
     assert!(interrupted.expect("kill is there").success());
     let status = endless.wait(PATIENCE).expect("Ctrl+C ends it");
     assert_eq!(status.code(), Some(0), "{}", endless.output());
-    let report: Value = serde_json::from_str(&endless.output()).expect("only JSON is on stdout");
+    // The process may have ended before all it printed has been read.
+    let report: Value =
+        wait_for("a report that is JSON and nothing else", PATIENCE, || serde_json::from_str(&endless.output()).ok());
     assert_eq!(
         (&report["interrupted"], &report["passed"], &report["profile"]),
         (&json!(true), &json!(true), &json!("burst"))
@@ -214,8 +237,9 @@ fn the_command_says_how_it_went_with_its_exit_code() {
     let mut fails =
         Process::signalring("load", &["load", "-s", &unreachable, "-c", "3", "-u", "0", "-d", "0", "-r", "0"]);
     assert_eq!(fails.wait(PATIENCE).and_then(|status| status.code()), Some(1));
+    wait_for("the verdict", PATIENCE, || fails.output().contains("FAILED").then_some(()));
     let output = fails.output();
-    assert!(output.contains("Connection refused") && output.contains("FAILED"), "{output}");
+    assert!(output.contains("Connection refused"), "{output}");
     assert!(output.contains("Clients=0, Received=0, Missed=0%"), "the original's closing line: {output}");
     let mut refused = Process::signalring("load", &["load", "-s", "ftp://node"]);
     assert_eq!(refused.wait(PATIENCE).and_then(|status| status.code()), Some(2));

@@ -247,6 +247,33 @@ fn an_app_server_that_is_restarted_costs_no_descriptor() {
     }
 }
 
+/// A client is dealt to a url while none is up. Another url that comes up takes what waits, though the first never does, and though
+/// the client goes on sending.
+#[test]
+fn who_waits_for_a_url_that_is_down_goes_to_the_one_that_comes_up() {
+    let [dead, late] = [(); 2].map(|()| TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap());
+    let [dead, url] = [dead, late].map(|address| format!("http://{address}"));
+    let mut flags = vec!["run", "--listen", "127.0.0.1:0", "--admin", "127.0.0.1:0", "--shards", "1"];
+    flags.extend(["--pool-size", "1"]);
+    flags.extend(["--app-server", &dead, "--app-server", &url]);
+    let mut node = Process::signalring("node", &flags);
+    let address: SocketAddr = node.printed("listening on ").trim_start_matches("http://").parse().unwrap();
+    // Both are dealt a client.
+    let mut sockets = [(); 2].map(|()| Socket::connect(address));
+    for socket in &mut sockets {
+        socket.send(&record(REQUEST));
+        socket.send(&record(r#"{"type":1,"target":"Update_VM","arguments":["HelloWorldVM",{"FirstName":"Late"}]}"#));
+    }
+    let mut app = Process::signalring("app server", &["app", "--listen", &late.to_string()]);
+    app.printed("listening on ");
+    for socket in &mut sockets {
+        socket.response("the state", |data| data.get("FullName").is_some());
+        socket.response("the update, which comes behind", |data| {
+            data.get("FullName").is_some_and(|name| name.as_str().is_some_and(|name| name.starts_with("Late")))
+        });
+    }
+}
+
 #[test]
 fn interim_answers_of_whoever_stands_before_the_app_server_are_skipped() {
     let app = App::start();

@@ -103,7 +103,6 @@ impl Node {
             })?;
             threads.push(thread);
         }
-        drop(ready);
         // Of the queues between shards only these hold both ends: an ended shard's is closed.
         drop(ways);
         let url = listening[0].to_string();
@@ -121,7 +120,11 @@ impl Node {
         };
         let control = std::thread::Builder::new().name("control".into()).spawn(move || {
             let _alive = alive;
-            plane.run();
+            plane.run(|result| {
+                let _ =
+                    ready.send(result.map_err(|error| in_words(error, "cannot set up io_uring for the control plane")));
+                drop(ready);
+            });
         })?;
         threads.push(control);
         let node = Node { listening, admin, commands, threads, ended };

@@ -17,6 +17,7 @@ use crate::session::routing::UpstreamKind;
 use core::cell::{Cell, RefCell};
 use core::time::Duration;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::io;
 use std::net::TcpListener;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -129,8 +130,21 @@ impl State {
 }
 
 impl Plane {
-    pub(super) fn run(self) {
-        tokio_uring::start(self.live());
+    /// Runs until it is told to stop, and says first whether it can run.
+    pub(super) fn run(self, ready: impl FnOnce(io::Result<()>)) {
+        match tokio_uring::Runtime::new(&tokio_uring::builder()) {
+            Ok(runtime) => {
+                ready(Ok(()));
+                runtime.block_on(self.live());
+            }
+            Err(error) => {
+                // Nobody else could end them.
+                for shard in &self.shards {
+                    let _ = shard.orders.send(ShardOrder::Stop);
+                }
+                ready(Err(error));
+            }
+        }
     }
 
     async fn live(self) {

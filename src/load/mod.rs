@@ -29,7 +29,7 @@ mod tally;
 
 pub use command::{HELP, run};
 pub use options::{Options, Profile, Protocol, server};
-pub use report::{ClientAverages, Figures, Latency, Report, Sent, ServerFigures};
+pub use report::{ClientAverages, Figures, Latency, Rates, Report, Sent, ServerFigures};
 
 use serde::Serialize;
 use std::io;
@@ -163,26 +163,10 @@ pub struct Mark {
     delivery: Times,
 }
 
-/// Messages per second.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
-pub struct Rates {
-    pub sent: f64,
-    /// `Response_VM`s.
-    pub received: f64,
-}
-
 impl Stats {
     /// Over the time from `earlier`, of the same run, to here.
     pub fn rates_since(&self, earlier: &Stats) -> Rates {
-        let seconds = self.elapsed - earlier.elapsed;
-        if seconds <= 0.0 {
-            return Rates::default();
-        }
-        let rate = |now: u64, then: u64| now.saturating_sub(then) as f64 / seconds;
-        Rates {
-            sent: rate(self.total.sent.all(), earlier.total.sent.all()),
-            received: rate(self.total.responses, earlier.total.responses),
-        }
+        Rates::between(&earlier.total, &self.total, self.elapsed - earlier.elapsed)
     }
 }
 
@@ -355,9 +339,9 @@ fn conduct(run: &Run, workers: Vec<JoinHandle<()>>) -> Report {
     // Those that start last, and all without a ramp-up, have yet to connect.
     interrupted |= run.wait(None, || run.has_tried_all());
     run.enter(Stage::Load);
-    let load_begins = Instant::now();
+    let (load_begins, before) = (Instant::now(), run.figures());
     interrupted |= run.wait(Some(load_begins + options.run), || run.gate.live.get() == 0);
-    let load_seconds = load_begins.elapsed().as_secs_f64();
+    let (load_seconds, after) = (load_begins.elapsed().as_secs_f64(), run.figures());
 
     run.enter(Stage::Settling);
     run.phase.send_replace(Phase::Stopping);
@@ -381,7 +365,11 @@ fn conduct(run: &Run, workers: Vec<JoinHandle<()>>) -> Report {
         }
     }
     run.enter(Stage::Done);
-    let (servers, total) = run.figures();
+    let (mut servers, mut total) = run.figures();
+    for ((server, before), after) in servers.iter_mut().zip(&before.0).zip(&after.0) {
+        server.figures.rates = Some(Rates::between(&before.figures, &after.figures, load_seconds));
+    }
+    total.rates = Some(Rates::between(&before.1, &after.1, load_seconds));
     Report::new(options, servers, total, run.started.elapsed().as_secs_f64(), load_seconds, interrupted)
 }
 

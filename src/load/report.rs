@@ -74,6 +74,8 @@ pub struct Figures {
     pub delivery: Option<Latency>,
     /// broadcast: between two ticks at a client.
     pub interval: Option<Latency>,
+    /// Over the load alone, without ramps; null before its end.
+    pub rates: Option<Rates>,
     /// What the closing line shows: each client's own average; its least, greatest and mean.
     pub of_clients: Option<ClientAverages>,
     /// What went wrong, in words, and how often. Bounded; `faults_more` counts the rest.
@@ -92,6 +94,26 @@ pub struct Sent {
 impl Sent {
     pub fn all(&self) -> u64 {
         self.request_vm + self.update_vm + self.dispose_vm
+    }
+}
+
+/// Messages per second.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
+pub struct Rates {
+    /// Hub messages of clients.
+    pub sent: f64,
+    /// `Response_VM`s.
+    pub received: f64,
+}
+
+impl Rates {
+    /// Of what was counted between the two, which are `seconds` apart.
+    pub(super) fn between(earlier: &Figures, later: &Figures, seconds: f64) -> Rates {
+        if seconds <= 0.0 {
+            return Rates::default();
+        }
+        let rate = |then: u64, now: u64| round(now.saturating_sub(then) as f64 / seconds, 1);
+        Rates { sent: rate(earlier.sent.all(), later.sent.all()), received: rate(earlier.responses, later.responses) }
     }
 }
 
@@ -167,6 +189,7 @@ impl Figures {
             round_trip: latency(tally.round_trip.histogram()),
             delivery: latency(tally.delivery.histogram()),
             interval: latency(tally.interval.histogram()),
+            rates: None,
             of_clients: averages(&tally.averages),
             faults: tally.faults.clone(),
             faults_more: tally.faults_more,
@@ -273,8 +296,8 @@ impl Report {
             "sent/s",
             "received/s",
         ]);
-        let seconds = self.load_seconds.max(0.001);
         for (name, figures) in self.rows() {
+            let rates = figures.rates.unwrap_or_default();
             table.add_row(vec![
                 name.to_owned(),
                 format!("{}/{}", figures.connected, figures.clients),
@@ -287,8 +310,8 @@ impl Report {
                 figures.reordered.to_string(),
                 figures.misdelivered.to_string(),
                 figures.errors.to_string(),
-                format!("{:.0}", figures.sent.update_vm as f64 / seconds),
-                format!("{:.0}", figures.received as f64 / seconds),
+                format!("{:.0}", rates.sent),
+                format!("{:.0}", rates.received),
             ]);
         }
         table

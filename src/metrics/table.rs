@@ -194,6 +194,7 @@ table! {
         DroppedResume = "resume_buffer",
         DroppedGroupJoin = "too_many_groups",
         DroppedRelay = "relay_queue_full",
+        DroppedObserverMessage = "observer_message",
     }
     "receive_buffers_exhausted", "Receives that found no free buffer and were repeated", "" { ReceiveBuffersExhausted = "" }
     "turns", "Turns of the shard's loop", "" { Turns = "" }

@@ -1,6 +1,7 @@
 //! Which upstreams a message goes to (contract 5): the configured ones in order, until one takes it and halts.
 use super::views::Upstreams;
 use crate::filter::{Facts, Filter, Needs, Undecided};
+use crate::ids::{LanePlace, UpstreamIndex};
 
 /// What an upstream is.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -121,6 +122,46 @@ impl Routes {
     }
 }
 
+/// A lane as dealing clients over lanes sees it.
+#[derive(Clone, Copy)]
+pub struct Candidate {
+    pub place: LanePlace,
+    pub is_up: bool,
+    /// Pinned to it.
+    pub clients: u32,
+}
+
+/// The lane for a client that is new to an upstream. Among the urls with a lane that is up, or among all if there is none, the one with
+/// the fewest clients for its weight; of its lanes the one with the fewest. Lanes to one url stand together. Each is looked at once or
+/// twice: there may be a thousand, and a hundred thousand clients to be dealt. None if the upstream has no lane.
+pub fn least_loaded<L>(
+    lanes: &[L],
+    upstream: UpstreamIndex,
+    weights: &[u16],
+    seen: impl Fn(&L) -> Candidate,
+) -> Option<usize> {
+    let mut best = None;
+    let mut start = 0;
+    for pool in lanes.chunk_by(|lane, next| seen(lane).place == seen(next).place) {
+        let (place, first) = (seen(pool.first()?).place, start);
+        start += pool.len();
+        if place.upstream != upstream {
+            continue;
+        }
+        let clients: u64 = pool.iter().map(|lane| u64::from(seen(lane).clients)).sum();
+        let weight = weights.get(usize::from(place.url)).map_or(1, |weight| u64::from(*weight).max(1));
+        // Of two urls with the same number of clients for their weight the heavier is first.
+        let key = (!pool.iter().any(|lane| seen(lane).is_up), (clients + 1) * 1_000_000 / weight);
+        if best.as_ref().is_none_or(|(least, _)| key < *least) {
+            best = Some((key, first..start));
+        }
+    }
+    best?.1.min_by_key(|index| {
+        let Candidate { is_up, clients, .. } = seen(&lanes[*index]);
+        (!is_up, clients)
+    })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -163,5 +204,33 @@ mod tests {
         let plain = Routes::new(vec![route(Observer, None, false), route(AppServer, None, true)]);
         assert_eq!(plain.plain(), Some(Upstreams(3)));
         assert!(Routes::new(vec![route(AppServer, None, false)]).plain().is_none(), "nobody answers");
+    }
+
+    #[test]
+    fn clients_are_dealt_by_weight_over_the_urls_that_are_up() {
+        let lane = |upstream, url, is_up| Candidate {
+            place: LanePlace { upstream: UpstreamIndex(upstream), url },
+            is_up,
+            clients: 0,
+        };
+        // Upstream 1 has three urls: of the weights 1 and 3, and one whose second lane only is up.
+        let mut lanes = vec![lane(0, 0, true), lane(1, 0, true), lane(1, 0, true), lane(1, 1, true), lane(1, 1, true)];
+        lanes.extend([lane(1, 2, false), lane(1, 2, true), lane(2, 0, true)]);
+        let deal = |lanes: &mut Vec<Candidate>, count| {
+            for _ in 0..count {
+                let index = least_loaded(lanes, UpstreamIndex(1), &[1, 3, 1], |lane| *lane).unwrap();
+                lanes[index].clients += 1;
+            }
+            lanes.iter().map(|lane| lane.clients).collect::<Vec<_>>()
+        };
+        assert_eq!(deal(&mut lanes, 1), [0, 0, 0, 1, 0, 0, 0, 0], "the heavier first");
+        assert_eq!(deal(&mut lanes, 99), [0, 10, 10, 30, 30, 0, 20, 0]);
+        // A url that is down is left out, however few clients it has.
+        lanes[6].is_up = false;
+        assert_eq!(deal(&mut lanes, 40), [0, 15, 15, 45, 45, 0, 20, 0]);
+        // With all down they are dealt all the same.
+        lanes.iter_mut().for_each(|lane| lane.is_up = false);
+        assert_eq!(deal(&mut lanes, 10)[5..7], [10, 20]);
+        assert_eq!(least_loaded(&lanes, UpstreamIndex(3), &[], |lane| *lane), None);
     }
 }

@@ -26,7 +26,12 @@ impl Upstreams {
     }
     /// In the order of the configuration.
     pub fn each(self) -> impl Iterator<Item = usize> {
-        (0..u16::BITS as usize).filter(move |index| self.has(*index))
+        let mut left = self.0;
+        core::iter::from_fn(move || {
+            let index = left.trailing_zeros() as usize;
+            left &= left.wrapping_sub(1);
+            (index < u16::BITS as usize).then_some(index)
+        })
     }
 }
 

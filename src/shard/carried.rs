@@ -56,6 +56,9 @@ impl<I: Io> Shard<I> {
     /// May this token begin a connection over `transport`? Otherwise it is told why not.
     fn check_unused(&self, token: &Opened, transport: Transport) -> Result<(), HttpError> {
         match self.connections.find(&token.token.connection) {
+            // Several requests: the next ones go where the token says. Begun here, because its own node is down and the balancer passes
+            // it on, the client would find nobody with its second request.
+            Found::Unknown if !token.is_own && transport != Transport::WebSockets => Err(HttpError::UnknownConnection),
             Found::Unknown if token.is_fresh => Ok(()),
             Found::Unknown => Err(HttpError::UnknownConnection),
             // What is left of a polling client is fetched by polls.

@@ -1,10 +1,10 @@
 //! From the app server to clients: whom a delivery addresses, and its frame, encoded once a form and queued on each of them.
 use super::client::keep;
 use super::socket::{Client, Conn, Life, Socket, Stage};
-use super::upstreams::{Hub, siblings};
+use super::upstreams::Hub;
 use super::{Random, Settings, Shard};
 use crate::bus::{Sender, ShardOrder};
-use crate::ids::{LaneIndex, LanePlace, SlotKey};
+use crate::ids::{LanePlace, SlotKey};
 use crate::mem::frames::{FramePool, FrameRef};
 use crate::mem::slab::Slab;
 use crate::metrics::{Counter, ShardMetrics, UpstreamCounter};
@@ -13,7 +13,7 @@ use crate::proto::signalr::{self, Protocol, Span};
 use crate::session::form::Form;
 use crate::session::groups::{Joined, Memberships};
 use crate::session::lane::{LaneEnv, LaneNote, LaneOut};
-use crate::session::routing::HubScope;
+use crate::session::routing::{HubScope, UpstreamKind};
 use crate::sys::Io;
 use core::ops::Range;
 use std::sync::Arc;
@@ -44,10 +44,10 @@ pub(super) struct Deliver<'a> {
 }
 
 impl<'a> Deliver<'a> {
-    /// What a record on this lane addresses.
+    /// What a record addresses that came on a lane to this place; `lanes` share its hub.
     #[allow(clippy::too_many_arguments)] // The parts of a shard that it needs, each borrowed by itself.
     pub(super) fn new(
-        index: LaneIndex,
+        lanes: Range<usize>,
         place: LanePlace,
         hub: &'a mut Hub,
         conns: &'a mut Slab<Conn>,
@@ -56,12 +56,7 @@ impl<'a> Deliver<'a> {
         metrics: &'a mut ShardMetrics,
         settings: &'a Settings,
     ) -> Deliver<'a> {
-        let upstream = settings.upstreams.of(place);
-        let lanes = match upstream.hub_scope {
-            HubScope::Lane => usize::from(index.0)..usize::from(index.0) + 1,
-            HubScope::Node => siblings(&settings.lanes, index),
-        };
-        let protocol = upstream.protocol;
+        let protocol = settings.upstreams.of(place).protocol;
         Deliver { place, protocol, lanes, hub, conns, frames, dirty, metrics, settings }
     }
 }
@@ -87,6 +82,12 @@ impl LaneEnv for LaneSide<'_> {
     }
 
     fn deliver(&mut self, delivery: &Delivery, record: &[u8]) {
+        *self.received += 1;
+        let Deliver { place, settings, metrics, .. } = &mut self.deliver;
+        if settings.upstreams.of(*place).route.kind == UpstreamKind::Observer {
+            // An Observer never answers (contract 7.2): clients asked it nothing, and it may not say a word to them.
+            return metrics.add(Counter::DroppedObserverMessage, 1);
+        }
         let kind = match delivery {
             Delivery::Send { .. } => Counter::AppSend,
             Delivery::SendToMany { .. } => Counter::AppSendMany,
@@ -97,7 +98,6 @@ impl LaneEnv for LaneSide<'_> {
             Delivery::ToLane => Counter::AppOther,
         };
         self.deliver.metrics.add(kind, 1);
-        *self.received += 1;
         self.deliver.metrics.add_upstream(self.deliver.place.upstream, UpstreamCounter::Deliveries, 1);
         self.relay(delivery, record);
         self.deliver.deliver(delivery, record);
@@ -135,12 +135,12 @@ impl<I: Io> Shard<I> {
     /// What an app server sent for many clients over a lane of another shard.
     pub(super) fn on_relayed(&mut self, place: LanePlace, record: &[u8]) {
         let Shard { conns, lanes, hubs, frames, dirty, metrics, settings, .. } = self;
-        let Some(index) = settings.lanes.iter().position(|own| *own == place) else { return };
+        let Some(lane) = lanes.iter().find(|lane| lane.place == place) else { return };
         let protocol = settings.upstreams.of(place).protocol;
         let Ok(message) = signalr::parse(protocol, record) else { return };
         let Ok(delivery) = response::parse(protocol, record, &message) else { return };
-        let (hub, index) = (&mut hubs[lanes[index].hub], LaneIndex(index as u16));
-        Deliver::new(index, place, hub, conns, frames, dirty, metrics, settings).deliver(&delivery, record);
+        let (hub, addressed) = (&mut hubs[lane.hub], lane.siblings.clone());
+        Deliver::new(addressed, place, hub, conns, frames, dirty, metrics, settings).deliver(&delivery, record);
     }
 }
 
@@ -198,7 +198,7 @@ impl Deliver<'_> {
     }
 
     fn send_to_one(&mut self, key: SlotKey, vm: &[u8], data: &[u8]) {
-        let Some((socket, client)) = open_client(self.conns, key) else {
+        let Some((socket, client)) = open_client(self.conns, key, self.place) else {
             return self.metrics.add(Counter::DroppedUnknownClient, 1);
         };
         if client.carried.is_some() {
@@ -258,6 +258,7 @@ impl Deliver<'_> {
         let Deliver { conns, frames, dirty, metrics, settings, protocol, place, .. } = self;
         let is_shared = settings.upstreams.of(*place).hub_scope == HubScope::Node;
         Many {
+            place: *place,
             vm,
             data,
             kind,
@@ -275,6 +276,8 @@ impl Deliver<'_> {
 
 /// One message for many clients: encoded once for each form that one of them has.
 struct Many<'a> {
+    /// Whose app server sends it.
+    place: LanePlace,
     vm: &'a [u8],
     data: &'a [u8],
     kind: Counter,
@@ -292,7 +295,7 @@ struct Many<'a> {
 
 impl Many<'_> {
     fn send(&mut self, key: SlotKey) {
-        let Some((socket, client)) = open_client(self.conns, key) else {
+        let Some((socket, client)) = open_client(self.conns, key, self.place) else {
             return self.metrics.add(Counter::DroppedUnknownClient, 1);
         };
         let form = client.session.form();
@@ -331,15 +334,13 @@ fn client_of(settings: &Settings, id: &[u8]) -> Option<SlotKey> {
     (address.shard == settings.shard).then_some(address.key)
 }
 
-/// A client that may be sent messages. Its user's id makes one known from its first request on, but in front of the handshake's
-/// answer a message would break the handshake, and the client's protocol is not known yet.
-fn open_client(conns: &mut Slab<Conn>, key: SlotKey) -> Option<(&mut Socket, &mut Client)> {
-    match conns.get_mut(key)? {
-        Conn { socket, stage: Stage::Client(client) } if socket.life == Life::Open && client.session.is_open() => {
-            Some((socket, client))
-        }
-        _ => None,
-    }
+/// A client that an app server at this place may send messages. Its user's id makes one known from its first request on, but in front
+/// of the handshake's answer a message would break the handshake, and the client's protocol is not known yet. To an upstream that has
+/// seen nothing of it its id means nothing, wherever the app server has it from.
+fn open_client(conns: &mut Slab<Conn>, key: SlotKey, place: LanePlace) -> Option<(&mut Socket, &mut Client)> {
+    let Conn { socket, stage: Stage::Client(client) } = conns.get_mut(key)? else { return None };
+    let is_known = client.pins[usize::from(place.upstream.0)].lane.is_some();
+    (is_known && socket.life == Life::Open && client.session.is_open()).then_some((socket, client))
 }
 
 /// The group list of a client pinned to one of these lanes. An app server that names another lane's client gets nothing: that list

@@ -5,9 +5,9 @@
 //! ```
 //! The upstream that halts answers, so its refusal is the client's; what a mirror or an Observer cannot take is counted and forgotten.
 use super::client::ClientSide;
-use super::lane::{From, Lane, Message, Shown};
-use super::socket::{Pin, User, items_of};
-use super::upstreams::{self, Hub};
+use super::lane::{From, Lane, Message, Shown, refuse};
+use super::socket::{Conn, Pin, Stage, User, items_of};
+use super::upstreams::Hub;
 use super::{Settings, Shard};
 use crate::filter::Facts;
 use crate::ids::{HubId, LaneIndex, SlotKey, UpstreamIndex};
@@ -17,7 +17,7 @@ use crate::proto::dotnetify::request::{Call, Request};
 use crate::proto::dotnetify::telemetry::Telemetry;
 use crate::proto::signalr::json;
 use crate::session::fault::Refusal;
-use crate::session::routing::{Dispatch, HubScope};
+use crate::session::routing::{Candidate, Dispatch, HubScope, least_loaded};
 use crate::session::views::{Opened, Upstreams};
 use crate::sys::Io;
 use std::borrow::Cow;
@@ -49,7 +49,7 @@ impl ClientSide<'_> {
         if is_new && self.views.open(self.list, &name, chosen) == Opened::TooMany {
             return Err(Refusal::TooManyViews);
         }
-        let sent = self.send(chosen, message);
+        let sent = self.send(chosen, message, is_new);
         if is_new && sent.is_err() {
             self.views.cancel(self.list, &name);
         }
@@ -93,21 +93,22 @@ impl ClientSide<'_> {
         })
     }
 
-    /// Onto the lanes of all of them. The result is that of the upstream that answers.
-    fn send(&mut self, chosen: Upstreams, message: Message<'_>) -> Result<(), Refusal> {
+    /// Onto the lanes of all of them. The result is that of the upstream that answers; several do where parts of what is disposed of
+    /// went to different ones.
+    fn send(&mut self, chosen: Upstreams, message: Message<'_>, is_new: bool) -> Result<(), Refusal> {
         let upstreams = &self.gate.settings.upstreams;
         let answering = upstreams.routes.answering(chosen);
         let mut result = Ok(());
         for index in chosen.each().filter(|index| !upstreams.routes.is_observer(*index)) {
-            let sent = self.send_to(index, message);
-            let counter = match (Some(index) == answering, &sent) {
+            let sent = self.send_to(index, message, is_new);
+            let counter = match (upstreams.routes.is_answering(index), &sent) {
                 (true, Ok(())) => UpstreamCounter::Forwarded,
                 (false, Ok(())) => UpstreamCounter::Mirrored,
                 (true, Err(_)) => {
                     result = sent;
                     continue;
                 }
-                (false, Err(_)) => UpstreamCounter::DroppedFull,
+                (false, Err(_)) => self.why_dropped(index),
             };
             self.gate.metrics.add_upstream(UpstreamIndex(index as u8), counter, 1);
         }
@@ -118,7 +119,7 @@ impl ClientSide<'_> {
         result
     }
 
-    fn send_to(&mut self, upstream: usize, message: Message<'_>) -> Result<(), Refusal> {
+    fn send_to(&mut self, upstream: usize, message: Message<'_>, is_new: bool) -> Result<(), Refusal> {
         let pinned = self.pinned(upstream);
         let lane = match self.gate.settings.upstreams.get(upstream).dispatch {
             Dispatch::Client => pinned,
@@ -131,7 +132,7 @@ impl ClientSide<'_> {
             },
             items: items_of(self.user.as_deref(), self.gate.settings.upstreams.get(upstream).protocol),
         };
-        let from = From { client: self.socket.key, origin: &self.origin, shown };
+        let from = From { client: self.socket.key, origin: &self.origin, shown, is_new };
         let on_lane = self.lanes[lane].request(self.now, from, message, &mut self.gate)?;
         self.pins[upstream].forwarded |= on_lane;
         Ok(())
@@ -145,18 +146,20 @@ impl ClientSide<'_> {
             context: Tail::Client { connection: self.connection, headers: upstreams.headers(observer, self.headers) },
             items: Default::default(),
         };
-        let from = From { client: self.socket.key, origin: &self.origin, shown };
+        let from = From { client: self.socket.key, origin: &self.origin, shown, is_new: false };
         let seen = self.lanes[lane].observe(from, message, hub_id.as_ref(), &mut self.gate);
         self.pins[observer].forwarded |= seen;
-        let counter = match (seen, self.lanes[lane].is_up()) {
-            (true, _) => UpstreamCounter::Mirrored,
-            (false, true) => UpstreamCounter::DroppedFull,
-            (false, false) => UpstreamCounter::DroppedDown,
-        };
+        let counter = if seen { UpstreamCounter::Mirrored } else { self.why_dropped(observer) };
         self.gate.metrics.add_upstream(UpstreamIndex(observer as u8), counter, 1);
     }
 
-    /// What an app server knows the client's lane by.
+    /// Why somebody whom nobody waits for did not get a message.
+    fn why_dropped(&self, upstream: usize) -> UpstreamCounter {
+        let is_up = self.pins[upstream].lane.is_some_and(|lane| self.lanes[usize::from(lane.0)].is_up());
+        if is_up { UpstreamCounter::DroppedFull } else { UpstreamCounter::DroppedDown }
+    }
+
+    /// What an app server knows the client's lane by, or knew it by before it was lost.
     fn hub_id_at(&self, upstream: usize) -> Option<HubId> {
         self.lanes[usize::from(self.pins[upstream].lane?.0)].hub_id().copied()
     }
@@ -173,26 +176,38 @@ impl ClientSide<'_> {
         if let Some(lane) = pin.lane {
             let index = usize::from(lane.0);
             let lane = &self.lanes[index];
-            // What waits in front of it may be this client's, and overtaking it would break its order. Who never reached the app
-            // server need not wait for a lane that is down while another is up.
-            let is_expected =
-                lane.waiting() > 0 || lane.notices() > 0 && !self.gate.settings.upstreams.routes.is_answering(upstream);
-            if pin.forwarded || lane.is_up() || is_expected {
+            let routes = &self.gate.settings.upstreams.routes;
+            // What waits in front of it may be this client's, and overtaking it would break its order. Who never reached the app server
+            // need not wait for a lane that is down while another is up. An Observer takes order from time stamps.
+            let is_observer = routes.is_observer(upstream);
+            let stays = lane.is_up() || !is_observer && (pin.forwarded || lane.waiting() > 0);
+            let is_another_up = || self.lanes.iter().any(|lane| lane.is_up() && lane.upstream() == upstream);
+            if stays || !is_another_up() {
                 return index;
             }
+            // Its own end at a mirror may be among the notices, and must not be overtaken either. Another url is another app server.
+            let awaits_notice = lane.notices() > 0 && !is_observer && !routes.is_answering(upstream);
+            let chosen = choose_lane(self.lanes, self.gate.settings, upstream);
+            if awaits_notice && self.lanes[chosen].place == self.lanes[index].place {
+                return index;
+            }
+            return self.pin_to(upstream, chosen);
         }
-        let chosen = choose_lane(self.lanes, self.gate.settings, upstream);
-        self.pins[upstream].repin(self.socket.key, Some(chosen), self.user.as_deref(), self.lanes, self.hubs);
-        chosen
+        self.pin_to(upstream, choose_lane(self.lanes, self.gate.settings, upstream))
+    }
+
+    fn pin_to(&mut self, upstream: usize, lane: usize) -> usize {
+        self.pins[upstream].repin(self.socket.key, Some(lane), self.user.as_deref(), self.lanes, self.hubs);
+        lane
     }
 
     /// One lane after the other of those that lead where the client's own does (contract 4.1).
     fn next_lane(&mut self, pinned: usize) -> usize {
-        let siblings = upstreams::siblings(&self.gate.settings.lanes, LaneIndex(pinned as u16));
         if !self.pins_reached(pinned) {
             // The first message says where the client belongs.
             return pinned;
         }
+        let siblings = self.lanes[pinned].siblings.clone();
         for _ in 0..siblings.len() {
             *self.next_lane = self.next_lane.wrapping_add(1);
             let lane = siblings.start + *self.next_lane % siblings.len();
@@ -214,18 +229,19 @@ impl ClientSide<'_> {
             let Pin { lane: Some(lane), forwarded: true, .. } = self.pins[upstream] else { continue };
             let mut index = usize::from(lane.0);
             if !self.lanes[index].is_up() {
-                let siblings = upstreams::siblings(&self.gate.settings.lanes, lane);
-                index = siblings.into_iter().find(|index| self.lanes[*index].is_up()).unwrap_or(index);
+                index = self.lanes[index].siblings.clone().find(|index| self.lanes[*index].is_up()).unwrap_or(index);
             }
             let upstreams = &self.gate.settings.upstreams;
+            let is_observer = upstreams.routes.is_observer(upstream);
+            let user = self.user.as_deref().filter(|_| !is_observer);
             let shown = Shown {
                 context: Tail::Client {
                     connection: self.connection,
                     headers: upstreams.headers(upstream, self.headers),
                 },
-                items: items_of(self.user.as_deref(), upstreams.get(upstream).protocol),
+                items: items_of(user, upstreams.get(upstream).protocol),
             };
-            let hub_id = if upstreams.routes.is_observer(upstream) { self.hub_id() } else { None };
+            let hub_id = if is_observer { self.hub_id() } else { None };
             self.lanes[index].disconnected(&self.origin, hub_id.as_ref(), shown, &mut self.gate);
         }
     }
@@ -263,23 +279,15 @@ impl Pin {
     }
 }
 
-/// The lane for a client that is new to an upstream. Among the urls with a lane that is up, or among all if there is none, the one with
-/// the fewest clients for its weight; of its lanes the one with the fewest.
+/// The lane for a client that is new to an upstream.
 fn choose_lane(lanes: &[Lane], settings: &Settings, upstream: usize) -> usize {
     let weights = &settings.upstreams.get(upstream).weights;
-    let own = || lanes.iter().enumerate().filter(|(_, lane)| usize::from(lane.place.upstream.0) == upstream);
-    let load = |url: usize| {
-        let clients: u64 =
-            own().filter(|(_, lane)| usize::from(lane.place.url) == url).map(|(_, l)| u64::from(l.clients)).sum();
-        // Of two urls with the same number of clients for their weight the heavier is first.
-        (clients + 1) * 1_000_000 / u64::from(weights[url].max(1))
-    };
-    let best = own().min_by_key(|(_, lane)| (!lane.is_up(), load(usize::from(lane.place.url)), lane.clients));
-    best.map(|(index, _)| index).expect("each shard has a lane to each url")
+    let seen = |lane: &Lane| Candidate { place: lane.place, is_up: lane.is_up(), clients: lane.clients };
+    least_loaded(lanes, UpstreamIndex(upstream as u8), weights, seen).expect("each shard has a lane to each url")
 }
 
 /// A JSON string's text.
-fn plain(raw: &[u8]) -> Cow<'_, [u8]> {
+pub(super) fn plain(raw: &[u8]) -> Cow<'_, [u8]> {
     let contents = raw.strip_prefix(b"\"").and_then(|rest| rest.strip_suffix(b"\"")).unwrap_or(raw);
     if memchr::memchr(b'\\', contents).is_none() {
         return Cow::Borrowed(contents);
@@ -290,6 +298,38 @@ fn plain(raw: &[u8]) -> Cow<'_, [u8]> {
 }
 
 impl<I: Io> Shard<I> {
+    /// What waits in front of a lane that is down goes to another that is up, unless its client is known behind the first: else who
+    /// was dealt to a url that is down would wait there as long as others do, whatever comes up meanwhile.
+    pub(super) fn move_waiting(&mut self, index: LaneIndex) {
+        let Shard { conns, lanes, hubs, views, frames, dirty, random, clock, metrics, settings, .. } = self;
+        let own = usize::from(index.0);
+        let upstream = usize::from(lanes[own].place.upstream.0);
+        // The notices may be about clients that live on, of a mirror: they begin anew behind them.
+        if lanes[own].is_up()
+            || lanes[own].waiting() == 0
+            || lanes[own].notices() > 0 && !settings.upstreams.routes.is_answering(upstream)
+            || !lanes.iter().any(|lane| lane.place.upstream == lanes[own].place.upstream && lane.is_up())
+        {
+            return;
+        }
+        let mut gate = super::lane::Gate { settings, frames, dirty, random, clock, metrics };
+        for waiting in lanes[own].take_waiting() {
+            let Some(Conn { socket, stage: Stage::Client(client) }) = conns.get_mut(waiting.client) else {
+                gate.metrics.add(Counter::DroppedGoneClient, 1);
+                continue;
+            };
+            let pin = &mut client.pins[upstream];
+            if pin.lane == Some(index) && !pin.forwarded {
+                let chosen = choose_lane(lanes, settings, upstream);
+                pin.repin(socket.key, Some(chosen), client.user.as_deref(), lanes, hubs);
+            }
+            let lane = pin.lane.map_or(own, |lane| usize::from(lane.0));
+            if let Err(waiting) = lanes[lane].wait(waiting, settings.lane_queue_bytes_max) {
+                refuse(&waiting, Refusal::QueueFull, socket, client, views, &mut gate);
+            }
+        }
+    }
+
     /// Once a second, on the second, Observers are told how the process does, under each hub id that they see clients behind. (contract
     /// 7.2).
     pub(super) fn tell_observers(&mut self) {
@@ -313,6 +353,7 @@ impl<I: Io> Shard<I> {
             // What all shards share the first one tells.
             let is_told_elsewhere = upstream.hub_scope == HubScope::Node && settings.shard.0 != 0;
             if let Some(hub_id) = lane.hub_id()
+                && lane.is_up()
                 && !settings.upstreams.routes.is_observer(index)
                 && !is_told_elsewhere
                 && !hub_ids.contains(hub_id)
@@ -321,13 +362,14 @@ impl<I: Io> Shard<I> {
             }
         }
         let mut gate = super::lane::Gate { settings, frames, dirty, random, clock, metrics };
-        let mut told = Upstreams::default();
+        let mut told = None;
         for lane in lanes.iter_mut() {
-            let index = usize::from(lane.place.upstream.0);
-            if !settings.upstreams.routes.is_observer(index) || told.has(index) || !lane.is_up() {
+            let is_observer = settings.upstreams.routes.is_observer(usize::from(lane.place.upstream.0));
+            // Each url is an Observer of its own, and its lanes stand together.
+            if !is_observer || told == Some(lane.place) || !lane.is_up() {
                 continue;
             }
-            told.add(index);
+            told = Some(lane.place);
             hub_ids.iter().for_each(|hub_id| lane.report(hub_id, &telemetry, &mut gate));
         }
     }

@@ -1,16 +1,17 @@
 //! Lanes of this shard: the way of requests to the app server, what waits while there is none, and what losing one means.
 use super::client::write_message;
 use super::delivery::{Deliver, LaneSide};
+use super::forwarding::plain;
 use super::secure::Secure;
 use super::socket::{Client, Conn, Input, Life, Link, Socket, Stage};
 use super::upstreams::{Hub, Upstream};
 use super::{Random, Settings, Shard, WallClock};
 use crate::bus::ControlOrder;
-use crate::ids::{HubId, LaneIndex, LaneKey, LanePlace, OriginId, SLOT_MAX, SlotKey, Time, UpstreamIndex};
+use crate::ids::{HubId, LaneIndex, LaneKey, LanePlace, OriginId, SLOT_MAX, SlotKey, Time};
 use crate::limits::*;
 use crate::mem::frames::FramePool;
 use crate::mem::slab::Slab;
-use crate::metrics::{Counter, Histogram, ShardMetrics, UpstreamCounter};
+use crate::metrics::{Counter, Histogram, ShardMetrics};
 use crate::proto::dotnetify::context::{Context, Items, Tail};
 use crate::proto::dotnetify::forward::{self, Forward};
 use crate::proto::dotnetify::request::Call;
@@ -21,15 +22,17 @@ use crate::session::client::write_refusal;
 use crate::session::fault::{End, LaneEnd, Refusal};
 use crate::session::lane::{LaneOut, LaneSession, opcode};
 use crate::session::routing::{HubScope, UpstreamKind};
+use crate::session::views::Views;
 use crate::sys::Io;
 use crate::tls::Tls;
+use core::ops::Range;
 use core::time::Duration;
 use std::collections::VecDeque;
 use std::os::fd::{IntoRawFd, OwnedFd};
 use tracing::{info, warn};
 
 /// Slots that name lanes instead of connections in tokens and on the dirty list.
-pub(super) const LANE_SLOTS: core::ops::Range<u32> = SLOT_MAX - LANES_PER_SHARD_MAX as u32..SLOT_MAX;
+pub(super) const LANE_SLOTS: Range<u32> = SLOT_MAX - LANES_PER_SHARD_MAX as u32..SLOT_MAX;
 
 /// The lane a key stands for, if it is one.
 pub(super) fn lane_of(key: SlotKey) -> Option<LaneIndex> {
@@ -49,11 +52,14 @@ enum State {
 pub(super) struct Lane {
     /// Where it leads.
     pub(super) place: LanePlace,
+    /// The lanes that lead to the same url, itself included.
+    pub(super) siblings: Range<usize>,
     /// Whose groups and users it addresses.
     pub(super) hub: usize,
     state: State,
     /// Counts connects; part of the lane's tokens, so that completions of the last socket are not taken for this one's.
     incarnation: u32,
+    /// Of this incarnation, or of the last one.
     hub_id: Option<HubId>,
     /// Clients pinned to it.
     pub(super) clients: u32,
@@ -64,7 +70,7 @@ pub(super) struct Lane {
     waiting: VecDeque<Waiting>,
     waiting_bytes: u32,
     /// Clients that are gone while nobody could be told.
-    notices: VecDeque<OriginId>,
+    notices: VecDeque<Notice>,
     /// Lost, and the control plane has not been told: that waits for the old socket to be closed.
     unreported: bool,
     next_time: Time,
@@ -73,30 +79,29 @@ pub(super) struct Lane {
 /// The lanes of a shard and the hubs behind them, all down.
 pub(super) fn lanes(settings: &Settings) -> (Vec<Lane>, Vec<Hub>) {
     let (mut lanes, mut hubs): (Vec<Lane>, Vec<Hub>) = (Vec::new(), Vec::new());
-    for place in &settings.lanes {
-        let last = lanes.last().map(|lane| (lane.place, lane.hub));
-        let hub = match (settings.upstreams.of(*place).hub_scope, last) {
-            (HubScope::Node, Some((same, hub))) if same == *place => hub,
-            _ => {
+    for pool in settings.lanes.chunk_by(|place, next| place == next) {
+        let siblings = lanes.len()..lanes.len() + pool.len();
+        for place in pool {
+            if settings.upstreams.of(*place).hub_scope == HubScope::Lane || lanes.len() == siblings.start {
                 hubs.push(Hub::default());
-                hubs.len() - 1
             }
-        };
-        lanes.push(Lane {
-            place: *place,
-            hub,
-            state: State::Down,
-            incarnation: 0,
-            hub_id: None,
-            clients: 0,
-            sent: 0,
-            received: 0,
-            waiting: VecDeque::new(),
-            waiting_bytes: 0,
-            notices: VecDeque::new(),
-            unreported: false,
-            next_time: Time::default(),
-        });
+            lanes.push(Lane {
+                place: *place,
+                siblings: siblings.clone(),
+                hub: hubs.len() - 1,
+                state: State::Down,
+                incarnation: 0,
+                hub_id: None,
+                clients: 0,
+                sent: 0,
+                received: 0,
+                waiting: VecDeque::new(),
+                waiting_bytes: 0,
+                notices: VecDeque::new(),
+                unreported: false,
+                next_time: Time::default(),
+            });
+        }
     }
     (lanes, hubs)
 }
@@ -118,9 +123,11 @@ impl<'a> Message<'a> {
 }
 
 /// A request in front of a lane.
-struct Waiting {
-    client: SlotKey,
+pub(super) struct Waiting {
+    pub(super) client: SlotKey,
     call: Call,
+    /// A `Request_VM` that its client's view model began with.
+    is_new: bool,
     vm_id_bytes: u32,
     has_argument: bool,
     /// The vm id, then the argument.
@@ -139,12 +146,21 @@ impl Waiting {
     }
 }
 
+/// A client that is gone.
+pub(super) struct Notice {
+    origin: OriginId,
+    /// Behind which an Observer saw it; None: the lane's own.
+    hub_id: Option<HubId>,
+}
+
 /// Whose request it is.
 #[derive(Clone, Copy)]
 pub(super) struct From<'a> {
     pub(super) client: SlotKey,
     pub(super) origin: &'a OriginId,
     pub(super) shown: Shown<'a>,
+    /// Its view model begins with it.
+    pub(super) is_new: bool,
 }
 
 /// What the app server is shown of a client, beside its id.
@@ -179,7 +195,7 @@ impl Lane {
     pub(super) fn hub_id(&self) -> Option<&HubId> {
         self.hub_id.as_ref()
     }
-    fn upstream(&self) -> usize {
+    pub(super) fn upstream(&self) -> usize {
         usize::from(self.place.upstream.0)
     }
     pub(super) fn waiting(&self) -> usize {
@@ -210,15 +226,19 @@ impl Lane {
         }
     }
 
-    /// Can a message be written right now, without overtaking one that waits?
+    /// Can a message be written right now, without overtaking one that waits? A notice may be about its own client: a mirror that was
+    /// lost hears of the old tie's end before anything new.
     pub(super) fn is_free(&self) -> bool {
         match &self.state {
-            State::Up(link) => self.waiting.is_empty() && link.socket.queue.bytes() < LANE_SEND_BYTES_HIGH,
+            State::Up(link) => {
+                self.waiting.is_empty() && self.notices.is_empty() && link.socket.queue.bytes() < LANE_SEND_BYTES_HIGH
+            }
             _ => false,
         }
     }
 
-    /// A request of a pinned client: onto the lane, or into the queue in front of it. True if it went onto the lane.
+    /// A request of a pinned client: onto the lane, or into the queue in front of it. True if it went onto the lane. Nothing waits for a
+    /// mirror: it answers nobody, and what it cannot take at once it does not get.
     pub(super) fn request(
         &mut self,
         now: Time,
@@ -229,23 +249,38 @@ impl Lane {
         if self.is_free() {
             return self.write(&message.forward(), None, from.origin, from.shown, gate).map(|()| true);
         }
+        if !gate.settings.upstreams.routes.is_answering(self.upstream()) {
+            return Err(Refusal::QueueFull);
+        }
         let Message { call, vm_id, argument } = message;
         let bytes = [vm_id, argument.unwrap_or_default()].concat().into_boxed_slice();
         let waiting = Waiting {
             client: from.client,
             call,
+            is_new: from.is_new,
             vm_id_bytes: vm_id.len() as u32,
             has_argument: argument.is_some(),
             bytes,
             since: now,
         };
-        if self.waiting_bytes + waiting.cost() > gate.settings.lane_queue_bytes_max {
-            return Err(Refusal::QueueFull);
+        self.wait(waiting, gate.settings.lane_queue_bytes_max).map_err(|_| Refusal::QueueFull)?;
+        gate.metrics.add(Counter::MessagesQueued, 1);
+        Ok(false)
+    }
+
+    /// Puts a request into the queue, or gives it back where that is full.
+    pub(super) fn wait(&mut self, waiting: Waiting, bytes_max: u32) -> Result<(), Waiting> {
+        if self.waiting_bytes + waiting.cost() > bytes_max {
+            return Err(waiting);
         }
         self.waiting_bytes += waiting.cost();
         self.waiting.push_back(waiting);
-        gate.metrics.add(Counter::MessagesQueued, 1);
-        Ok(false)
+        Ok(())
+    }
+
+    pub(super) fn take_waiting(&mut self) -> VecDeque<Waiting> {
+        self.waiting_bytes = 0;
+        core::mem::take(&mut self.waiting)
     }
 
     /// The last message of a client that reached the app server on this lane.
@@ -259,16 +294,16 @@ impl Lane {
         if self.is_free() && self.write(&Forward::Disconnected, hub_id, origin, shown, gate).is_ok() {
             return;
         }
-        self.notice(origin, gate);
+        self.notice(Notice { origin: *origin, hub_id: hub_id.copied() }, gate);
     }
 
     /// The app server hears of a client's end before anything else, once it can.
-    fn notice(&mut self, origin: &OriginId, gate: &mut Gate<'_>) {
+    fn notice(&mut self, notice: Notice, gate: &mut Gate<'_>) {
         if self.notices.len() >= LANE_NOTICES_MAX {
             self.notices.pop_front();
             gate.metrics.add(Counter::DroppedNotice, 1);
         }
-        self.notices.push_back(*origin);
+        self.notices.push_back(notice);
     }
 
     /// Shows an Observer a request, without what it carries (contract 7.2), under the hub id that the app server knows. It never waits:
@@ -372,18 +407,18 @@ impl Lane {
     }
 
     /// Sends what waited, as far as the lane takes it.
-    fn drain(&mut self, now: Time, conns: &mut Slab<Conn>, gate: &mut Gate<'_>) {
+    fn drain(&mut self, now: Time, conns: &mut Slab<Conn>, views: &mut Views, gate: &mut Gate<'_>) {
         while let State::Up(link) = &self.state
             && link.socket.queue.bytes() < LANE_SEND_BYTES_HIGH
         {
-            if let Some(origin) = self.notices.pop_front() {
+            if let Some(Notice { origin, hub_id }) = self.notices.pop_front() {
                 // Cannot be too large: the minimal context has a few dozen bytes.
                 let context = match gate.settings.upstreams.of(self.place).route.kind {
                     UpstreamKind::AppServer => Tail::Unknown,
                     UpstreamKind::Observer => nobody(gate.settings.upstreams.of(self.place).protocol),
                 };
                 let shown = Shown { context, items: Items::default() };
-                let _ = self.write(&Forward::Disconnected, None, &origin, shown, gate);
+                let _ = self.write(&Forward::Disconnected, hub_id.as_ref(), &origin, shown, gate);
                 continue;
             }
             let Some(waiting) = self.waiting.pop_front() else { return };
@@ -397,13 +432,13 @@ impl Lane {
             let shown = client.shown(&gate.settings.upstreams, upstream);
             match self.write(&waiting.message().forward(), None, &origin, shown, gate) {
                 Ok(()) => client.pins[upstream].forwarded = true,
-                Err(refusal) => refuse(&waiting, upstream, refusal, socket, client, gate),
+                Err(refusal) => refuse(&waiting, refusal, socket, client, views, gate),
             }
         }
     }
 
     /// Answers what has waited too long.
-    fn expire(&mut self, now: Time, conns: &mut Slab<Conn>, gate: &mut Gate<'_>) {
+    fn expire(&mut self, now: Time, conns: &mut Slab<Conn>, views: &mut Views, gate: &mut Gate<'_>) {
         while let Some(front) = self.waiting.front()
             && now >= front.since.after(gate.settings.lane_queue_timeout)
         {
@@ -412,7 +447,7 @@ impl Lane {
             match conns.get_mut(waiting.client) {
                 Some(Conn { socket, stage: Stage::Client(client) }) => {
                     gate.metrics.observe_us(Histogram::QueueWait, now.since(waiting.since).as_micros() as u64);
-                    refuse(&waiting, self.upstream(), Refusal::QueueTimeout, socket, client, gate);
+                    refuse(&waiting, Refusal::QueueTimeout, socket, client, views, gate);
                 }
                 _ => gate.metrics.add(Counter::DroppedGoneClient, 1),
             }
@@ -431,17 +466,17 @@ fn nobody(protocol: Protocol) -> Tail<'static> {
     Tail::Client { connection: b"0 0.0.0.0 0.0.0.0 0 0", headers }
 }
 
-fn refuse(
+pub(super) fn refuse(
     waiting: &Waiting,
-    upstream: usize,
     refusal: Refusal,
     socket: &mut Socket,
     client: &mut Client,
+    views: &mut Views,
     gate: &mut Gate<'_>,
 ) {
-    if !gate.settings.upstreams.routes.is_answering(upstream) {
-        // Nobody waits for an answer from a mirror.
-        return gate.metrics.add_upstream(UpstreamIndex(upstream as u8), UpstreamCounter::DroppedDown, 1);
+    if waiting.is_new {
+        // As if it had not been asked for: the next request of it is decided anew.
+        views.cancel(&mut client.views, &plain(waiting.message().vm_id));
     }
     gate.metrics.add(Counter::refusal(refusal.label()), 1);
     if socket.life == Life::Open {
@@ -494,9 +529,13 @@ impl<I: Io> Shard<I> {
         let Shard { io, conns, lanes, hubs, frames, pool, dirty, random, metrics, settings, shards, .. } = self;
         let lane = &mut lanes[index.0 as usize];
         let (place, hub, received) = (lane.place, lane.hub, &mut lane.received);
+        let addressed = match settings.upstreams.of(place).hub_scope {
+            HubScope::Lane => usize::from(index.0)..usize::from(index.0) + 1,
+            HubScope::Node => lane.siblings.clone(),
+        };
         let State::Up(Link { socket, session }) = &mut lane.state else { return };
         let bytes = input.bytes(io);
-        let deliver = Deliver::new(index, place, &mut hubs[hub], conns, frames, dirty, metrics, settings);
+        let deliver = Deliver::new(addressed, place, &mut hubs[hub], conns, frames, dirty, metrics, settings);
         let mut side = LaneSide { socket, random, received, shards, deliver };
         if let Err(end) = session.on_bytes(now, bytes, pool, &mut side) {
             self.lane_ends(now, index, end);
@@ -507,8 +546,9 @@ impl<I: Io> Shard<I> {
     pub(super) fn on_lanes(&mut self, now: Time) {
         self.hurry_lanes(now);
         for index in 0..self.lanes.len() {
+            self.move_waiting(LaneIndex(index as u16));
             let name = self.lane_key(LaneIndex(index as u16));
-            let Shard { conns, lanes, frames, dirty, random, clock, metrics, settings, control, .. } = self;
+            let Shard { conns, lanes, views, frames, dirty, random, clock, metrics, settings, control, .. } = self;
             let lane = &mut lanes[index];
             let mut gate = Gate { settings, frames, dirty, random, clock, metrics };
             let mut lost = None;
@@ -529,8 +569,8 @@ impl<I: Io> Shard<I> {
                 }
             }
             if !lane.waiting.is_empty() || !lane.notices.is_empty() {
-                lane.drain(now, conns, &mut gate);
-                lane.expire(now, conns, &mut gate);
+                lane.drain(now, conns, views, &mut gate);
+                lane.expire(now, conns, views, &mut gate);
             }
             if let Some(end) = lost {
                 self.lane_ends(now, LaneIndex(index as u16), end);
@@ -564,35 +604,38 @@ impl<I: Io> Shard<I> {
         let lane = &mut self.lanes[index.0 as usize];
         let key = socket.key;
         lane.state = State::Over(socket);
-        lane.hub_id = None;
         lane.next_time = super::socket::linger_until(now);
         if stopping {
             return self.join(now, key);
         }
         self.metrics.add(Counter::LaneLost, 1);
-        let Shard { conns, lanes, frames, dirty, random, clock, metrics, settings, ending, .. } = self;
-        let lane = &mut lanes[index.0 as usize];
-        let (upstream, settings) = (lane.upstream(), &*settings);
+        let Shard { conns, lanes, hubs, frames, dirty, random, clock, metrics, settings, ending, .. } = self;
+        let (upstream, settings) = (lanes[index.0 as usize].upstream(), &*settings);
+        let mut siblings = lanes[index.0 as usize].siblings.clone();
+        let other = siblings.find(|other| lanes[*other].is_up()).unwrap_or(usize::from(index.0));
         let Upstream { name: upstream_name, route, .. } = settings.upstreams.get(upstream);
         let mut gate = Gate { settings, frames, dirty, random, clock, metrics };
         let mut told = 0u32;
         for slot in 0..conns.slots() {
             let Some(Conn { socket, stage: Stage::Client(client) }) = conns.at_mut(slot) else { continue };
-            let pin = &mut client.pins[upstream];
-            if pin.lane != Some(index) || !pin.forwarded {
+            if client.pins[upstream].lane != Some(index) || !client.pins[upstream].forwarded {
                 continue;
             }
             if settings.upstreams.routes.is_answering(upstream) {
                 ending.push((socket.key, End::LaneLost));
                 told += 1;
             } else if route.kind == UpstreamKind::AppServer {
-                // What it answers is nothing that clients wait for, so they stay, and begin anew there with their next message.
-                pin.forwarded = false;
-                lane.notice(&client.origin, &mut gate);
+                // What it answers is nothing that clients wait for, so they stay, and begin anew there with their next message: behind
+                // the end of what was, on the same lane, and in no group of the lane that is gone.
+                let shown = client.shown(&settings.upstreams, upstream);
+                lanes[other].disconnected(&client.origin, None, shown, &mut gate);
+                let Client { pins, user, .. } = client;
+                pins[upstream].forwarded = false;
+                pins[upstream].repin(socket.key, Some(other), user.as_deref(), lanes, hubs);
             }
         }
         warn!(lane = %name, upstream = upstream_name, clients = told, "lane lost: {end}; its clients are asked to reconnect");
-        lane.unreported = true;
+        self.lanes[index.0 as usize].unreported = true;
         self.join(now, key);
     }
 

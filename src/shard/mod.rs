@@ -61,7 +61,7 @@ pub const HTTP_STAGE_BYTES: usize = size_of::<socket::HttpStage>();
 /// A lane, its queues apart.
 pub const LANE_BYTES: usize = size_of::<lane::Lane>();
 /// A disconnect notice in front of a lane that is down.
-pub const NOTICE_BYTES: usize = size_of::<crate::ids::OriginId>();
+pub const NOTICE_BYTES: usize = size_of::<lane::Notice>();
 /// What a turn gathers, and the wheel.
 pub const TURN_BYTES: usize = size_of::<Wheel>()
     + COMPLETIONS_KEPT * size_of::<Completion>()
@@ -91,7 +91,8 @@ pub struct Settings {
     /// How long a client may be without a poll, or without its socket if it can resume.
     pub disconnect_timeout: Duration,
     pub upstreams: Upstreams,
-    /// Where each of this shard's lanes leads, in the order of their indices; those to one url stand together. At least one.
+    /// Where each of this shard's lanes leads, in the order of their indices; those to one upstream stand together, and
+    /// among them those to one url. At least one to each url.
     pub lanes: Vec<LanePlace>,
     /// What an Observer is told of the process.
     pub process: Arc<ProcessStats>,

@@ -76,6 +76,8 @@ impl<I: Io> Shard<I> {
 
     /// Goes on with the first look, for as long as a turn may take.
     pub(super) fn look(&mut self) {
+        // Who has given up waiting needs nothing any more.
+        self.looks.retain(|look| !look.answer.is_closed());
         let Some(look) = self.looks.first_mut() else { return };
         if !look.is_done_after_a_turn(&self.conns) {
             return;
@@ -90,7 +92,6 @@ impl<I: Io> Shard<I> {
         // The gauge is of the last turn; whoever came in this one may be among the shown.
         let clients = (self.metrics.gauge(Gauge::Clients) as u32).max(shown.len() as u32);
         let sight = Sight { clients, shown, lanes: lanes.collect() };
-        // Who does not wait for it any more needs it no more.
         let _ = answer.send(sight);
     }
 

@@ -3,7 +3,7 @@ use super::lane::{LANE_SLOTS, Lane, lane_of};
 use super::socket::{Conn, Input, Life, Ops, Socket, Stage};
 use super::{Settings, Shard};
 use crate::bus::ShardOrder;
-use crate::ids::{SLOT_MAX, SlotKey, Time, UpstreamIndex};
+use crate::ids::{SLOT_MAX, SlotKey, Time};
 use crate::limits::*;
 use crate::mem::frames::FramePool;
 use crate::mem::slab::Slab;
@@ -396,18 +396,19 @@ impl<I: Io> Shard<I> {
 
     pub(super) fn publish(&mut self) {
         let (mut waiting, mut bytes, mut notices, mut up) = (0, 0, 0, 0);
-        for lane in &self.lanes {
-            waiting += lane.waiting() as u64;
-            bytes += u64::from(lane.waiting_bytes());
-            notices += lane.notices() as u64;
-            up += u64::from(lane.is_up());
-        }
-        for index in 0..self.settings.upstreams.len() {
-            let lanes = || self.lanes.iter().filter(|lane| usize::from(lane.place.upstream.0) == index);
-            let upstream = UpstreamIndex(index as u8);
-            let pinned = lanes().map(|lane| u64::from(lane.clients)).sum();
-            self.metrics.set_upstream(upstream, UpstreamGauge::Clients, pinned);
-            self.metrics.set_upstream(upstream, UpstreamGauge::Queued, lanes().map(|lane| lane.waiting() as u64).sum());
+        // Those of one upstream stand together.
+        for lanes in self.lanes.chunk_by(|lane, next| lane.place.upstream == next.place.upstream) {
+            let (mut pinned, mut queued) = (0, 0);
+            for lane in lanes {
+                pinned += u64::from(lane.clients);
+                queued += lane.waiting() as u64;
+                bytes += u64::from(lane.waiting_bytes());
+                notices += lane.notices() as u64;
+                up += u64::from(lane.is_up());
+            }
+            waiting += queued;
+            self.metrics.set_upstream(lanes[0].place.upstream, UpstreamGauge::Clients, pinned);
+            self.metrics.set_upstream(lanes[0].place.upstream, UpstreamGauge::Queued, queued);
         }
         let groups = self.hubs.iter().map(|hub| hub.groups.len() as u64).sum();
         let clients = u64::from(self.clients);

@@ -1,11 +1,10 @@
 //! Upstreams as a shard knows them: what its lanes speak, what they show of clients, and who shares a hub id.
-use crate::ids::{LaneIndex, LanePlace};
+use crate::ids::LanePlace;
 use crate::limits::CONTEXT_BYTES_MAX;
 use crate::proto::dotnetify::context::{self, HeaderPolicy, Peer, Prepared};
 use crate::proto::signalr::Protocol;
 use crate::session::groups::Groups;
 use crate::session::routing::{Dispatch, HubScope, Route, Routes, UpstreamKind};
-use core::ops::Range;
 
 /// One of the configuration's upstreams.
 #[derive(Clone, Debug)]
@@ -178,12 +177,4 @@ pub(super) struct Hub {
 pub(super) struct Seen {
     pub(super) path: Box<str>,
     pub(super) headers: Box<[(Box<str>, Box<str>)]>,
-}
-
-/// The lanes that lead to the same url, of which each place's stand together.
-pub(super) fn siblings(places: &[LanePlace], index: LaneIndex) -> Range<usize> {
-    let place = places[usize::from(index.0)];
-    let first = places.iter().position(|other| *other == place).unwrap_or_default();
-    let count = places[first..].iter().take_while(|other| **other == place).count();
-    first..first + count
 }

@@ -2,6 +2,7 @@
 //! message, and gone when the test is.
 #![allow(dead_code)] // Each test binary uses its part.
 
+pub mod fake;
 pub mod web;
 pub mod ws;
 
@@ -10,6 +11,7 @@ use std::net::{SocketAddr, TcpStream};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, OnceLock};
 use std::time::{Duration, Instant};
 
@@ -206,7 +208,22 @@ pub struct Node {
 impl Node {
     pub fn start(app: &App, flags: &[&str]) -> Node {
         let url = app.url();
-        let addresses = ["run", "--listen", "127.0.0.1:0", "--admin", "127.0.0.1:0", "--app-server", &url];
+        Node::run(&[&["--app-server", &url], flags].concat())
+    }
+
+    /// With these lines as its configuration.
+    pub fn configured(lines: &str) -> Node {
+        static NODES: AtomicU32 = AtomicU32::new(0);
+        let name = format!("node-{}-{}.toml", std::process::id(), NODES.fetch_add(1, Relaxed));
+        let path = Path::new(env!("CARGO_TARGET_TMPDIR")).join(name);
+        std::fs::write(&path, lines).expect("the folder for tests' files is there");
+        let node = Node::run(&["--config", path.to_str().expect("it is UTF-8")]);
+        let _ = std::fs::remove_file(&path);
+        node
+    }
+
+    fn run(flags: &[&str]) -> Node {
+        let addresses = ["run", "--listen", "127.0.0.1:0", "--admin", "127.0.0.1:0"];
         let mut process = Process::signalring("node", &[&addresses[..], flags].concat());
         let listen = address(&process.printed("listening on "));
         let admin = address(&process.printed("admin on "));

@@ -22,13 +22,14 @@ use crate::bus::sight::{PinDetail, Sight};
 use crate::bus::{Sender, ShardOrder};
 use crate::config::Config;
 use crate::ids::{ID_BYTES, LaneIndex, LaneKey, OriginKey, ShardId, UpstreamIndex, base64url};
-use crate::limits::{LOOK_KEPT_MS, LOOK_MS, PEERS_MAX, PICTURE_CLIENTS_MAX};
+use crate::limits::{LOOK_KEPT_MS, LOOK_MS, PEER_REST_MS, PEERS_MAX, PICTURE_CLIENTS_MAX};
 use crate::metrics::process::ProcessStats;
 use crate::metrics::{Counter, Gauge, Published};
 use crate::proto::http::Head;
 use crate::session::routing::UpstreamKind;
 use core::cell::RefCell;
 use core::time::Duration;
+use peers::Trouble;
 use shown::{AppServerShown, ClientShown, DetailShown, LaneShown, NodeShown, PictureShown, PinShown, cut, interleave};
 use std::borrow::Cow;
 use std::collections::HashMap;
@@ -134,8 +135,17 @@ pub(super) struct Picture {
     state: Rc<State>,
     node: Kept<NodeShown>,
     peers: Kept<Vec<NodeShown>>,
-    /// What each peer last said it is, so that one that is away keeps its place.
-    known: RefCell<HashMap<String, NodeShown>>,
+    /// By address.
+    known: RefCell<HashMap<String, Known>>,
+}
+
+/// A peer between two pictures.
+#[derive(Clone, Default)]
+struct Known {
+    /// What it last said it is, so that one that is away keeps its place.
+    brief: NodeShown,
+    /// It did not answer in time, and is not asked again before.
+    rests_until: Option<Instant>,
 }
 
 impl Picture {
@@ -219,9 +229,14 @@ impl Picture {
             self.shards.iter().zip(shares(&counts)).map(|(shard, share)| ask_shard(shard, share)).collect();
         let mut sights = Vec::new();
         for sight in asked {
-            // One that is stuck or has ended shows nothing; the rest is no worse for it.
-            sights.push(timeout_at(deadline, sight).await.ok().and_then(Result::ok).unwrap_or_default());
+            sights.push(timeout_at(deadline, sight).await.ok().and_then(Result::ok));
         }
+        // One that is stuck or has ended is known by its numbers only; the rest is no worse for it.
+        let sights = sights
+            .into_iter()
+            .zip(&counts)
+            .map(|(sight, count)| sight.unwrap_or_else(|| Sight { clients: *count as u32, ..Sight::default() }));
+        let sights: Vec<Sight> = sights.collect();
         let states: HashMap<(u16, u16), &'static str> =
             state.lane_infos().into_iter().map(|lane| ((lane.shard, lane.lane), lane.state.label())).collect();
         let mut lanes = Vec::new();
@@ -297,32 +312,48 @@ impl Picture {
     }
 
     async fn peer(&self, address: &str) -> NodeShown {
+        let known = self.known.borrow().get(address).cloned();
+        let mut known = known.unwrap_or_else(|| {
+            let brief = NodeShown { name: address.into(), admin: address.into(), ..NodeShown::default() };
+            Known { brief, rests_until: None }
+        });
+        if known.rests_until.is_some_and(|until| Instant::now() < until) {
+            return known.brief;
+        }
+        const FOREIGN: &str = "is this a node's admin endpoint, of this version?";
         let path = format!("/api/node?clients={PICTURE_CLIENTS_MAX}");
         let node = peers::ask(address, &path).await.and_then(|answer| match answer.status {
-            200 => serde_json::from_slice::<NodeShown>(&answer.body).map_err(|_| {
-                "it answers something else: is this a node's admin endpoint, of this version?".to_string()
-            }),
-            status => {
-                Err(format!("it answers with status {status}: is this a node's admin endpoint, of this version?"))
-            }
+            200 => serde_json::from_slice::<NodeShown>(&answer.body)
+                .map_err(|_| Trouble::Other(format!("it answers something else: {FOREIGN}"))),
+            status => Err(Trouble::Other(format!("it answers with status {status}: {FOREIGN}"))),
         });
-        match node {
+        known.rests_until = None;
+        let shown = match node {
             Ok(mut node) => {
                 node.admin = address.to_string();
                 (node.is_self, node.trouble) = (false, None);
                 node.sample.truncate(PICTURE_CLIENTS_MAX as usize);
-                let NodeShown { id, name, url, .. } = &node;
-                let brief = NodeShown { id: id.clone(), name: name.clone(), url: url.clone(), ..NodeShown::default() };
-                self.known.borrow_mut().insert(address.to_string(), brief);
+                let app_servers = node.app_servers.len();
+                node.lanes.retain(|lane| usize::from(lane.app_server) < app_servers);
+                known.brief = NodeShown {
+                    id: node.id.clone(),
+                    name: node.name.clone(),
+                    url: node.url.clone(),
+                    admin: node.admin.clone(),
+                    ..NodeShown::default()
+                };
                 node
             }
-            Err(error) => {
-                let last = self.known.borrow().get(address).cloned();
-                let unknown = || NodeShown { name: address.to_string(), ..NodeShown::default() };
-                let brief = last.unwrap_or_else(unknown);
-                NodeShown { admin: address.to_string(), trouble: Some(error), ..brief }
+            Err(trouble) => {
+                if let Trouble::Silent(_) = trouble {
+                    known.rests_until = Some(Instant::now() + Duration::from_millis(PEER_REST_MS));
+                }
+                known.brief.trouble = Some(trouble.words());
+                known.brief.clone()
             }
-        }
+        };
+        self.known.borrow_mut().insert(address.to_string(), known);
+        shown
     }
 
     /// One client, of this node or of a peer.
@@ -336,7 +367,8 @@ impl Picture {
         if node == self.ground.id {
             return self.own_client(id).await;
         }
-        let known = self.known.borrow().iter().find(|(_, peer)| peer.id == node).map(|(address, _)| address.clone());
+        let known =
+            self.known.borrow().iter().find(|(_, peer)| peer.brief.id == node).map(|(address, _)| address.clone());
         let Some(address) = known else {
             return Reply::text(404, "No node of this id is in the picture.\n");
         };
@@ -347,7 +379,7 @@ impl Picture {
             },
             Ok(answer) if answer.status == 404 => Reply::text(404, GONE),
             Ok(answer) => Reply::text(502, format!("The node {address} answers with status {}.\n", answer.status)),
-            Err(error) => Reply::text(502, format!("The node {address} does not answer: {error}\n")),
+            Err(trouble) => Reply::text(502, format!("The client's node does not answer: {}\n", trouble.words())),
         }
     }
 
@@ -421,13 +453,13 @@ fn json(status: u16, value: &impl serde::Serialize) -> Reply {
 }
 
 /// The bound that a request sets on the clients shown; all that a picture can show when it sets none.
-fn clients_max(head: &Head<'_>) -> Result<u32, &'static str> {
+fn clients_max(head: &Head<'_>) -> Result<u32, String> {
     let Some(value) = head.query_value("clients") else { return Ok(PICTURE_CLIENTS_MAX) };
     value
         .parse()
         .ok()
         .filter(|clients| *clients <= PICTURE_CLIENTS_MAX)
-        .ok_or("clients is a number of clients, 0 to 2000.\n")
+        .ok_or_else(|| format!("clients is a number of clients, 0 to {PICTURE_CLIENTS_MAX}.\n"))
 }
 
 fn is_id(text: &str) -> bool {

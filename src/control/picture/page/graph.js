@@ -544,7 +544,8 @@ export class Graph {
       }
     }
     context.lineWidth = 0.9;
-    for (const way of ["in", "out"]) {
+    // Who is answered has mostly asked: without motion, where both are at the same place, the asking is what shows.
+    for (const way of still ? ["out", "in"] : ["in", "out"]) {
       context.globalAlpha = 0.38;
       context.strokeStyle = context.fillStyle = colours[way];
       context.stroke(edges[way]);

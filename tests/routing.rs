@@ -1,0 +1,931 @@
+//! A node in front of several upstreams, over raw sockets: which app server hears what, on which lane, in which order, and what clients
+//! are told. App servers are doubles, or do what a test tells them to.
+
+mod common;
+
+use common::fake::{Fake, Heard, unpack};
+use common::ws::{self, BINARY, CLOSE, FIN, Socket, frame, record};
+use common::{App, Node, PATIENCE, wait_for};
+use serde_json::{Value, json};
+use std::time::{Duration, Instant};
+
+/// An `[[upstream]]` of the configuration.
+fn upstream(name: &str, url: &str, more: &str) -> String {
+    format!("[[upstream]]\nname = \"{name}\"\nurl = \"{url}\"\n{more}\n")
+}
+
+/// One shard, unless the lines say otherwise; waits for all lanes of these app servers.
+fn start(before: &str, upstreams: &[String], lanes: usize) -> Node {
+    let shards = if before.contains("shards") { "" } else { "shards = 1\n" };
+    let node = Node::configured(&format!("{shards}{before}\n{}", upstreams.concat()));
+    let up = || node.metric_where("signalring_lanes", "state=\"up\"");
+    wait_for("lanes", PATIENCE, || (up() >= lanes as f64).then_some(()));
+    node
+}
+
+/// A call of a hub method with these arguments, as JSON.
+fn call(method: &str, arguments: &str) -> Vec<u8> {
+    record(&format!(r#"{{"type":1,"target":"{method}","arguments":[{arguments}]}}"#))
+}
+
+fn request(vm: &str) -> Vec<u8> {
+    call("Request_VM", &format!("{},null", json!(vm)))
+}
+
+fn update(vm: &str, data: &str) -> Vec<u8> {
+    call("Update_VM", &format!("{},{data}", json!(vm)))
+}
+
+fn dispose(vm: &str) -> Vec<u8> {
+    call("Dispose_VM", &json!(vm).to_string())
+}
+
+/// Says goodbye and waits for the node's.
+fn leave(mut client: Socket) {
+    client.send(&frame(FIN | CLOSE, &ws::close_payload(1000, "")));
+    client.closed("goodbye");
+}
+
+/// The next `Response_VM`: view model and data.
+fn response(client: &mut Socket) -> (String, String) {
+    let record = client.record("a response");
+    assert_eq!(record["target"], "Response_VM", "{record}");
+    let part = |index: usize| record["arguments"][0][index].as_str().expect("text").to_string();
+    (part(0), part(1))
+}
+
+/// Nothing but pings for a while.
+fn is_quiet(client: &mut Socket, time: Duration) {
+    client.send(&frame(FIN | ws::PING, b"quiet?"));
+    std::thread::sleep(time);
+    client.send(&frame(FIN | ws::PING, b"quiet."));
+    loop {
+        let frame = client.frame("a pong");
+        if frame.opcode() == ws::PONG && frame.payload == b"quiet." {
+            return;
+        }
+        let is_ping = frame.payload == b"{\"type\":6}\x1e";
+        assert!(frame.opcode() == ws::PONG || is_ping, "{:?}", String::from_utf8_lossy(&frame.payload));
+    }
+}
+
+fn counts(node: &Node, family: &str, labels: &str, count: usize) {
+    let family = format!("signalring_{family}");
+    let mut last = 0.0;
+    let deadline = Instant::now() + PATIENCE;
+    while Instant::now() < deadline {
+        last = node.metric_where(&family, labels);
+        if last == count as f64 {
+            return;
+        }
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    panic!("{family}{{{labels}}} is {last} and should be {count}");
+}
+
+fn json_of(text: &str) -> Value {
+    serde_json::from_str(text).unwrap_or_else(|error| panic!("{error}: {text}"))
+}
+
+fn unknown(vm: &str) -> String {
+    let message = format!(
+        "[dotNetify] ERROR: '{vm}' is not a known view model! Its assembly must be registered through VMController.RegisterAssembly."
+    );
+    format!("{{\"ExceptionType\":\"Exception\",\"Message\":{}}}", json!(message))
+}
+
+// ---- Which upstream ---------------------------------------------------------------------------------------------------
+
+#[test]
+fn the_first_filter_that_halts_wins_and_mirrors_before_it_see_it_too() {
+    let [first, mirror, second, rest] = [(); 4].map(|()| Fake::start());
+    let node = start(
+        "",
+        &[
+            upstream("first", &first.url(), "filter = 'vm_id == \"A\"'"),
+            upstream("mirror", &mirror.url(), "filter = 'vm_id < \"C\"'\nhalt_pipeline = false"),
+            upstream("second", &second.url(), "filter = 'vm_id.startsWith(\"B\") || data.Wanted == true'"),
+            upstream("rest", &rest.url(), "filter = 'vm_id.startsWith(\"F\")'"),
+        ],
+        20,
+    );
+    let mut client = Socket::connect(node.address);
+    for vm in ["A", "AB", "B", "F"] {
+        client.send(&request(vm));
+    }
+    // Only a mirror took it: nobody answers.
+    assert_eq!(response(&mut client), ("AB".into(), unknown("AB")));
+    first.hears(&["Request_VM A"]);
+    mirror.hears(&["Request_VM AB", "Request_VM B"]);
+    second.hears(&["Request_VM B"]);
+    rest.hears(&["Request_VM F"]);
+    client.send(&call("Request_VM", "\"X\",{\"Wanted\":true}"));
+    second.hears(&["Request_VM X"]);
+    for upstream in ["first", "rest"] {
+        counts(&node, "upstream_messages", &format!("result=\"forwarded\",upstream=\"{upstream}\""), 1);
+    }
+    counts(&node, "upstream_messages", "result=\"mirrored\",upstream=\"mirror\"", 2);
+    counts(&node, "upstream_messages", "result=\"forwarded\",upstream=\"second\"", 2);
+
+    // Every one of them hears of the end, once.
+    leave(client);
+    for fake in [&first, &mirror, &second, &rest] {
+        fake.hears(&["OnDisconnectedAsync"]);
+    }
+}
+
+#[test]
+fn what_nobody_takes_is_answered_as_dotnetify_answers_an_unknown_view_model() {
+    let app = Fake::start();
+    let node = start("", &[upstream("app", &app.url(), "filter = 'vm_id == \"Known\"'")], 5);
+    let mut client = Socket::connect(node.address);
+    for vm in ["X", "", "a\"b\\c", "Grüße, 世界 😀", "tab\tnew\nline", "\u{1}", "Known.Sub", "known"] {
+        client.send(&request(vm));
+        assert_eq!(response(&mut client), (vm.to_string(), unknown(vm)));
+    }
+    // However it is spelled.
+    client.send(&call("Request_VM", r#""\u0058\u00e9\ud83d\ude00\/",{}"#));
+    let (vm, data) = response(&mut client);
+    assert_eq!((vm.as_str(), json_of(&data)), ("Xé😀/", json_of(&unknown("Xé😀/"))));
+
+    // Updates and disposes of it are nobody's business, and counted.
+    client.send(&update("X", "{\"a\":1}"));
+    client.send(&dispose("X"));
+    client.send(&request("X"));
+    assert_eq!(response(&mut client).0, "X");
+    for (call, count) in [("request_vm", 10), ("update_vm", 1), ("dispose_vm", 1)] {
+        counts(&node, "unrouted", &format!("call=\"{call}\""), count);
+    }
+
+    let mut client = Socket::open(node.address);
+    client.send(&record(r#"{"protocol":"messagepack","version":1}"#));
+    client.frame("the handshake's answer");
+    for vm in ["X", "a\"b\\c", "Grüße, 世界 😀"] {
+        let body = [&b"\x95\x01\x80\xc0\xaaRequest_VM\x92"[..], &[0xa0 | vm.len() as u8], vm.as_bytes(), b"\xc0"];
+        let body = body.concat();
+        client.send(&frame(FIN | BINARY, &[&[body.len() as u8][..], &body].concat()));
+        let answer = client.frame("the answer");
+        assert_eq!(answer.opcode(), BINARY);
+        // Two bytes of length.
+        let message = unpack(&mut &answer.payload[2..]);
+        assert_eq!((&message[3], &message[4][0][0]), (&json!("Response_VM"), &json!(vm)));
+        assert_eq!(message[4][0][1], json!(unknown(vm)));
+    }
+    leave(client);
+    app.hears(&[]);
+}
+
+// ---- The choice holds -------------------------------------------------------------------------------------------------
+
+#[test]
+fn the_choice_made_at_the_request_holds_until_the_dispose() {
+    let [gold, asked, beta, ada, rest] = [(); 5].map(|()| Fake::start());
+    let node = start(
+        &format!("[identity]\nsigning_key = \"{SECRET}\""),
+        &[
+            upstream("gold", &gold.url(), "filter = 'has(data.Plan) && data.Plan == \"gold\"'"),
+            upstream("asked", &asked.url(), "filter = 'call_type == \"Request_VM\" && vm_id.startsWith(\"T\")'"),
+            upstream("beta", &beta.url(), "filter = '\"x-beta\" in headers && vm_id == \"H\"'"),
+            upstream("ada", &ada.url(), "filter = 'user == \"ada\"'"),
+            upstream("rest", &rest.url(), ""),
+        ],
+        25,
+    );
+    let mut client =
+        Socket::upgrade(node.address, "/dotnetify", "X-Beta: 1\r\n").unwrap_or_else(|_| panic!("an upgrade"));
+    client.send(&record(r#"{"protocol":"json","version":1}"#));
+    client.frame("the handshake's answer");
+    let ask = |vm: &str, argument: &str| call("Request_VM", &format!("{},{argument}", json!(vm)));
+
+    client.send(&ask("P", "{\"Plan\":\"gold\"}"));
+    client.send(&update("P", "{\"Plan\":\"iron\"}"));
+    client.send(&ask("P", "{\"Plan\":\"iron\"}"));
+    client.send(&update("P", "{\"a\":1}"));
+    client.send(&dispose("P"));
+    gold.hears(&["Request_VM P", "Update_VM P", "Request_VM P", "Update_VM P", "Dispose_VM P"]);
+    client.send(&ask("P", "{\"Plan\":\"iron\"}"));
+    client.send(&update("P", "{\"Plan\":\"gold\"}"));
+    rest.hears(&["Request_VM P", "Update_VM P"]);
+
+    client.send(&ask("T", "null"));
+    client.send(&update("T", "{}"));
+    client.send(&dispose("T"));
+    asked.hears(&["Request_VM T", "Update_VM T", "Dispose_VM T"]);
+    // Never requested: each message by itself.
+    client.send(&update("T2", "{}"));
+    client.send(&dispose("T2"));
+    rest.hears(&["Update_VM T2", "Dispose_VM T2"]);
+    client.send(&ask("H", "{}"));
+    client.send(&update("H", "{}"));
+    beta.hears(&["Request_VM H", "Update_VM H"]);
+
+    // The same name, spelled otherwise.
+    client.send(&call("Request_VM", r#""\u0041\u00e9\/b",{"Plan":"gold"}"#));
+    client.send(&update("Aé/b", "{}"));
+    client.send(&call("Update_VM", r#""A\u00E9/b",{}"#));
+    client.send(&call("Dispose_VM", r#""\u0041é\/\u0062""#));
+    client.send(&update("Aé/b", "{}"));
+    gold.hears(&["Request_VM Aé/b", "Update_VM Aé/b", "Update_VM Aé/b", "Dispose_VM Aé/b"]);
+    rest.hears(&["Update_VM Aé/b"]);
+
+    // A user who says so later.
+    let token = jwt("ada");
+    client.send(&ask("U", "{}"));
+    client.send(&update("U", &format!("{{\"$headers\":{{\"Authorization\":\"Bearer {token}\"}}}}")));
+    client.send(&update("U", "{}"));
+    rest.hears(&["Request_VM U", "Update_VM U", "Update_VM U"]);
+    client.send(&ask("U2", "{}"));
+    ada.hears(&["Request_VM U2"]);
+    leave(client);
+    for fake in [&gold, &asked, &beta, &ada, &rest] {
+        fake.hears(&["OnDisconnectedAsync"]);
+    }
+}
+
+#[test]
+fn disposing_of_a_master_reaches_everybody_who_had_a_part_of_it() {
+    let [gold, mirror, rest] = [(); 3].map(|()| Fake::start());
+    let node = start(
+        "",
+        &[
+            upstream("mirror", &mirror.url(), "filter = 'vm_id == \"Master.Sub.Deep\"'\nhalt_pipeline = false"),
+            upstream("gold", &gold.url(), "filter = 'has(data.Plan)'"),
+            upstream("rest", &rest.url(), ""),
+        ],
+        15,
+    );
+    let mut client = Socket::connect(node.address);
+    let plan = |vm: &str| call("Request_VM", &format!("{},{{\"Plan\":1}}", json!(vm)));
+    client.send(&request("Master"));
+    client.send(&plan("Master.Sub"));
+    client.send(&request("Master.Sub.Deep"));
+    client.send(&plan("Masterpiece"));
+    client.send(&dispose("Master"));
+    client.send(&update("Masterpiece", "{}"));
+    client.send(&update("Master.Sub", "{}"));
+    rest.hears(&["Request_VM Master", "Request_VM Master.Sub.Deep", "Dispose_VM Master", "Update_VM Master.Sub"]);
+    gold.hears(&["Request_VM Master.Sub", "Request_VM Masterpiece", "Dispose_VM Master", "Update_VM Masterpiece"]);
+    mirror.hears(&["Request_VM Master.Sub.Deep", "Dispose_VM Master"]);
+    // Both app servers that had a part of it took the dispose.
+    counts(&node, "upstream_messages", "result=\"forwarded\",upstream=\"gold\"", 4);
+    counts(&node, "upstream_messages", "result=\"forwarded\",upstream=\"rest\"", 4);
+    counts(&node, "upstream_messages", "result=\"mirrored\",upstream=\"mirror\"", 2);
+    leave(client);
+}
+
+#[test]
+fn a_client_with_too_many_view_models_is_told_so_and_may_dispose_of_some() {
+    let app = Fake::start();
+    let node = start("", &[upstream("app", &app.url(), "connection_pool_size = 1")], 1);
+    let mut client = Socket::connect(node.address);
+    let max = signalring::limits::VIEWS_PER_CLIENT_MAX as usize;
+    for n in 0..=max {
+        client.send(&request(&format!("V{n}")));
+    }
+    let (vm, data) = response(&mut client);
+    assert_eq!(vm, format!("V{max}"));
+    assert_eq!(json_of(&data)["ExceptionType"], "ForwardingException", "{data}");
+    assert_eq!(app.hears_so_many(max).len(), max);
+    app.forget();
+    client.send(&request("V7"));
+    client.send(&dispose("V7"));
+    client.send(&request("One more"));
+    app.hears(&["Request_VM V7", "Dispose_VM V7", "Request_VM One more"]);
+    leave(client);
+}
+
+const SECRET: &str = "a secret of thirty-two bytes....";
+
+/// A token of this user for a minute.
+fn jwt(user: &str) -> String {
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).expect("it is after 1970").as_secs();
+    let key = jsonwebtoken::EncodingKey::from_secret(SECRET.as_bytes());
+    let claims = json!({"sub": user, "exp": now + 60, "role": "admin", "team": ["a", "b"]});
+    jsonwebtoken::encode(&jsonwebtoken::Header::default(), &claims, &key).expect("a token")
+}
+
+// ---- Ends -------------------------------------------------------------------------------------------------------------
+
+#[test]
+fn the_end_of_a_client_is_the_last_that_those_hear_who_saw_it() {
+    let [even, odd] = [(); 2].map(|()| Fake::start());
+    let node = start(
+        "shards = 2",
+        &[
+            upstream(
+                "even",
+                &even.url(),
+                "connection_pool_size = 6\nfilter = 'vm_id == \"Even\" || vm_id == \"Both\"'",
+            ),
+            upstream("odd", &odd.url(), "connection_pool_size = 6\nfilter = 'vm_id == \"Odd\"'"),
+        ],
+        12,
+    );
+    let mut clients: Vec<Socket> = (0..24).map(|_| Socket::connect(node.address)).collect();
+    for (n, client) in clients.iter_mut().enumerate() {
+        // A quarter says nothing, a quarter speaks to both.
+        let vms: &[&str] = [&["Even"][..], &["Odd"], &["Even", "Odd"], &[]][n % 4];
+        for vm in vms {
+            client.send(&[request(vm), update(vm, "{}"), update(vm, "{}"), dispose(vm)].concat());
+        }
+    }
+    for fake in [&even, &odd] {
+        assert_eq!(fake.hears_so_many(12 * 4).len(), 12 * 4);
+    }
+    // Some say goodbye, some are cut off.
+    for (n, client) in clients.into_iter().enumerate() {
+        match n % 3 {
+            0 => leave(client),
+            _ => drop(client),
+        }
+    }
+    for fake in [&even, &odd] {
+        fake.hears_so_many(12 * 5);
+        std::thread::sleep(Duration::from_millis(200));
+        let heard = fake.heard();
+        assert_eq!(heard.len(), 12 * 5);
+        let mut of_clients: std::collections::HashMap<String, Vec<&Heard>> = Default::default();
+        for one in &heard {
+            of_clients.entry(one.origin()).or_default().push(one);
+        }
+        assert_eq!(of_clients.len(), 12);
+        for messages in of_clients.values() {
+            let methods: Vec<&str> = messages.iter().map(|one| one.method()).collect();
+            assert_eq!(methods, ["Request_VM", "Update_VM", "Update_VM", "Dispose_VM", "OnDisconnectedAsync"]);
+            let place = |one: &Heard| (one.lane, one.hub_id());
+            assert!(messages.iter().all(|one| place(one) == place(messages[0])), "{messages:?}");
+        }
+        let mut lanes: Vec<usize> = heard.iter().map(|one| one.lane).collect();
+        lanes.sort_unstable();
+        lanes.dedup();
+        assert!(lanes.len() > 2, "clients are spread: {lanes:?}");
+    }
+    counts(&node, "queued_disconnects", "", 0);
+    counts(&node, "groups", "", 0);
+}
+
+// ---- Groups, users, many ----------------------------------------------------------------------------------------------
+
+/// A client that has requested these view models; its origin id.
+fn requested(node: &Node, headers: &str, vms: &[(&str, &Fake)]) -> (Socket, String) {
+    let mut client =
+        Socket::upgrade(node.address, "/dotnetify", headers).unwrap_or_else(|reply| panic!("{}", reply.text));
+    client.send(&record(r#"{"protocol":"json","version":1}"#));
+    client.frame("the handshake's answer");
+    let mut origin = String::new();
+    for (vm, fake) in vms {
+        client.send(&request(vm));
+        origin = fake.hears(&[&format!("Request_VM {vm}")])[0].origin();
+    }
+    (client, origin)
+}
+
+#[test]
+fn groups_users_and_ids_are_those_of_one_upstream() {
+    let [first, second] = [(); 2].map(|()| Fake::start());
+    let lines = |name: &str| format!("connection_pool_size = 1\nfilter = 'vm_id == \"{name}\"'");
+    let node = start(
+        &format!("[identity]\nsigning_key = \"{SECRET}\""),
+        &[upstream("first", &first.url(), &lines("A")), upstream("second", &second.url(), &lines("B"))],
+        2,
+    );
+    let user = format!("Authorization: Bearer {}\r\n", jwt("ada"));
+    let (mut a, a_id) = requested(&node, &user, &[("A", &first)]);
+    let (mut b, b_id) = requested(&node, &user, &[("B", &second)]);
+    let (mut both, both_id) = requested(&node, &user, &[("A", &first), ("B", &second)]);
+    for (fake, id) in [(&first, &a_id), (&second, &b_id), (&second, &both_id)] {
+        fake.send(0, "AddToGroupAsync", json!(["g"]), json!(id));
+    }
+    let list = |ids: &[&String]| json!(serde_json::to_string(ids).expect("a list"));
+    // To each: what only those may hear who are in the group, or are users, or were named, there.
+    first.send(0, "SendToGroupAsync", json!(["g", "A", "{\"group\":1}"]), Value::Null);
+    second.send(0, "SendToGroupExceptAsync", json!(["g", "B", "{\"group\":2}"]), json!("[null]"));
+    first.send(0, "SendToUsersAsync", json!([["ada"], "A", "{\"user\":1}"]), json!("[\"ada\"]"));
+    second.send(0, "SendToUsersAsync", json!([["ada"], "B", "{\"user\":2}"]), json!("[\"ada\"]"));
+    first.send(0, "SendToManyAsync", json!(["A", "{\"many\":1}"]), list(&[&a_id, &b_id, &both_id]));
+    second.send(0, "SendToManyAsync", json!(["B", "{\"many\":2}"]), list(&[&a_id, &b_id, &both_id]));
+    first.send(0, "SendAsync", json!(["A", "{\"one\":1}"]), json!(b_id));
+    second.send(0, "SendAsync", json!(["B", "{\"one\":2}"]), json!(a_id));
+    for (fake, id, data) in [(&first, &a_id, "1"), (&second, &b_id, "2")] {
+        fake.send(0, "SendAsync", json!(["Last", data]), json!(id));
+        fake.send(0, "SendAsync", json!(["Last", data]), json!(both_id));
+    }
+    let heard = |client: &mut Socket, lasts: usize| {
+        let (mut all, mut last) = (Vec::new(), 0);
+        while last < lasts {
+            let (vm, data) = response(client);
+            if vm == "Last" { last += 1 } else { all.push(data) }
+        }
+        all.sort();
+        all
+    };
+    assert_eq!(heard(&mut a, 1), ["{\"group\":1}", "{\"many\":1}", "{\"user\":1}"]);
+    assert_eq!(heard(&mut b, 1), ["{\"group\":2}", "{\"many\":2}", "{\"user\":2}"]);
+    assert_eq!(heard(&mut both, 2), ["{\"group\":2}", "{\"many\":1}", "{\"many\":2}", "{\"user\":1}", "{\"user\":2}"]);
+    for client in [a, b, both] {
+        leave(client);
+    }
+}
+
+// ---- Dead ones --------------------------------------------------------------------------------------------------------
+
+/// Round trips of an update through the double; the slowest but one in a hundred.
+fn p99(client: &mut Socket, prefix: &str) -> Duration {
+    let mut times: Vec<Duration> = (0..300)
+        .map(|n| {
+            let begun = Instant::now();
+            client.send(&update("HelloWorldVM", &format!("{{\"FirstName\":\"{prefix}{n}\"}}")));
+            let full = format!("{prefix}{n} World");
+            client.response("the new name", |data| data["FullName"] == full.as_str());
+            begun.elapsed()
+        })
+        .collect();
+    times.sort_unstable();
+    times[times.len() * 99 / 100 - 1]
+}
+
+/// Accepts and never answers.
+fn black_hole() -> (std::net::TcpListener, String) {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a free port");
+    let url = format!("http://{}", listener.local_addr().expect("it is bound"));
+    (listener, url)
+}
+
+/// Nobody listens there.
+fn refused() -> String {
+    let (listener, url) = black_hole();
+    drop(listener);
+    url
+}
+
+fn hello(node: &Node) -> Socket {
+    let mut client = Socket::connect(node.address);
+    client.send(&call("Request_VM", "\"HelloWorldVM\",{\"$vmArg\":{\"TickInterval\":0}}"));
+    client.response("the state", |data| data.get("FullName").is_some());
+    client
+}
+
+/// Updates of 24 KiB: 800 are more than a lane's send queue and the kernel's buffers hold, for an app server that does not read.
+fn flood(client: &mut Socket, vm: &str, count: usize) {
+    let big = update(vm, &format!("{{\"a\":\"{}\"}}", "x".repeat(24 * 1024)));
+    for _ in 0..count {
+        client.send(&big);
+    }
+}
+
+#[test]
+fn an_upstream_that_is_dead_in_any_way_delays_nobody_elses_clients() {
+    let (live, deaf) = (App::start(), Fake::start());
+    let (_hole, hole_url) = black_hole();
+    let node = start(
+        "[limits]\nupstream_queue_timeout = \"1s\"\nupstream_queue_bytes = \"64KiB\"",
+        &[
+            upstream("refused", &refused(), "filter = 'vm_id == \"Refused\"'"),
+            upstream("hole", &hole_url, "filter = 'vm_id == \"Hole\"'"),
+            upstream("deaf", &deaf.url(), "filter = 'vm_id == \"Deaf\"'\nconnection_pool_size = 1"),
+            upstream("live", &live.url(), ""),
+        ],
+        6,
+    );
+    let mut client = hello(&node);
+    let before = p99(&mut client, "before");
+    deaf.reads(false);
+    let mut lost = Socket::connect(node.address);
+    let begun = Instant::now();
+    lost.send(&request("Refused"));
+    lost.send(&request("Hole"));
+    flood(&mut lost, "Deaf", 800);
+    let during = p99(&mut client, "during");
+    assert!(
+        during < before * 5 + Duration::from_millis(100),
+        "p99 {before:?} before, {during:?} with three dead upstreams"
+    );
+
+    // The same client is served by the live one while its requests to the others wait.
+    lost.send(&call("Request_VM", "\"HelloWorldVM\",{\"$vmArg\":{\"TickInterval\":0}}"));
+    let (mut refusals, mut has_state, mut full) = (Vec::new(), false, 0);
+    while refusals.len() < 2 || !has_state {
+        let (vm, data) = response(&mut lost);
+        let data = json_of(&data);
+        match vm.as_str() {
+            "HelloWorldVM" => has_state = true,
+            "Deaf" => {
+                assert_eq!(data["ExceptionType"], "ForwardingException");
+                full += 1;
+            }
+            _ => {
+                assert_eq!(data["ExceptionType"], "ForwardingException");
+                assert!(begun.elapsed() >= Duration::from_secs(1), "{vm} was refused after {:?}", begun.elapsed());
+                refusals.push(vm);
+            }
+        }
+    }
+    assert!(full > 0, "the deaf one takes 64 KiB and no more");
+    refusals.sort();
+    assert_eq!(refusals, ["Hole", "Refused"]);
+    wait_for("what waited to be answered", PATIENCE, || {
+        (node.metric("signalring_queued_messages") == 0.0).then_some(())
+    });
+    assert!(node.metric_where("signalring_refusals", "reason=\"queue_timeout\"") >= 2.0);
+    drop(lost);
+    leave(client);
+}
+
+#[test]
+fn a_mirror_that_is_dead_in_any_way_costs_nobody_anything() {
+    let (live, deaf) = (App::start(), Fake::start());
+    let (_hole, hole_url) = black_hole();
+    let lines = "halt_pipeline = false\nconnection_pool_size = 1";
+    let node = start(
+        "",
+        &[
+            upstream("refused", &refused(), lines),
+            upstream("hole", &hole_url, lines),
+            upstream("deaf", &deaf.url(), lines),
+            upstream("observer", &refused(), "kind = \"observer\""),
+            upstream("live", &live.url(), ""),
+        ],
+        6,
+    );
+    let mut client = hello(&node);
+    let before = p99(&mut client, "before");
+    deaf.reads(false);
+    let mut talker = hello(&node);
+    // The live one is not to be flooded.
+    for round in 0..16 {
+        flood(&mut talker, "HelloWorldVM", 50);
+        talker.send(&update("HelloWorldVM", &format!("{{\"FirstName\":\"R{round}\"}}")));
+        let full = format!("R{round} World");
+        talker.response("the name", |data| data["FullName"] == full.as_str());
+    }
+    let during = p99(&mut client, "during");
+    assert!(
+        during < before * 5 + Duration::from_millis(100),
+        "p99 {before:?} before, {during:?} with four dead mirrors"
+    );
+    assert_eq!(node.metric("signalring_queued_messages"), 0.0, "nothing waits for a mirror");
+    let dropped = |name: &str, why: &str| {
+        node.metric_where("signalring_upstream_messages", &format!("result=\"dropped_{why}\",upstream=\"{name}\""))
+    };
+    // Two requests, 600 updates, the big ones and those between them.
+    for name in ["refused", "hole", "observer"] {
+        assert_eq!(dropped(name, "lane_down"), 2.0 + 600.0 + 816.0, "{name}");
+    }
+    assert!(dropped("deaf", "queue_full") > 0.0);
+    assert_eq!(node.metric("signalring_refusals"), 0.0);
+    leave(client);
+    leave(talker);
+}
+
+#[test]
+fn a_request_that_waited_in_vain_holds_nothing() {
+    let rest = Fake::start();
+    let node = start(
+        "[limits]\nupstream_queue_timeout = \"300ms\"",
+        &[
+            upstream("gold", &refused(), "filter = 'has(data.Plan)'"),
+            upstream("rest", &rest.url(), "connection_pool_size = 1"),
+        ],
+        1,
+    );
+    let mut client = Socket::connect(node.address);
+    client.send(&call("Request_VM", "\"P\",{\"Plan\":\"gold\"}"));
+    let (vm, data) = response(&mut client);
+    assert_eq!((vm.as_str(), &json_of(&data)["ExceptionType"]), ("P", &json!("ForwardingException")));
+    // Asked again, it is decided again; and that choice holds.
+    client.send(&request("P"));
+    client.send(&update("P", "{\"Plan\":\"gold\"}"));
+    rest.hears(&["Request_VM P", "Update_VM P"]);
+    // A repeated request does not end what the first began.
+    client.send(&call("Request_VM", "\"P\",{\"Plan\":\"gold\"}"));
+    client.send(&update("P", "{}"));
+    rest.hears(&["Request_VM P", "Update_VM P"]);
+    leave(client);
+}
+
+// ---- Lost lanes -------------------------------------------------------------------------------------------------------
+
+#[test]
+fn a_lost_lane_of_a_mirror_is_no_loss_to_clients() {
+    let [app, mirror] = [(); 2].map(|()| Fake::start());
+    let node = start(
+        "",
+        &[
+            upstream("mirror", &mirror.url(), "halt_pipeline = false\nconnection_pool_size = 1"),
+            upstream("app", &app.url(), "connection_pool_size = 1"),
+        ],
+        2,
+    );
+    let (mut client, origin) = requested(&node, "", &[("V", &app)]);
+    let (mut other, other_origin) = requested(&node, "", &[("V", &app)]);
+    let idle = Socket::connect(node.address);
+    let first = mirror.hears(&["Request_VM V", "Request_VM V"]);
+    assert_eq!(first[0].origin(), origin);
+    for id in [&origin, &other_origin] {
+        mirror.send(0, "AddToGroupAsync", json!(["g"]), json!(id));
+    }
+    mirror.send(0, "SendToGroupAsync", json!(["g", "V", "{\"n\":1}"]), Value::Null);
+    for client in [&mut client, &mut other] {
+        assert_eq!(response(client).1, "{\"n\":1}");
+    }
+
+    mirror.cut(0);
+    wait_for("a new lane", PATIENCE, || (mirror.lanes() == [1]).then_some(()));
+    wait_for("the lane", PATIENCE, || (node.metric_where("signalring_lanes", "state=\"up\"") == 2.0).then_some(()));
+    client.send(&update("V", "{\"a\":1}"));
+    app.hears(&["Update_VM V"]);
+    // Both old names end, and before anything new of them.
+    let heard = mirror.hears(&["OnDisconnectedAsync", "OnDisconnectedAsync", "Update_VM V"]);
+    let mut ended = [heard[0].origin(), heard[1].origin()];
+    ended.sort();
+    let mut both = [origin.clone(), other_origin];
+    both.sort();
+    assert_eq!((ended, heard[2].origin()), (both, origin.clone()));
+    assert_ne!(heard[2].hub_id(), first[0].hub_id());
+
+    // Who was in a group of the lane that is gone is in none: the mirror has been told that it is not there any more.
+    mirror.send(1, "AddToGroupAsync", json!(["g"]), json!(origin));
+    mirror.send(1, "SendToGroupAsync", json!(["g", "V", "{\"n\":2}"]), Value::Null);
+    assert_eq!(response(&mut client).1, "{\"n\":2}");
+    is_quiet(&mut other, Duration::from_millis(100));
+
+    counts(&node, "clients", "", 3);
+    leave(client);
+    mirror.hears(&["OnDisconnectedAsync"]);
+    // It had begun nothing new there.
+    leave(other);
+    leave(idle);
+    app.hears(&["OnDisconnectedAsync", "OnDisconnectedAsync"]);
+    mirror.hears(&[]);
+    counts(&node, "groups", "", 0);
+}
+
+#[test]
+fn a_mirror_with_another_lane_up_goes_on_there_in_order() {
+    let [app, mirror] = [(); 2].map(|()| Fake::start());
+    let node = start(
+        "",
+        &[
+            upstream("mirror", &mirror.url(), "halt_pipeline = false\nconnection_pool_size = 2"),
+            upstream("app", &app.url(), "connection_pool_size = 1"),
+        ],
+        3,
+    );
+    let (mut client, origin) = requested(&node, "", &[("V", &app)]);
+    let lane = mirror.hears(&["Request_VM V"])[0].lane;
+    mirror.opens(false);
+    mirror.cut(lane);
+    mirror.has_lanes(1);
+    wait_for("the loss", PATIENCE, || (node.metric_where("signalring_lanes", "state=\"down\"") == 1.0).then_some(()));
+    client.send(&update("V", "{}"));
+    let heard = mirror.hears(&["OnDisconnectedAsync", "Update_VM V"]);
+    assert!(heard.iter().all(|one| one.origin() == origin && one.lane != lane), "{heard:?}");
+    leave(client);
+    mirror.hears(&["OnDisconnectedAsync"]);
+}
+
+#[test]
+fn a_lost_lane_that_answers_asks_its_clients_to_come_back_and_no_others() {
+    let [first, second] = [(); 2].map(|()| Fake::start());
+    let lines = |name: &str| format!("connection_pool_size = 2\nfilter = 'vm_id == \"{name}\"'");
+    let node =
+        start("", &[upstream("first", &first.url(), &lines("A")), upstream("second", &second.url(), &lines("B"))], 4);
+    let (mut here, here_id) = requested(&node, "", &[("A", &first), ("B", &second)]);
+    let (mut there, _) = requested(&node, "", &[("A", &first), ("B", &second)]);
+    let (mut elsewhere, elsewhere_id) = requested(&node, "", &[("B", &second)]);
+    here.send(&update("A", "{}"));
+    there.send(&update("A", "{}"));
+    let heard = first.hears(&["Update_VM A", "Update_VM A"]);
+    let lost = heard.iter().find(|one| one.origin() == here_id).expect("it was heard").lane;
+    assert_ne!(heard[0].lane, heard[1].lane);
+    first.cut(lost);
+    let close = here.record("the hub's Close");
+    assert_eq!((&close["type"], &close["allowReconnect"]), (&json!(7), &json!(true)), "{close}");
+    assert_eq!(here.closed("the end"), Some(1000));
+    // Who is left speaks to both as before; the other upstream hears of the end as well.
+    assert_eq!(second.hears(&["OnDisconnectedAsync"])[0].origin(), here_id);
+    assert_eq!(first.hears(&["OnDisconnectedAsync"])[0].origin(), here_id);
+    there.send(&update("A", "{}"));
+    elsewhere.send(&update("B", "{}"));
+    first.hears(&["Update_VM A"]);
+    assert_eq!(second.hears(&["Update_VM B"])[0].origin(), elsewhere_id);
+    counts(&node, "client_ends", "reason=\"lane_lost\"", 1);
+    leave(there);
+    leave(elsewhere);
+}
+
+// ---- Observers --------------------------------------------------------------------------------------------------------
+
+#[test]
+fn an_observer_sees_clients_without_payloads_byte_for_byte() {
+    let [app, observer] = [(); 2].map(|()| Fake::start());
+    let node = start(
+        "node_name = \"node-a\"",
+        &[
+            upstream("app", &app.url(), "connection_pool_size = 2"),
+            upstream("observer", &observer.url(), "kind = \"observer\"\nconnection_pool_size = 1"),
+        ],
+        3,
+    );
+    let headers = "User-Agent: UA/1.0\r\nCookie: secret=1\r\nAuthorization: Basic x\r\nX-Other: y\r\n";
+    let (mut client, origin) = requested(&node, headers, &[("V", &app)]);
+    client.send(&call("Request_VM", "\"W\\\"é\",{\"$vmArg\":{\"Password\":\"secret\"}}"));
+    client.send(&update("V", "{\"Password\":\"secret\"}"));
+    client.send(&dispose("V"));
+    leave(client);
+    let at_app = app.hears(&["Request_VM W\"é", "Update_VM V", "Dispose_VM V", "OnDisconnectedAsync"]);
+    let expected = [
+        ("Request_VM V", "\"Request_VM\",[\"V\",null]"),
+        ("Request_VM W\"é", "\"Request_VM\",[\"W\\\"é\",null]"),
+        ("Update_VM V", "\"Update_VM\",[\"V\",\"{}\"]"),
+        ("Dispose_VM V", "\"Dispose_VM\",[\"V\"]"),
+        ("OnDisconnectedAsync", "\"OnDisconnectedAsync\",[null]"),
+    ];
+    let heard = observer.hears(&expected.map(|(line, _)| line));
+    let connection = &at_app[0].context()["HttpConnection"];
+    let mut last = String::new();
+    for (one, (_, call)) in heard.iter().zip(expected) {
+        let time = one.context()["TimeStamp"].as_str().expect("a time").to_string();
+        // Seven digits, so texts compare as times do.
+        assert!(time > last && time.len() == 33, "{time} after {last}");
+        let context = format!(
+            "{{\"HubId\":\"{}\",\"TimeStamp\":\"{time}\",\"ConnectionId\":\"{origin}\",\"HttpConnection\":{{\"ConnectionId\":{},\
+             \"LocalIpAddressString\":{},\"RemoteIpAddressString\":{},\"LocalPort\":{},\"RemotePort\":{}}},\
+             \"HttpRequestHeaders\":{{\"AllHeaders\":{{\"Host\":[\"node-a\"],\"User-Agent\":[\"UA/1.0\"]}},\"UserAgent\":\"UA/1.0\"}},\"Items\":{{}}}}",
+            at_app[0].hub_id(),
+            connection["ConnectionId"],
+            connection["LocalIpAddressString"],
+            connection["RemoteIpAddressString"],
+            connection["LocalPort"],
+            connection["RemotePort"],
+        );
+        let record = format!(
+            "{{\"type\":1,\"target\":\"Invoke\",\"arguments\":[{call},{{\"$fwdConnContext\":{}}}]}}",
+            json!(context)
+        );
+        assert_eq!(String::from_utf8_lossy(&one.bytes), record);
+        last = time;
+    }
+    assert!(!format!("{heard:?}").contains("secret"));
+    // The app server saw everything.
+    assert_eq!(at_app[1].argument(), "{\"Password\":\"secret\"}");
+    assert_eq!(at_app[0].context()["HttpRequestHeaders"]["AllHeaders"]["Cookie"], json!(["secret=1"]));
+    counts(&node, "upstream_messages", "result=\"mirrored\",upstream=\"observer\"", 4);
+}
+
+#[test]
+fn observers_of_both_protocols_are_told_of_every_hub_once_a_second_on_the_second() {
+    let [app, other, plain, packed] = [(); 4].map(|()| Fake::start());
+    let node = start(
+        "shards = 2",
+        &[
+            upstream("app", &app.url(), "connection_pool_size = 2\nfilter = 'vm_id == \"A\"'"),
+            upstream("other", &other.url(), "connection_pool_size = 2\nhub_id = \"node\""),
+            upstream("plain", &plain.url(), "kind = \"observer\"\nconnection_pool_size = 1"),
+            upstream("packed", &packed.url(), "kind = \"observer\"\nconnection_pool_size = 1\nuse_message_pack = true"),
+        ],
+        8,
+    );
+    // The hub ids in use: two of lanes, one of the node.
+    let mut clients: Vec<Socket> = (0..16).map(|_| Socket::connect(node.address)).collect();
+    for client in &mut clients {
+        client.send(&[request("A"), request("B")].concat());
+    }
+    let mut hubs: Vec<String> =
+        [app.hears_so_many(16), other.hears_so_many(16)].concat().iter().map(Heard::hub_id).collect();
+    hubs.sort();
+    hubs.dedup();
+    assert_eq!(hubs.len(), 3, "{hubs:?}");
+    for observer in [&plain, &packed] {
+        assert_eq!(observer.hears_so_many(32).len(), 32);
+        let mut seen: Vec<String> = observer.heard().iter().map(Heard::hub_id).collect();
+        seen.sort();
+        seen.dedup();
+        assert_eq!(seen, hubs);
+        // Whole seconds, from now on.
+        let from = std::time::SystemTime::now();
+        std::thread::sleep(Duration::from_millis(3200));
+        let telemetry: Vec<Heard> = observer.telemetry().into_iter().filter(|one| one.at > from).collect();
+        let mut rounds: std::collections::BTreeMap<u64, Vec<String>> = Default::default();
+        for one in &telemetry {
+            let since = one.at.duration_since(std::time::UNIX_EPOCH).expect("it is after 1970");
+            assert!(since.subsec_millis() < 500, "{since:?} is not on the second");
+            let [usage] = one.message["arguments"][1].as_array().expect("a list").as_slice() else { panic!("{one:?}") };
+            for name in ["proc_cpu", "total_cpu", "proc_mem", "total_mem"] {
+                let value = &usage[name];
+                assert!(value.as_f64().is_none_or(|value| (0.0..1e7).contains(&value)), "{name} is {value}");
+            }
+            assert!(usage["proc_mem"].as_f64().is_some_and(|megabytes| megabytes > 1.0), "{usage}");
+            assert_eq!(one.metadata().as_object().map(|members| members.len()), Some(1), "no context: {one:?}");
+            let hub = one.metadata()["HubId"].as_str().expect("an id").to_string();
+            rounds.entry(since.as_secs()).or_default().push(hub);
+        }
+        assert!((3..=4).contains(&rounds.len()), "{rounds:?}");
+        for told in rounds.values_mut() {
+            told.sort();
+            assert_eq!(*told, hubs);
+        }
+    }
+    clients.into_iter().for_each(leave);
+}
+
+#[test]
+fn an_observer_that_answers_is_not_heard() {
+    let [app, observer] = [(); 2].map(|()| Fake::start());
+    let node = start(
+        &format!("[identity]\nsigning_key = \"{SECRET}\""),
+        &[
+            upstream("observer", &observer.url(), "kind = \"observer\"\nconnection_pool_size = 1"),
+            upstream("app", &app.url(), "connection_pool_size = 1"),
+        ],
+        2,
+    );
+    let user = format!("Authorization: Bearer {}\r\n", jwt("ada"));
+    let (mut client, origin) = requested(&node, &user, &[("V", &app)]);
+    observer.hears(&["Request_VM V"]);
+    observer.send(0, "SendAsync", json!(["V", "{\"a\":1}"]), json!(origin));
+    observer.send(0, "SendToManyAsync", json!(["V", "{\"a\":2}"]), json!(format!("[\"{origin}\"]")));
+    observer.send(0, "AddToGroupAsync", json!(["g"]), json!(origin));
+    observer.send(0, "SendToGroupAsync", json!(["g", "V", "{\"a\":3}"]), Value::Null);
+    observer.send(0, "SendToUsersAsync", json!([["ada"], "V", "{\"a\":4}"]), json!("[\"ada\"]"));
+    counts(&node, "drops", "reason=\"observer_message\"", 5);
+    app.send(0, "SendAsync", json!(["V", "{\"b\":1}"]), json!(origin));
+    assert_eq!(response(&mut client).1, "{\"b\":1}");
+    assert_eq!(node.metric("signalring_groups"), 0.0);
+    leave(client);
+    observer.hears(&["OnDisconnectedAsync"]);
+}
+
+#[test]
+fn an_observer_hears_of_clients_that_lost_their_app_server_as_behind_the_hub_it_saw_them() {
+    let [app, observer] = [(); 2].map(|()| Fake::start());
+    let node = start(
+        &format!("[identity]\nsigning_key = \"{SECRET}\"\nforward_claims = [\"role\"]"),
+        &[
+            upstream("observer", &observer.url(), "kind = \"observer\"\nconnection_pool_size = 1"),
+            upstream("app", &app.url(), "connection_pool_size = 1"),
+        ],
+        2,
+    );
+    let user = format!("Authorization: Bearer {}\r\n", jwt("ada"));
+    let (mut client, origin) = requested(&node, &user, &[("V", &app)]);
+    let before = observer.hears(&["Request_VM V"]).remove(0);
+    app.opens(false);
+    app.cut_all();
+    assert_eq!(client.record("the Close")["allowReconnect"], true);
+    let end = observer.hears(&["OnDisconnectedAsync"]).remove(0);
+    assert_eq!((end.origin(), end.hub_id()), (origin.clone(), before.hub_id()));
+    // What the app server is told of users is not the Observer's.
+    for one in [&before, &end] {
+        assert_eq!(one.metadata().as_object().map(|members| members.len()), Some(1), "{one:?}");
+    }
+    // A hub that is gone is not told of any more.
+    std::thread::sleep(Duration::from_millis(1100));
+    let told = observer.telemetry().len();
+    std::thread::sleep(Duration::from_millis(1100));
+    assert_eq!(observer.telemetry().len(), told);
+    app.opens(true);
+    assert_eq!(app.hears(&["OnDisconnectedAsync"])[0].origin(), origin);
+}
+
+#[test]
+fn an_observer_with_another_lane_up_goes_on_there_and_hears_of_ends() {
+    let [app, observer] = [(); 2].map(|()| Fake::start());
+    let node = start(
+        "",
+        &[
+            upstream("observer", &observer.url(), "kind = \"observer\"\nconnection_pool_size = 2"),
+            upstream("app", &app.url(), "connection_pool_size = 1"),
+        ],
+        3,
+    );
+    let (mut client, origin) = requested(&node, "", &[("V", &app)]);
+    let (quiet, quiet_origin) = requested(&node, "", &[("V", &app)]);
+    let (last, last_origin) = requested(&node, "", &[("V", &app)]);
+    let first = observer.hears(&["Request_VM V", "Request_VM V", "Request_VM V"]);
+    let hub = first[0].hub_id();
+    observer.opens(false);
+    observer.cut(first[0].lane);
+    observer.has_lanes(1);
+    client.send(&update("V", "{}"));
+    assert_eq!(observer.hears(&["Update_VM V"])[0].origin(), origin);
+    leave(quiet);
+    assert_eq!(observer.hears(&["OnDisconnectedAsync"])[0].origin(), quiet_origin);
+    // None is up: the Observer hears later who went meanwhile, as behind the hub where it saw them.
+    observer.cut_all();
+    observer.has_lanes(0);
+    counts(&node, "lanes", "state=\"up\"", 1);
+    leave(last);
+    counts(&node, "queued_disconnects", "", 1);
+    leave(client);
+    counts(&node, "queued_disconnects", "", 2);
+    observer.opens(true);
+    let heard = observer.hears(&["OnDisconnectedAsync", "OnDisconnectedAsync"]);
+    let origins: Vec<String> = heard.iter().map(Heard::origin).collect();
+    assert!(origins.contains(&origin) && origins.contains(&last_origin), "{origins:?}");
+    for one in &heard {
+        let context = one.context();
+        assert_eq!(context["HubId"], hub.as_str());
+        assert!(context["HttpConnection"].is_object() && context["Items"].is_object(), "{context}");
+    }
+}
