@@ -8,7 +8,8 @@
 //!
 //! ```text
 //! main                the `signalring` command: arguments and exit codes
-//! demo                the embedded app server (a double of dotNetify's own), the demo page     ws_echo  codec server for conformance suites
+//! demo                the embedded app server (a double of dotNetify's own); two nodes, load and a page around it, to see and to stop
+//! ws_echo             codec server for conformance suites
 //! load                the load tester: clients of any dotNetify server, seen from outside
 //! control   logging   dialling lanes on tokio-uring, admin endpoint with the live picture, signals, certificates and keys read again
 //! config              file < environment < flags -> a Config valid by construction; memory budget

@@ -365,3 +365,14 @@ pub const LOAD_READ_BUFFER_BYTES: usize = 4 * 1024;
 pub const LOAD_NEGOTIATION_BYTES_MAX: usize = 64 * 1024;
 /// Other addresses that a negotiation may point to, one after the other, as SignalR's clients allow.
 pub const LOAD_REDIRECTS_MAX: usize = 100;
+
+// ---- The demonstration --------------------------------------------------------------------------------------------
+
+/// Clients of its load: both ends of their connections, two nodes and the app server are one process, whose descriptors are often 20,000.
+pub const DEMO_CLIENTS_MAX: u32 = 5_000;
+/// A load that lost clients begins again no sooner than this after its beginning.
+pub const DEMO_LOAD_AGAIN_MS: u64 = 3_000;
+/// Ports that are tried from each part's usual one on.
+pub const DEMO_PORTS: u16 = 50;
+/// How often ports are chosen before a start fails because somebody else took one of them meanwhile.
+pub const DEMO_START_TRIES: u32 = 3;

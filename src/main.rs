@@ -37,13 +37,9 @@ enum Cmd {
         #[arg(long)]
         observer: bool,
     },
-    /// Run an app server, two nodes and a page with live view models; needs nothing installed
+    /// Run an app server, two nodes, load and a page that shows all of it; needs nothing installed
     #[command(after_help = DEMO_HELP)]
-    Demo {
-        /// Address of the demo page
-        #[arg(long, value_name = "IP:PORT", default_value = "127.0.0.1:8080")]
-        listen: SocketAddr,
-    },
+    Demo(signalring::demo::Options),
     /// Load a dotNetify server or proxy with many clients and check every message; needs no .NET
     #[command(after_help = signalring::load::HELP)]
     Load(signalring::load::Options),
@@ -72,7 +68,7 @@ enum Cmd {
 const EXAMPLES: &str = "\
 Examples:
   signalring demo
-      App server, two nodes and a page, all on this machine
+      App server, two nodes, load and a page that shows it all, on this machine
   signalring run --listen 0.0.0.0:5000 --app-server http://127.0.0.1:6100
       One node in front of one app server
   signalring load --server http://127.0.0.1:5000 --profile chatroom --client 1000
@@ -118,9 +114,15 @@ Example:
       and then: signalring run --app-server http://127.0.0.1:6100";
 
 const DEMO_HELP: &str = "\
-Example:
-  signalring demo --listen 127.0.0.1:8080
-      prints the addresses to open in a browser";
+Prints the address of a page that shows it all: the live picture of both nodes, a page with view models on each node, and the load,
+whose every message is checked. Nodes, app server and load can be stopped and started from the page; clients come back by themselves.
+Everything is one process and listens on this machine only: nodes from port 5000 on, their admin endpoints from 9090 on, the app server
+from 6100 on, each where a port is free. Ctrl+C ends it.
+
+Examples:
+  signalring demo
+  signalring demo --listen 127.0.0.1:8888 --clients 1000 --profile chatroom
+      A thousand clients who chat";
 
 const CHECK_HELP: &str = "\
 Takes the same file, environment and flags as run, opens no port, and prints TOML that reads back to the same configuration,
@@ -153,7 +155,7 @@ fn main() -> ExitCode {
         Cmd::App { listen, message_pack, observer } => with_default_log("info", || {
             signalring::demo::app::run(listen, AppOptions { message_pack, observer, ..AppOptions::default() })
         }),
-        Cmd::Demo { listen } => with_default_log("warn", || signalring::demo::run(listen)),
+        Cmd::Demo(options) => with_default_log("warn", || signalring::demo::run(options)),
         Cmd::Load(options) => {
             signalring::logging::init("warn", LogFormat::Text);
             match signalring::load::run(options) {

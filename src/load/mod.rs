@@ -45,7 +45,7 @@ use crate::limits::{LOAD_CLIENTS_MAX, LOAD_DESCRIPTORS_SLACK, LOAD_DIALLING_MAX,
 use client::{Client, Standing};
 use dial::Dialler;
 use profile::{Rooms, Shared, Ticks};
-use tally::Tally;
+use tally::{Tally, Times};
 
 const SETTLE_TIMEOUT: Duration = Duration::from_millis(LOAD_SETTLE_TIMEOUT_MS);
 /// Between two looks at what clients have reported.
@@ -156,6 +156,13 @@ pub struct Stats {
     pub total: Figures,
 }
 
+/// Everything that was measured up to a moment of one run. The default is its beginning.
+#[derive(Clone, Default)]
+pub struct Mark {
+    round_trip: Times,
+    delivery: Times,
+}
+
 impl Stats {
     /// Over the time from `earlier`, of the same run, to here.
     pub fn rates_since(&self, earlier: &Stats) -> Rates {
@@ -237,6 +244,16 @@ impl Running {
     pub fn stats(&self) -> Stats {
         let (servers, total) = self.run.figures();
         Stats { stage: *lock(&self.run.stage), elapsed: self.run.started.elapsed().as_secs_f64(), servers, total }
+    }
+
+    /// What `Figures::latency` shows, of the time since `mark` only, and a mark for the next time.
+    pub fn latency_since(&self, mark: &Mark) -> (Option<Latency>, Mark) {
+        let mut sum = Tally::default();
+        self.run.servers.iter().for_each(|server| server.add_to(&mut sum));
+        let now = Mark { round_trip: sum.round_trip, delivery: sum.delivery };
+        let since = |now: &Times, then: &Times| report::latency(now.clone().since(then).histogram());
+        let latency = since(&now.round_trip, &mark.round_trip).or_else(|| since(&now.delivery, &mark.delivery));
+        (latency, now)
     }
 
     /// Ends the load now: what is under way is awaited for a moment, then all clients leave at once.

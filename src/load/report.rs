@@ -140,7 +140,7 @@ pub struct ClientAverages {
 }
 
 /// Of a histogram of microseconds.
-fn latency(histogram: &Histogram<u64>) -> Option<Latency> {
+pub(super) fn latency(histogram: &Histogram<u64>) -> Option<Latency> {
     let milliseconds = |micros: f64| round(micros / 1000.0, 3);
     let quantile = |share: f64| milliseconds(histogram.value_at_quantile(share) as f64);
     (!histogram.is_empty()).then(|| Latency {

@@ -10,6 +10,7 @@ use crate::limits::LOAD_FAULTS_MAX;
 const LONGEST_MICROS: u64 = 3_600_000_000;
 
 /// Microseconds, three significant digits.
+#[derive(Clone)]
 pub struct Times(Histogram<u64>);
 
 impl Default for Times {
@@ -26,6 +27,12 @@ impl Times {
 
     fn add(&mut self, other: &Times) {
         self.0.add(&other.0).expect("it grows as it must");
+    }
+
+    /// What came since `earlier`, of the same clients.
+    pub fn since(mut self, earlier: &Times) -> Times {
+        self.0.subtract(&earlier.0).expect("times are never taken back");
+        self
     }
 
     pub fn histogram(&self) -> &Histogram<u64> {
@@ -177,5 +184,23 @@ impl Tally {
             self.faults_of(text.clone(), *times);
         }
         self.faults_more += faults_more;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn times_since_a_mark_are_those_that_came_after_it() {
+        let mut times = Times::default();
+        times.record(Duration::from_millis(900));
+        let mark = times.clone();
+        assert!(times.clone().since(&mark).histogram().is_empty());
+        for _ in 0..3 {
+            times.record(Duration::from_millis(2));
+        }
+        let since = times.since(&mark);
+        assert_eq!((since.histogram().len(), since.histogram().max() / 1000), (3, 2));
     }
 }

@@ -16,6 +16,7 @@ export class Hub {
   #onState;
   #retries = 0;
   #retryTimer = 0;
+  #isWaiting = false;
   #pingTimer = 0;
   #silenceTimer = 0;
   #stopped = false;
@@ -39,6 +40,14 @@ export class Hub {
     this.#attempt += 1;
     this.#drop();
     this.#onState("disconnected");
+  }
+
+  // Does not wait for the next attempt's time: something is known to have come back.
+  retry() {
+    if (!this.#isWaiting) return;
+    clearTimeout(this.#retryTimer);
+    this.#isWaiting = false;
+    this.#connect();
   }
 
   // Connects a view model; `onData(data)` gets each response as an object. `argument()` is asked anew at each request.
@@ -149,7 +158,8 @@ export class Hub {
     this.#onState("reconnecting", error);
     const delay = RETRY_MS[Math.min(this.#retries, RETRY_MS.length - 1)];
     this.#retries += 1;
-    this.#retryTimer = setTimeout(() => this.#connect(), delay);
+    this.#isWaiting = true;
+    this.#retryTimer = setTimeout(() => this.retry(), delay);
   }
 
   #drop() {

@@ -274,9 +274,12 @@ export function toml(object) {
 
 /** `signalring demo`: an app server, two nodes and the page. */
 export class Demo extends Running {
-  static async start() {
-    const demo = new Demo("demo", ["demo", "--listen", "127.0.0.1:0"]);
-    await demo.line(/(http:\/\/[^\s?]+)\?node=\S+\s+(http:\/\/[^\s?]+)\?node=\S+\s/);
+  /** Without load, unless `flags` say otherwise. `url` is where all is shown, `page` the live page, which takes one of `nodes`. */
+  static async start(flags = ["--clients", "0"]) {
+    const demo = new Demo("demo", ["demo", "--listen", "127.0.0.1:0", ...flags]);
+    demo.url = (await demo.line(/Open (http:\/\/\S+)/))[1];
+    await demo.line(/Ctrl\+C ends it/);
+    demo.admins = [...demo.output.matchAll(/picture (http:\/\/\S+)\/picture/g)].map(([, admin]) => admin);
     const links = [...demo.output.matchAll(/(http:\/\/[^\s?]+)\?node=(\S+)/g)];
     demo.page = links[0][1];
     demo.nodes = links.map(([, , node]) => node);

@@ -9,6 +9,10 @@ const byId = (id) => document.getElementById(id);
 const query = new URLSearchParams(location.search);
 const room = query.get("room") || "Lobby";
 
+// Inside the demonstration's page.
+const isEmbedded = query.get("embed") === "1";
+if (isEmbedded) document.body.classList.add("embed");
+
 const hello = {};
 let chat = {};
 let sequence = 0;
@@ -22,13 +26,17 @@ if (asked && /^https?:\/\//.test(asked) && !nodes.includes(asked)) nodes.unshift
 const node = nodes.includes(asked) ? asked : nodes[0] ?? location.origin;
 
 const client = new Hub(`${node}/dotnetify`, (state, error) => {
-  const status = byId("status");
-  status.dataset.state = state;
-  status.textContent = state;
-  status.title = error?.message ?? "";
-  byId("chat-send").disabled = state !== "connected";
+  // Connected to the node; whether there is an app server behind it shows when it answers.
+  show(state === "connected" ? "waiting" : state);
+  byId("status").title = error?.message ?? "";
   notice(error && `${error.message}; trying again.`);
 });
+
+function show(state) {
+  byId("status").dataset.state = state;
+  byId("status").textContent = state === "waiting" ? "waiting for the app server" : state;
+  byId("chat-send").disabled = state !== "connected";
+}
 
 function notice(text) {
   byId("notice").hidden = !text;
@@ -66,6 +74,7 @@ if (other) {
 // What the visitor typed survives a reconnect: it becomes the argument of the next request.
 client.request(HELLO, () => (hello.FirstName === undefined ? {} : { FirstName: hello.FirstName, LastName: hello.LastName }), (data) => {
   if (data.ExceptionType) return notice(`${data.ExceptionType}: ${data.Message}`);
+  show("connected");
   merge(hello, data);
   fill("first", data.FirstName);
   fill("last", data.LastName);
@@ -161,6 +170,12 @@ function showUsers() {
   byId("users").replaceChildren(...(chat.Users ?? []).map(line));
 }
 
+if (isEmbedded) {
+  byId("title").textContent = query.get("label") ?? node;
+  addEventListener("message", ({ origin, data }) => {
+    if (origin === location.origin && data === "retry") client.retry();
+  });
+}
 showMessages();
 client.start();
 addEventListener("pagehide", () => client.stop());
