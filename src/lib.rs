@@ -13,9 +13,9 @@
 //! load                the load tester: clients of any dotNetify server, seen from outside
 //! control   logging   dialling lanes on tokio-uring, admin endpoint with the live picture, signals, certificates and keys read again
 //! config              file < environment < flags -> a Config valid by construction; memory budget
-//! shard               one core: the turn, accept, clients whatever carries them, lanes, delivery, connections handed over
+//! shard               one core: the turn, accept, clients whatever carries them, forwarding, lanes, delivery, connections handed over
 //! bus                 bounded queues with a doorbell, between shards and control plane, and between shards
-//! session  sys  tls   pure lives of connections | the kernel: ring, sockets, doorbell, probe | TLS without sockets, certificates
+//! session  sys  tls   pure lives of connections, routes, live view models | the kernel: ring, sockets, doorbell, probe | TLS without sockets, certificates
 //! identity  filter    who a client is: tokens verified, with keys and time as arguments | which messages go to an upstream
 //! proto mem metrics   pure codecs: proxy, http, ws, signalr, dotnetify | slab, frames, buffers, wheel | names, counters, exposition
 //! limits    ids       every bound with its reason | names of things, and time
@@ -40,11 +40,22 @@
 //! - **connection token**: what negotiate hands out as `<node_name>.<rest>` ([`session::token`]): signed, names node and shard, and begins one
 //!   connection. **Bearer token**: what says which **user** a client is ([`identity`]).
 //! - **hand-over**: a connection goes to the shard that owns the client it asks for, with its socket, its TLS and what was read.
-//! - **app server**: the dotNetify server behind the node; **upstream**: the configured entry for one.
-//! - **lane**: one persistent connection of a shard to the app server. A client is pinned to one lane of its own shard.
+//! - **app server**: a dotNetify server behind the node. **Upstream**: an entry of the configuration for one, or for several that stand
+//!   for each other, each with its **url**; clients are dealt over the urls. Upstreams stand in order, at most `limits::UPSTREAMS_MAX`.
+//! - **filter**: which messages go to an upstream, an expression over a message and its client ([`filter::Filter`]).
+//! - **halt**: a message that an upstream takes goes no further, unless it is a **mirror** (`halt_pipeline = false`). The upstream where a
+//!   message halts **answers**: its refusal is the client's, and losing it ends the client. A mirror may be lost at any time.
+//! - **Observer**: an upstream that sees messages without what they carry, and how the process does, and never answers: dotNetify's own
+//!   picture of its nodes.
+//! - **view model**: what a client asks an app server for, by its vmId. From its `Request_VM` to its `Dispose_VM` it is **live**, and goes
+//!   to the upstreams that were chosen for it at first ([`session::views`]).
+//! - **lane**: one persistent connection of a shard to a url of an upstream. A client is **pinned** to one lane of each upstream that it
+//!   has anything to do with, all of its own shard.
 //! - **origin id**: the connection id an app server knows a client by ([`ids::OriginId`]): shard, slot, generation and a keyed check.
 //!   It is not the `connectionId` that negotiate returns, and a stateful reconnect does not change it.
-//! - **hub id**: the id a lane gives itself, fresh at every connect ([`ids::HubId`]).
+//! - **hub id**: the id a lane gives itself, fresh at every connect ([`ids::HubId`]); or, as an option, one for all lanes of the node.
+//! - **hub**: the clients that an app server takes to be behind one hub id, with their groups and users: those of one lane, or, where the
+//!   lanes of the node share a hub id, of all lanes of a shard to one url.
 //! - **record**: one SignalR message with its framing.
 //! - **frame**: encoded outgoing bytes in [`mem::frames`], counted, queued on one connection or many. (WebSocket's frames are `ws` frames.)
 //! - **turn**: one round of a shard's loop: completions, timers, orders, lanes, sends.
@@ -64,13 +75,19 @@
 //!    and nothing is forwarded. A message that a stateful reconnect sends twice ends here.
 //! 4. Where users are known (`shard::authenticate`), `$headers` in the argument may name the client's user, and a `Request_VM` without a
 //!    user may be refused.
-//! 5. `shard::lane::Lane::request`: if the lane is up, nothing waits in front of it and its send queue is short, `proto::dotnetify::forward`
+//! 5. `shard::forwarding` finds the upstreams: those of the live view model (`session::views`), else those whose filters take the message
+//!    (`session::routing`), in order up to the first that halts, and the Observers. Where one app server takes everything there is
+//!    nothing to find. A request that no upstream answers is answered as dotNetify answers an unknown view model.
+//! 6. For each of them the client's lane is the one it is pinned to. If it is new there, it is the least loaded lane of the url with the
+//!    fewest clients for its weight, among those that are up. With `dispatch = "message"` it is the next one to the same url.
+//! 7. `shard::lane::Lane::request`: if the lane is up, nothing waits in front of it and its send queue is short, `proto::dotnetify::forward`
 //!    writes the `Invoke` once, straight into the lane's outgoing frame, in JSON or MessagePack: literals, the client's own JSON text
 //!    (escaped), hub id, time stamp, origin id, and the client's prepared context and claims. Otherwise the message waits in the lane's
-//!    queue, bounded in bytes and time.
-//! 6. A client that asked for a completion (`invocationId`) gets a null result at once, as from the original proxy. What comes of the
+//!    queue, bounded in bytes and time; for a mirror or an Observer nothing waits. What waits for a url that is down moves to another
+//!    that comes up, as long as its client has reached neither.
+//! 8. A client that asked for a completion (`invocationId`) gets a null result at once, as from the original proxy. What comes of the
 //!    call arrives as a `Response_VM`; so does a refusal, as a `ForwardingException`.
-//! 7. At the end of the turn `flush` sends everything queued for each dirty socket, sealed first where it has TLS, at most 256 sockets to a
+//! 9. At the end of the turn `flush` sends everything queued for each dirty socket, sealed first where it has TLS, at most 256 sockets to a
 //!    submission.
 //!
 //! App server to clients:
@@ -79,16 +96,20 @@
 //! 2. `proto::dotnetify::response::parse` turns `Response_VM [method, args, metadata]` into a `Delivery`, a closed enum of ranges.
 //! 3. `shard::delivery::LaneSide::deliver`: for one client, the origin id is opened (`ids::OriginKey::open`: no table) and the client's
 //!    frame is written to the end of its queue. For many, a group or users it is encoded once for each form among the addressed clients,
-//!    into frames that their queues refer to. Groups and users are the lane's own (`session::groups`). For a client with stateful
-//!    reconnect the frame is also kept until it is acknowledged (`session::resume::Outbound`).
+//!    into frames that their queues refer to. Groups and users are those of the lane's hub (`session::groups`), and an app server reaches
+//!    only clients that are pinned to its own upstream. Where all lanes of the node share a hub id, what is for many is relayed to the
+//!    other shards over the bus. For a client with stateful reconnect the frame is also kept until it is acknowledged
+//!    (`session::resume::Outbound`).
 //! 4. What is queued for a carried client moves to its carrier (`shard::carried`, `pump`): its WebSocket, its event stream, the poll that waits.
 //!    Without a carrier it waits for the next poll, or is what a reconnect replays.
 //! 5. A queue over its bound marks the client as too slow; it ends when the lane's bytes have been handled. All others leave in `flush`.
 //!
-//! Ends: a client's end takes it out of its lane's groups and, if anything of it was forwarded, sends `OnDisconnectedAsync` as its last
-//! message on that lane; while the lane is down the origin id waits as a notice. A lane's end (`Shard::lane_ends`) ends every client that
-//! had used it with a hub Close that allows reconnecting, and reports the loss to `control::plane`, which dials again and hands the new
-//! socket over the bus. What each end means to the peer, the metrics and the log is one map: `session::fault`.
+//! Ends: a client's end takes it out of its hubs' groups and sends `OnDisconnectedAsync` to every upstream that has seen anything of it, as
+//! its last message on its lane there; while no lane to that url is up it waits as a notice, and what was said a moment before a lane is
+//! lost is said again. The end of a lane that answers (`Shard::lane_ends`) ends every client that had used it with a hub Close that allows
+//! reconnecting; a mirror's clients stay, and begin anew there behind the end of what was. The loss is reported to `control::plane`, which
+//! dials again and hands the new socket over the bus; an Observer that cannot be reached is tried once a minute, by one lane for all. What
+//! each end means to the peer, the metrics and the log is one map: `session::fault`.
 #![cfg_attr(not(feature = "std"), no_std)]
 
 extern crate alloc;

@@ -35,8 +35,8 @@ pub const FILTER_PATTERN_BYTES_MAX: usize = 1024 * 1024;
 /// half of it, and reading that many takes a few milliseconds of the shard.
 pub const FILTER_VALUES_MAX: usize = 40_000;
 /// Steps that a filter may take over one message, one being a value looked at: what keeps a filter that looks through a list for every
-/// element of a list from holding up the shard. About 10 ms.
-pub const FILTER_STEPS_MAX: usize = 200_000;
+/// element of a list from holding up the shard. A step of a loop takes about 130 ns, so this is 13 ms at the most.
+pub const FILTER_STEPS_MAX: usize = 100_000;
 /// Other nodes in one picture. Each is asked once a second while somebody looks.
 pub const PEERS_MAX: usize = 64;
 /// Clients that one picture shows; above that it is a sample. What a browser lays out and draws at 60 frames a second.
@@ -54,13 +54,15 @@ pub const DETAIL_NAMES_MAX: usize = 256;
 pub const LOOK_MS: u64 = 1000;
 /// One look serves everybody who asks within this time, so that many open pages cost no more than one.
 pub const LOOK_KEPT_MS: u64 = 500;
-/// How long a node that did not answer in time is left in peace: the picture need not wait for it every second, and what is still
+/// How long a node that did not answer in time, twice in a row, is left in peace: the picture need not wait for it every second, and what is still
 /// under way for it in the system's resolver stays little.
 pub const PEER_REST_MS: u64 = 5_000;
 /// Longest answer of another node: 1024 lanes and 2000 clients take a quarter of it.
 pub const PEER_ANSWER_BYTES_MAX: usize = 1024 * 1024;
 /// View models one client may have at a time. A page has tens.
 pub const VIEWS_PER_CLIENT_MAX: u32 = 1024;
+/// Bytes of their names together, which clients choose: those of 1024 view models with 64 bytes each, or of a few long ones.
+pub const VIEW_NAMES_BYTES_MAX: usize = 64 * 1024;
 /// Descriptors beside clients and lanes: log, admin connections, resolver, and whatever a library opens.
 pub const DESCRIPTORS_SLACK: u32 = 64;
 /// Descriptors of one shard: ring, listener, doorbell, timer, and room for a handed-over socket.
@@ -219,7 +221,8 @@ pub const SEND_PARTS: usize = 16;
 pub const LANE_RECORD_BYTES_MAX: usize = 16 * 1024 * 1024;
 /// Bytes that may wait in a lane's send queue before further client messages wait in front of it instead.
 pub const LANE_SEND_BYTES_HIGH: u32 = 4 * 1024 * 1024;
-/// Disconnect notices kept for a lane that is down. One is an origin id; past the bound the oldest is dropped, counted as a leak.
+/// Disconnect notices kept for a lane: while it is down, and for a while after they were written. One is an origin id and a hub id; past
+/// the bound the oldest is dropped, counted as a leak if it had not been written.
 pub const LANE_NOTICES_MAX: usize = 65_536;
 /// A lane on which nothing at all arrived for this long is dead: SignalR's server timeout, two missed pings.
 pub const LANE_SILENCE_MS: u64 = 30_000;

@@ -1,11 +1,12 @@
 //! A forwarded Update_VM and its response allocate nothing on the shard's thread, once everything has been used once: of clients of
-//! both protocols over lanes of both, and over an event stream.
+//! both protocols over lanes of both, and over an event stream; with one upstream, and with several that filters choose from.
 //!
 //! The node runs in this process, so that its allocator can be this test's: it counts by thread.
 #![allow(unsafe_code)] // The trait of an allocator is unsafe to implement; nothing else here is.
 
 mod common;
 
+use common::fake::Fake;
 use common::web::{Events, NO_CLOCK, REQUEST, message_pack_call, update};
 use common::ws::{BINARY, FIN, Socket, TEXT, frame, record};
 use common::{App, wait_for};
@@ -76,7 +77,10 @@ fn counted(run: impl FnOnce()) -> u64 {
 fn allocates_nothing(what: &str, mut round: impl FnMut(u32)) {
     (0..200).for_each(&mut round);
     let allocations = counted(|| (200..1200).for_each(&mut round));
-    assert_eq!(allocations, 0, "allocations on the shard's thread for 1000 times {what}");
+    // What happens once a second may have met a message for the first time only now, and made a buffer longer. Once.
+    let again =
+        if (1..10).contains(&allocations) { counted(|| (1200..2200).for_each(&mut round)) } else { allocations };
+    assert_eq!(again, 0, "allocations on the shard's thread for 1000 times {what}, {allocations} before");
 }
 
 /// One after the other: a thread is found by its name.
@@ -111,6 +115,74 @@ fn updates_and_deliveries_allocate_nothing() {
             (app.figure("bindings") == 0).then_some(())
         });
     }
+    several_upstreams();
+}
+
+/// Filters on names and calls, a mirror and an Observer: updates of a view model that is live, and of one that nobody asked for, so that
+/// the filters decide on each.
+fn several_upstreams() {
+    let (app, other, mirror, observer) = (App::start(), Fake::start(), Fake::start(), Fake::start());
+    let file = format!(
+        r#"
+        listen = "127.0.0.1:0"
+        admin = "127.0.0.1:0"
+        shards = 1
+        [[upstream]]
+        name = "observer"
+        kind = "observer"
+        url = "{}"
+        connection_pool_size = 1
+        [[upstream]]
+        name = "mirror"
+        url = "{}"
+        filter = 'call_type == "Update_VM" || vm_id.startsWith("Hello")'
+        halt_pipeline = false
+        connection_pool_size = 1
+        [[upstream]]
+        name = "other"
+        url = "{}"
+        filter = 'vm_id.startsWith("Chat") && call_type != "Dispose_VM"'
+        connection_pool_size = 1
+        [[upstream]]
+        name = "app"
+        url = "{}"
+        filter = 'vm_id == "HelloWorldVM" || vm_id in ["A", "B"]'
+        "#,
+        observer.url(),
+        mirror.url(),
+        other.url(),
+        app.url()
+    );
+    let config =
+        Config::resolve(Some(("node.toml", &file)), std::iter::empty(), &RunFlags::default(), &Machine::probe());
+    let node = Node::start(config.expect("a valid configuration")).expect("a node");
+    for fake in [&other, &mirror, &observer] {
+        fake.has_lanes(1);
+    }
+    wait_for("the node to be ready", common::PATIENCE, || {
+        (common::get(node.admin(), "/ready").status == 200).then_some(())
+    });
+    let address = common::address(&node.listening()[0].to_string());
+    json_client("JSON, of one of several upstreams,", address);
+    message_pack_client("JSON, of one of several upstreams,", address);
+    // Not live: its filter takes it by its name, every time.
+    let mut client = Socket::connect(address);
+    client.send(&frame(FIN | TEXT, REQUEST));
+    client.response("the state", |data| data.get("FullName").is_some());
+    allocates_nothing("an update that filters decide on", |n| {
+        client.send(&record(r#"{"type":1,"target":"Update_VM","arguments":["ChatRoomVM",{}]}"#));
+        client.send(&record(r#"{"type":1,"target":"Update_VM","arguments":["Nobody",{}]}"#));
+        // Nobody answers it: what follows it is answered when it has been handled.
+        let name = format!("N{n:05}");
+        client.send(&record(&format!(
+            r#"{{"type":1,"target":"Update_VM","arguments":["HelloWorldVM",{{"FirstName":"{name}"}}]}}"#
+        )));
+        let full = format!("{name} World");
+        client.response("the new name", |data| data["FullName"] == full.as_str());
+    });
+    assert_eq!(other.hears_so_many(1200)[0].line(), "Update_VM ChatRoomVM");
+    assert!(mirror.heard().len() > 3600 && observer.heard().len() > 3600);
+    node.stop();
 }
 
 fn json_client(lanes: &str, address: SocketAddr) {

@@ -115,6 +115,53 @@ fn every_profile_passes_through_a_node_and_counts_what_the_node_counts() {
     }
 }
 
+/// Clients are tied to the url they were dealt to, so that those of a url that is stopped end with it; the others, and whoever comes
+/// meanwhile, notice nothing, and when it is back it gets clients again.
+#[test]
+fn of_three_urls_one_is_stopped_and_started_under_load() {
+    let mut apps: Vec<App> = (0..3).map(|_| App::start()).collect();
+    let stopped = apps[1].address;
+    let urls: Vec<String> = apps.iter().map(App::url).collect();
+    let node = Node::configured(&format!(
+        "shards = 2\n[[upstream]]\nname = \"three\"\nurls = {urls:?}\nconnection_pool_size = 2\n"
+    ));
+    let up = |url: &str| node.metric_where("signalring_upstream_up", &format!("url=\"{url}\""));
+    let all_up = || wait_for("every url", PATIENCE, || urls.iter().all(|url| up(url) == 1.0).then_some(()));
+    all_up();
+    let clients = |app: &App| app.figure("controllers");
+    let load = |run| {
+        let url = format!("http://{}", node.address);
+        let few = Options { clients: 60, run, ramp_up: Duration::ZERO, ..options(&url, Profile::Echo) };
+        load::start(few).expect("the load starts")
+    };
+
+    let first = load(Duration::from_secs(600));
+    wait_for("clients on all three", PATIENCE, || apps.iter().all(|app| clients(app) == 20).then_some(()));
+    drop(apps.remove(1));
+    wait_for("its clients to be told", PATIENCE, || (first.stats().total.disconnects == 20).then_some(()));
+    wait_for("the url to be left out", PATIENCE, || (up(&urls[1]) == 0.0).then_some(()));
+    // Who comes now is dealt over the other two, and misses nothing.
+    assert_passed(&load(Duration::from_secs(1)).finish());
+    wait_for("them to be gone", PATIENCE, || apps.iter().all(|app| clients(app) == 20).then_some(()));
+
+    apps.insert(1, App::start_at(stopped));
+    all_up();
+    let later = load(Duration::from_secs(600));
+    // 100 clients in all: the one that came back has none yet.
+    wait_for("the fewest to get most", PATIENCE, || {
+        let there: Vec<u64> = apps.iter().map(clients).collect();
+        (there.iter().sum::<u64>() == 100 && there.iter().all(|count| (30..=40).contains(count))).then_some(())
+    });
+    later.stop();
+    assert_passed(&later.finish());
+    first.stop();
+    let report = first.finish();
+    let Figures { disconnects, missed, duplicated, reordered, misdelivered, errors, .. } = report.total;
+    assert_eq!((disconnects, duplicated, reordered, misdelivered, errors), (20, 0, 0, 0, 0), "{report}");
+    // A pong may have been on its way to the url that stopped.
+    assert!(missed <= 20, "{report}");
+}
+
 #[test]
 fn two_servers_are_loaded_at_the_same_time_and_share_one_app_server() {
     let app = App::start();

@@ -119,7 +119,9 @@ fn two_nodes_are_one_picture_and_a_silent_third_delays_it_no_longer_than_its_dea
     assert_eq!(other["url"], format!("http://{}", far.address));
     assert_eq!((&third["clients"], third["admin"].as_str()), (&0.into(), Some(&*silent_address.to_string())));
     assert!(third["trouble"].as_str().is_some_and(|words| words.contains("within 1 s")), "{third}");
-    // Asked in vain, it is not waited for again at once.
+    // Asked twice in vain, it is not waited for again at once.
+    next_picture();
+    assert_eq!(near.picture("")["nodes"][2]["trouble"], third["trouble"]);
     next_picture();
     let begun = Instant::now();
     assert_eq!(near.picture("")["nodes"][2]["trouble"], third["trouble"]);
@@ -249,13 +251,16 @@ fn each_lane_is_shown_with_the_app_server_it_leads_to() {
     assert_eq!(app_servers[..2], [(first.clone(), app.url()), (first, second.url())]);
     assert_eq!(app_servers[2].0, "chat");
     let lanes = shown["lanes"].as_array().expect("a list");
-    for (index, state, clients) in [(0, "up", 3), (1, "up", 3), (2, "down", 0)] {
+    let mut clients_of = Vec::new();
+    for (index, state) in [(0, "up"), (1, "up"), (2, "down")] {
         let own: Vec<&Value> = lanes.iter().filter(|lane| lane["app_server"] == index).collect();
         assert_eq!(own.len() as u64, LANES, "lanes to app server {index}");
         assert!(own.iter().all(|lane| (lane["state"] == "up") == (state == "up")), "{own:?}");
-        let pinned: u64 = own.iter().map(|lane| lane["clients"].as_u64().expect("a number")).sum();
-        assert_eq!(pinned, clients, "clients are dealt over the urls of the upstream that takes their messages");
+        clients_of.push(own.iter().map(|lane| lane["clients"].as_u64().expect("a number")).sum::<u64>());
     }
+    // Each shard deals its own clients over the urls of the upstream that takes their messages.
+    assert_eq!((clients_of[0] + clients_of[1], clients_of[2]), (6, 0));
+    assert!(clients_of[0] >= 2 && clients_of[1] >= 2, "{clients_of:?}");
     drop(clients);
 }
 

@@ -174,8 +174,8 @@ impl Budget {
                 "many view models",
                 Worst,
                 connections,
-                (VIEWS_PER_CLIENT_MAX as usize - 1) * VIEW_BYTES,
-                "further requests are refused; names apart",
+                (VIEWS_PER_CLIENT_MAX as usize - 1) * VIEW_BYTES + 2 * VIEW_NAMES_BYTES_MAX,
+                "further requests are refused; names stand twice",
             ),
             term(
                 "client send queues",
@@ -225,7 +225,7 @@ impl Budget {
                 Worst,
                 lanes * LANE_NOTICES_MAX as u64,
                 shard::NOTICE_BYTES,
-                "of lanes that are down; then the oldest is dropped",
+                "for each lane, waiting or told lately; then the oldest is dropped",
             ),
             term(
                 "admin requests",

@@ -171,7 +171,7 @@ settings! {
     Listen, Top, "listen", "LISTEN", "listen", Kind::Listeners, "127.0.0.1:5000",
         "Addresses clients connect to, one or a list; 0.0.0.0:PORT for every interface, https://IP:PORT with TLS, unix:/PATH for a proxy on this machine";
     Admin, Top, "admin", "ADMIN", "admin", Kind::Address, "127.0.0.1:9090",
-        "Address of the admin endpoint (/health, /ready, /metrics); it asks for no password, keep it on loopback or a private network";
+        "Address of the admin endpoint (/health, /ready, /metrics, /picture); it asks for no password, keep it on loopback or a private network";
     Peers, Top, "peers", "PEERS", "peer", Kind::Peers, "none",
         "Admin addresses of other nodes that the live picture shows together with this one";
     Shards, Top, "shards", "SHARDS", "shards", Kind::Count { min: 1, max: SHARDS_MAX as u32 }, "one a core",

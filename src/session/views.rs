@@ -2,7 +2,7 @@
 //!
 //! A view model is one entry in a table, linked into its client's list in the order of the requests; names are kept once, since all
 //! clients of one page have the same view models. A client without any costs four bytes.
-use crate::limits::VIEWS_PER_CLIENT_MAX;
+use crate::limits::{VIEW_NAMES_BYTES_MAX, VIEWS_PER_CLIENT_MAX};
 use std::collections::HashMap;
 
 const NONE: u32 = u32::MAX;
@@ -66,7 +66,7 @@ pub enum Opened {
     New,
     /// Requested again, which is no change (contract 1.3).
     Already,
-    /// The client has `VIEWS_PER_CLIENT_MAX` view models.
+    /// The client has `VIEWS_PER_CLIENT_MAX` view models, or with this one their names would have more than `VIEW_NAMES_BYTES_MAX`.
     TooMany,
 }
 
@@ -106,17 +106,19 @@ impl Views {
     }
 
     pub fn open(&mut self, list: &mut ViewList, name: &[u8], upstreams: Upstreams) -> Opened {
-        let (mut count, mut last, mut at) = (0, NONE, list.0);
+        let (mut count, mut bytes, mut last, mut at) = (0, name.len(), NONE, list.0);
         while at != NONE {
             let view = self.views[at as usize];
-            if *self.names[view.name as usize].text == *name {
+            let text = &self.names[view.name as usize].text;
+            if **text == *name {
                 return Opened::Already;
             }
             count += 1;
+            bytes += text.len();
             last = at;
             at = view.next;
         }
-        if count >= VIEWS_PER_CLIENT_MAX {
+        if count >= VIEWS_PER_CLIENT_MAX || bytes > VIEW_NAMES_BYTES_MAX {
             return Opened::TooMany;
         }
         let view = View { name: self.name(name), next: NONE, upstreams };
@@ -264,5 +266,17 @@ mod tests {
         views.close(&mut list, b"7");
         assert_eq!(views.open(&mut list, b"x", Upstreams(1)), Opened::New);
         assert_eq!(views.len(), VIEWS_PER_CLIENT_MAX as usize);
+
+        // However few they are, their names take so much and no more.
+        let mut list = ViewList::default();
+        let name = |n: u8| vec![n; VIEW_NAMES_BYTES_MAX / 4];
+        for n in 0..4 {
+            assert_eq!(views.open(&mut list, &name(n), Upstreams(1)), Opened::New);
+        }
+        assert_eq!(views.open(&mut list, b"x", Upstreams(1)), Opened::TooMany);
+        assert_eq!(views.open(&mut list, &name(1), Upstreams(1)), Opened::Already);
+        views.close(&mut list, &name(1));
+        assert_eq!(views.open(&mut list, b"x", Upstreams(1)), Opened::New);
+        assert_eq!(views.names.len() - views.free_names.len(), VIEWS_PER_CLIENT_MAX as usize + 3);
     }
 }

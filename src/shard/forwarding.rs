@@ -242,7 +242,7 @@ impl ClientSide<'_> {
                 items: items_of(user, upstreams.get(upstream).protocol),
             };
             let hub_id = if is_observer { self.hub_id() } else { None };
-            self.lanes[index].disconnected(&self.origin, hub_id.as_ref(), shown, &mut self.gate);
+            self.lanes[index].disconnected(self.now, &self.origin, hub_id.as_ref(), shown, &mut self.gate);
         }
     }
 }
@@ -347,30 +347,30 @@ impl<I: Io> Shard<I> {
             process_memory: usage.process_memory,
             total_memory: usage.total_memory,
         };
-        let mut hub_ids = Vec::new();
-        for lane in lanes.iter() {
-            let (upstream, index) = (settings.upstreams.of(lane.place), usize::from(lane.place.upstream.0));
-            // What all shards share the first one tells.
-            let is_told_elsewhere = upstream.hub_scope == HubScope::Node && settings.shard.0 != 0;
-            if let Some(hub_id) = lane.hub_id()
-                && lane.is_up()
-                && !settings.upstreams.routes.is_observer(index)
-                && !is_told_elsewhere
-                && !hub_ids.contains(hub_id)
-            {
-                hub_ids.push(*hub_id);
-            }
-        }
         let mut gate = super::lane::Gate { settings, frames, dirty, random, clock, metrics };
         let mut told = None;
-        for lane in lanes.iter_mut() {
-            let is_observer = settings.upstreams.routes.is_observer(usize::from(lane.place.upstream.0));
+        for observer in 0..lanes.len() {
+            let lane = &lanes[observer];
             // Each url is an Observer of its own, and its lanes stand together.
-            if !is_observer || told == Some(lane.place) || !lane.is_up() {
+            if !settings.upstreams.routes.is_observer(lane.upstream()) || told == Some(lane.place) || !lane.is_up() {
                 continue;
             }
             told = Some(lane.place);
-            hub_ids.iter().for_each(|hub_id| lane.report(hub_id, &telemetry, &mut gate));
+            for index in 0..lanes.len() {
+                if let Some(hub_id) = hub_to_tell(&lanes[..=index], settings) {
+                    lanes[observer].report(&hub_id, &telemetry, &mut gate);
+                }
+            }
         }
     }
+}
+
+/// The hub id of the last of these lanes, unless one of the others or another shard tells of it.
+fn hub_to_tell(lanes: &[Lane], settings: &Settings) -> Option<HubId> {
+    let (lane, before) = lanes.split_last()?;
+    let hub_id = lane.hub_id().filter(|_| lane.is_up() && !settings.upstreams.routes.is_observer(lane.upstream()))?;
+    let is_shared = settings.upstreams.of(lane.place).hub_scope == HubScope::Node;
+    // What all shards share the first one tells, once.
+    let is_told = || before.iter().any(|other| other.is_up() && other.hub_id() == Some(hub_id));
+    (!is_shared || settings.shard.0 == 0 && !is_told()).then_some(*hub_id)
 }

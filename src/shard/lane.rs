@@ -61,6 +61,8 @@ pub(super) struct Lane {
     incarnation: u32,
     /// Of this incarnation, or of the last one.
     hub_id: Option<HubId>,
+    /// Whose message it carried last.
+    last: Option<SlotKey>,
     /// Clients pinned to it.
     pub(super) clients: u32,
     /// Records to and from the app server; wrap around.
@@ -71,6 +73,8 @@ pub(super) struct Lane {
     waiting_bytes: u32,
     /// Clients that are gone while nobody could be told.
     notices: VecDeque<Notice>,
+    /// Those who were told of lately, oldest first: what was written to a lane that is lost may never have arrived.
+    told: VecDeque<Notice>,
     /// Lost, and the control plane has not been told: that waits for the old socket to be closed.
     unreported: bool,
     next_time: Time,
@@ -92,12 +96,14 @@ pub(super) fn lanes(settings: &Settings) -> (Vec<Lane>, Vec<Hub>) {
                 state: State::Down,
                 incarnation: 0,
                 hub_id: None,
+                last: None,
                 clients: 0,
                 sent: 0,
                 received: 0,
                 waiting: VecDeque::new(),
                 waiting_bytes: 0,
                 notices: VecDeque::new(),
+                told: VecDeque::new(),
                 unreported: false,
                 next_time: Time::default(),
             });
@@ -149,6 +155,8 @@ impl Waiting {
 /// A client that is gone.
 pub(super) struct Notice {
     origin: OriginId,
+    /// When it was written to the lane, if it was.
+    at: Time,
     /// Behind which an Observer saw it; None: the lane's own.
     hub_id: Option<HubId>,
 }
@@ -247,6 +255,7 @@ impl Lane {
         gate: &mut Gate<'_>,
     ) -> Result<bool, Refusal> {
         if self.is_free() {
+            self.last = Some(from.client);
             return self.write(&message.forward(), None, from.origin, from.shown, gate).map(|()| true);
         }
         if !gate.settings.upstreams.routes.is_answering(self.upstream()) {
@@ -286,15 +295,30 @@ impl Lane {
     /// The last message of a client that reached the app server on this lane.
     pub(super) fn disconnected(
         &mut self,
+        now: Time,
         origin: &OriginId,
         hub_id: Option<&HubId>,
         shown: Shown<'_>,
         gate: &mut Gate<'_>,
     ) {
+        let notice = Notice { origin: *origin, at: now, hub_id: hub_id.copied() };
         if self.is_free() && self.write(&Forward::Disconnected, hub_id, origin, shown, gate).is_ok() {
-            return;
+            return self.remember(notice);
         }
-        self.notice(Notice { origin: *origin, hub_id: hub_id.copied() }, gate);
+        self.notice(notice, gate);
+    }
+
+    /// Keeps a notice that has been written for as long as the lane may be dead without our knowing. Nothing says that it arrived, an app
+    /// server that never hears it keeps the client's view models for good (contract 4.5), and hearing it twice is harmless (contract
+    /// 2.5).
+    fn remember(&mut self, notice: Notice) {
+        let silence = Duration::from_millis(LANE_SILENCE_MS);
+        while let Some(oldest) = self.told.front()
+            && (oldest.at.after(silence) <= notice.at || self.told.len() + self.notices.len() >= LANE_NOTICES_MAX)
+        {
+            self.told.pop_front();
+        }
+        self.told.push_back(notice);
     }
 
     /// The app server hears of a client's end before anything else, once it can.
@@ -411,7 +435,7 @@ impl Lane {
         while let State::Up(link) = &self.state
             && link.socket.queue.bytes() < LANE_SEND_BYTES_HIGH
         {
-            if let Some(Notice { origin, hub_id }) = self.notices.pop_front() {
+            if let Some(Notice { origin, hub_id, .. }) = self.notices.pop_front() {
                 // Cannot be too large: the minimal context has a few dozen bytes.
                 let context = match gate.settings.upstreams.of(self.place).route.kind {
                     UpstreamKind::AppServer => Tail::Unknown,
@@ -419,6 +443,7 @@ impl Lane {
                 };
                 let shown = Shown { context, items: Items::default() };
                 let _ = self.write(&Forward::Disconnected, hub_id.as_ref(), &origin, shown, gate);
+                self.remember(Notice { origin, at: now, hub_id });
                 continue;
             }
             let Some(waiting) = self.waiting.pop_front() else { return };
@@ -428,6 +453,7 @@ impl Lane {
                 continue;
             };
             gate.metrics.observe_us(Histogram::QueueWait, now.since(waiting.since).as_micros() as u64);
+            self.last = Some(waiting.client);
             let (origin, upstream) = (client.origin, self.upstream());
             let shown = client.shown(&gate.settings.upstreams, upstream);
             match self.write(&waiting.message().forward(), None, &origin, shown, gate) {
@@ -615,7 +641,23 @@ impl<I: Io> Shard<I> {
         let other = siblings.find(|other| lanes[*other].is_up()).unwrap_or(usize::from(index.0));
         let Upstream { name: upstream_name, route, .. } = settings.upstreams.get(upstream);
         let mut gate = Gate { settings, frames, dirty, random, clock, metrics };
+        let silence = Duration::from_millis(LANE_SILENCE_MS);
+        for notice in core::mem::take(&mut lanes[index.0 as usize].told) {
+            if notice.at.after(silence) > now {
+                lanes[other].notice(notice, &mut gate);
+            }
+        }
         let mut told = 0u32;
+        // The app server disposes of the view models of whoever spoke last on the lane (contract 4.4). That is one of its own clients,
+        // unless messages are dealt one by one.
+        if let Some(last) = lanes[usize::from(index.0)].last.take()
+            && settings.upstreams.routes.is_answering(upstream)
+            && let Some(Conn { stage: Stage::Client(client), .. }) = conns.get(last)
+            && client.pins[upstream].lane != Some(index)
+        {
+            ending.push((last, End::LaneLost));
+            told += 1;
+        }
         for slot in 0..conns.slots() {
             let Some(Conn { socket, stage: Stage::Client(client) }) = conns.at_mut(slot) else { continue };
             if client.pins[upstream].lane != Some(index) || !client.pins[upstream].forwarded {
@@ -628,7 +670,7 @@ impl<I: Io> Shard<I> {
                 // What it answers is nothing that clients wait for, so they stay, and begin anew there with their next message: behind
                 // the end of what was, on the same lane, and in no group of the lane that is gone.
                 let shown = client.shown(&settings.upstreams, upstream);
-                lanes[other].disconnected(&client.origin, None, shown, &mut gate);
+                lanes[other].disconnected(now, &client.origin, None, shown, &mut gate);
                 let Client { pins, user, .. } = client;
                 pins[upstream].forwarded = false;
                 pins[upstream].repin(socket.key, Some(other), user.as_deref(), lanes, hubs);

@@ -331,7 +331,7 @@ pub fn unpack(bytes: &mut &[u8]) -> Value {
         0xc0 => Value::Null,
         0xc2 | 0xc3 => json!(first == 0xc3),
         0xcb => json!(f64::from_be_bytes(take(bytes, 8).try_into().expect("8 bytes"))),
-        0xcc | 0xcd | 0xce | 0xcf => json!(number(bytes, 1 << (first - 0xcc))),
+        0xcc..=0xcf => json!(number(bytes, 1 << (first - 0xcc))),
         0xd9..=0xdb => {
             let length = number(bytes, 1 << (first - 0xd9));
             text(bytes, length as usize)

@@ -144,7 +144,9 @@ pub(super) struct Picture {
 struct Known {
     /// What it last said it is, so that one that is away keeps its place.
     brief: NodeShown,
-    /// It did not answer in time, and is not asked again before.
+    /// It did not answer in time, the last time.
+    was_silent: bool,
+    /// ... twice, and is not asked again before.
     rests_until: Option<Instant>,
 }
 
@@ -315,7 +317,7 @@ impl Picture {
         let known = self.known.borrow().get(address).cloned();
         let mut known = known.unwrap_or_else(|| {
             let brief = NodeShown { name: address.into(), admin: address.into(), ..NodeShown::default() };
-            Known { brief, rests_until: None }
+            Known { brief, was_silent: false, rests_until: None }
         });
         if known.rests_until.is_some_and(|until| Instant::now() < until) {
             return known.brief;
@@ -327,7 +329,11 @@ impl Picture {
                 .map_err(|_| Trouble::Other(format!("it answers something else: {FOREIGN}"))),
             status => Err(Trouble::Other(format!("it answers with status {status}: {FOREIGN}"))),
         });
-        known.rests_until = None;
+        // Once may be chance on a busy machine.
+        let is_silent = matches!(node, Err(Trouble::Silent(_)));
+        let rest = Instant::now() + Duration::from_millis(PEER_REST_MS);
+        known.rests_until = (is_silent && known.was_silent).then_some(rest);
+        known.was_silent = is_silent;
         let shown = match node {
             Ok(mut node) => {
                 node.admin = address.to_string();
@@ -345,9 +351,6 @@ impl Picture {
                 node
             }
             Err(trouble) => {
-                if let Trouble::Silent(_) = trouble {
-                    known.rests_until = Some(Instant::now() + Duration::from_millis(PEER_REST_MS));
-                }
                 known.brief.trouble = Some(trouble.words());
                 known.brief.clone()
             }
