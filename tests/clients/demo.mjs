@@ -120,11 +120,15 @@ test("the demonstration is seen, stopped and started again", { timeout: 110_000 
   await state(tab, "app", "stopped");
   for (const node of [1, 2]) await says(live(tab, node), "#status", /^(waiting for the app server|reconnecting)$/);
   await says(tab, "#active", new RegExp(`^0 of ${CLIENTS}$`));
-  await tab.waitForTimeout(2500);
+  // They have come back, and a node without its app server refuses in the end; that is not the end of them.
+  for (const node of [1, 2]) await says(live(tab, node), "#notice", /^ForwardingException: The app server could not be reached/);
   await photograph(tab, "app-server-stopped");
   await tab.locator("#app button").press("Enter");
   await state(tab, "app", "running");
-  for (const node of [1, 2]) await says(live(tab, node), "#status", /^connected$/);
+  for (const node of [1, 2]) {
+    await says(live(tab, node), "#status", /^connected$/);
+    await says(live(tab, node), "#notice", /^$/);
+  }
   await says(tab, "#active", new RegExp(`^${CLIENTS} of ${CLIENTS}$`));
   await talk(1, "There we are again");
 

@@ -8,6 +8,8 @@ const RETRY_MS = [2000, 5000, 10000];
 const PING_MS = 15000;
 const SERVER_TIMEOUT_MS = 30000;
 const CONNECT_TIMEOUT_MS = 10000;
+// A node without its app server refuses a request after a while; the view model is asked for again after this.
+const AGAIN_MS = 5000;
 
 export class Hub {
   #url;
@@ -19,6 +21,7 @@ export class Hub {
   #isWaiting = false;
   #pingTimer = 0;
   #silenceTimer = 0;
+  #againTimer = 0;
   #stopped = false;
   // Grows with every attempt: what an earlier one still delivers is not listened to.
   #attempt = 0;
@@ -44,7 +47,7 @@ export class Hub {
 
   // Does not wait for the next attempt's time: something is known to have come back.
   retry() {
-    if (!this.#isWaiting) return;
+    if (!this.#isWaiting) return this.#requestMissing();
     clearTimeout(this.#retryTimer);
     this.#isWaiting = false;
     this.#connect();
@@ -52,7 +55,7 @@ export class Hub {
 
   // Connects a view model; `onData(data)` gets each response as an object. `argument()` is asked anew at each request.
   request(vmId, argument, onData) {
-    this.#viewModels.set(vmId, { argument, onData });
+    this.#viewModels.set(vmId, { argument, onData, isThere: false });
     this.#invoke("Request_VM", [vmId, { $vmArg: argument() }]);
   }
 
@@ -74,6 +77,8 @@ export class Hub {
         credentials: "include",
         headers: { "X-Requested-With": "XMLHttpRequest" },
         signal: AbortSignal.timeout(CONNECT_TIMEOUT_MS),
+      }).catch(() => {
+        throw new Error("the node does not answer");
       });
       if (!response.ok) throw new Error(`negotiate answered ${response.status}`);
       const answer = await response.json();
@@ -122,8 +127,16 @@ export class Hub {
     this.#retries = 0;
     this.#pingTimer = setInterval(() => this.#send({ type: 6 }), PING_MS);
     this.#send({ type: 6 });
-    for (const [vmId, { argument }] of this.#viewModels) this.#invoke("Request_VM", [vmId, { $vmArg: argument() }]);
+    for (const viewModel of this.#viewModels.values()) viewModel.isThere = false;
+    this.#requestMissing();
     this.#onState("connected");
+  }
+
+  #requestMissing() {
+    clearTimeout(this.#againTimer);
+    for (const [vmId, { argument, isThere }] of this.#viewModels) {
+      if (!isThere) this.#invoke("Request_VM", [vmId, { $vmArg: argument() }]);
+    }
   }
 
   #receive(message) {
@@ -131,8 +144,15 @@ export class Hub {
     if (message.type !== 1 || message.target.toLowerCase() !== "response_vm") return;
     const [[vmId, data]] = message.arguments;
     const viewModel = this.#viewModels.get(vmId);
-    if (viewModel) viewModel.onData(JSON.parse(data));
-    else this.#invoke("Dispose_VM", [vmId]);
+    if (!viewModel) return this.#invoke("Dispose_VM", [vmId]);
+    const values = JSON.parse(data);
+    if (!values.ExceptionType) {
+      viewModel.isThere = true;
+    } else if (!viewModel.isThere) {
+      clearTimeout(this.#againTimer);
+      this.#againTimer = setTimeout(() => this.#requestMissing(), AGAIN_MS);
+    }
+    viewModel.onData(values);
   }
 
   #invoke(target, values) {
@@ -165,6 +185,7 @@ export class Hub {
   #drop() {
     clearInterval(this.#pingTimer);
     clearTimeout(this.#silenceTimer);
+    clearTimeout(this.#againTimer);
     this.#socket?.close();
     this.#socket = null;
   }

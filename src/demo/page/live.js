@@ -33,6 +33,7 @@ const client = new Hub(`${node}/dotnetify`, (state, error) => {
 });
 
 function show(state) {
+  if (byId("status").dataset.state === "waiting" && state === "connected") notice();
   byId("status").dataset.state = state;
   byId("status").textContent = state === "waiting" ? "waiting for the app server" : state;
   byId("chat-send").disabled = state !== "connected";
