@@ -1064,6 +1064,7 @@ fn whoever_spoke_last_on_a_lost_lane_is_asked_to_come_back_wherever_it_belongs()
         } {}
     }
     app.cut(third);
+    counts(&node, "client_ends", "reason=\"lane_lost\"", 1);
     let (mut last, last_origin, _) = clients.remove(1);
     assert_eq!(last.record("the Close")["allowReconnect"], true);
     assert_eq!(app.hears(&["OnDisconnectedAsync"])[0].origin(), last_origin);
