@@ -330,7 +330,7 @@ impl<I: Io> Shard<I> {
         }
     }
 
-    /// Once a second, on the second, Observers are told how the process does, under each hub id that they see clients behind. (contract
+    /// Once a second, on the second, Observers are told how the process does, under each hub id that they see clients behind (contract
     /// 7.2).
     pub(super) fn tell_observers(&mut self) {
         let second = self.clock.unix_seconds();
