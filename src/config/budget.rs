@@ -4,6 +4,7 @@
 //! customary instead, because nothing here decides them; they stand at the end of the constants, each with where it is from.
 use super::Config;
 use crate::bus::{self, ControlOrder, ShardOrder};
+use crate::filter::Needs;
 use crate::limits::*;
 use crate::session::groups::MEMBERSHIP_BYTES;
 use crate::session::views::VIEW_BYTES;
@@ -17,6 +18,10 @@ const RECV_BYTES: usize = RECV_BUFFER_BYTES as usize + BUFFER_ENTRY_BYTES;
 const LANE_RECV_BYTES: usize = LANE_RECV_BUFFER_BYTES as usize + BUFFER_ENTRY_BYTES;
 /// A context with the headers of a browser (contract 3.3).
 const CONTEXT_BYTES_USUAL: usize = 1300;
+/// A head of bytes that are no UTF-8, each of which becomes a character of three.
+const SEEN_BYTES_MAX: usize = 3 * HTTP_HEAD_BYTES_MAX;
+/// Of a token three quarters are text behind base64, and a list of digits takes the most: two bytes a value.
+const CLAIMS_BYTES_MAX: usize = TOKEN_BYTES_MAX * 3 / 4 / 2 * size_of::<serde_json::Value>();
 /// Kernel memory of an idle TCP socket and its file, and of the poll armed on it, as counted in /proc/slabinfo on Linux 6.18
 /// (`reference/io-architecture.md`, sections 0 and 2).
 const SOCKET_KERNEL_BYTES: usize = 3850 + 288;
@@ -74,6 +79,8 @@ impl Budget {
         ]
         .map(|bytes| bytes as usize);
         let transports = config.hub.transports;
+        let filters = config.upstreams.iter().filter_map(|upstream| upstream.filter.as_ref());
+        let needs = filters.fold(Needs::default(), |needs, filter| needs.with(filter.needs()));
         let stateful = config.hub.allow_stateful_reconnects && transports.web_sockets;
         let https = config.listen.iter().any(|listener| listener.tls);
         // A term whose count is 0 is left out below.
@@ -162,6 +169,20 @@ impl Budget {
                 contexts,
                 CONTEXT_BYTES_MAX - CONTEXT_BYTES_USUAL,
                 "of larger ones the headers are left out",
+            ),
+            term(
+                "what filters see of requests",
+                Worst,
+                each(needs.headers || needs.path, connections),
+                SEEN_BYTES_MAX,
+                "path and headers that filters ask for; equal ones once",
+            ),
+            term(
+                "what filters see of users",
+                Worst,
+                each(needs.claims, connections),
+                CLAIMS_BYTES_MAX,
+                "claims of their tokens, all of them",
             ),
             term(
                 "many groups",
@@ -378,6 +399,24 @@ mod tests {
         ] {
             assert_eq!((count(&one, name), count(&several, name)), (of_one, of_several), "{name}");
         }
+    }
+
+    #[test]
+    fn filters_pay_for_what_they_look_at() {
+        let kept = |filter: &str| {
+            let file = format!(
+                "[identity]\nsigning_key = \"a secret of thirty-two bytes....\"\n[[upstream]]\nurl = \"http://a\"\nfilter = '{filter}'\n"
+            );
+            let machine = Machine { cores: 1, nofile: 1 << 22 };
+            let config =
+                Config::resolve(Some(("f", &file)), std::iter::empty(), &RunFlags::default(), &machine).unwrap();
+            let terms = Budget::of(&config).terms;
+            let kept = terms.iter().filter(|term| term.name.starts_with("what filters see of "));
+            kept.map(|term| term.name.rsplit(' ').next().unwrap()).collect::<Vec<_>>().join(" ")
+        };
+        assert_eq!(kept("vm_id == \"A\" && user == \"b\""), "");
+        assert_eq!(kept("headers.x == \"A\""), "requests");
+        assert_eq!(kept("path == \"/\" && \"role\" in claims"), "requests users");
     }
 
     #[test]
