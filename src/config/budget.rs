@@ -7,6 +7,7 @@ use crate::bus::{self, ControlOrder, ShardOrder};
 use crate::filter::Needs;
 use crate::limits::*;
 use crate::session::groups::MEMBERSHIP_BYTES;
+use crate::session::routing::HubScope;
 use crate::session::views::VIEW_BYTES;
 use crate::sys::ring::{BUFFER_ENTRY_BYTES, RING_BYTES, SENDS_BYTES};
 use crate::{metrics, shard};
@@ -81,6 +82,7 @@ impl Budget {
         let transports = config.hub.transports;
         let filters = config.upstreams.iter().filter_map(|upstream| upstream.filter.as_ref());
         let needs = filters.fold(Needs::default(), |needs, filter| needs.with(filter.needs()));
+        let shares_hub = config.upstreams.iter().any(|upstream| upstream.hub_id == HubScope::Node);
         let stateful = config.hub.allow_stateful_reconnects && transports.web_sockets;
         let https = config.listen.iter().any(|listener| listener.tls);
         // A term whose count is 0 is left out below.
@@ -235,6 +237,13 @@ impl Budget {
             ),
             term("lane messages in pieces", Worst, lanes, LANE_RECORD_BYTES_MAX, "a larger one ends the lane"),
             term(
+                "records between shards",
+                Worst,
+                each(shares_hub, each(shards > 1, shards)),
+                RELAY_BYTES_MAX,
+                "for many, with hub_id = node; then they are dropped",
+            ),
+            term(
                 "kept frames",
                 Worst,
                 shards,
@@ -385,7 +394,7 @@ mod tests {
         };
         let one = of("[[upstream]]\nurl = \"https://a\"\n");
         let several = of(
-            "[[upstream]]\nurls = [\"https://a\", \"http://b\"]\n[[upstream]]\nurl = \"http://c\"\nconnection_pool_size = 1\n\
+            "[[upstream]]\nurls = [\"https://a\", \"http://b\"]\n[[upstream]]\nurl = \"http://c\"\nconnection_pool_size = 1\nhub_id = \"node\"\n\
              [[upstream]]\nkind = \"observer\"\nurl = \"http://o\"\nconnection_pool_size = 2\n",
         );
         let connections = count(&one, "client slots");
@@ -396,6 +405,7 @@ mod tests {
             ("client contexts", connections, 2 * connections),
             ("large contexts", connections, 2 * connections),
             ("view models", connections, connections),
+            ("records between shards", 0, 2),
         ] {
             assert_eq!((count(&one, name), count(&several, name)), (of_one, of_several), "{name}");
         }
