@@ -11,7 +11,7 @@ use crate::bus::{ControlOrder, Receiver, Sender, ShardOrder, Unsent};
 use crate::config::Config;
 use crate::ids::{LaneKey, LanePlace, UpstreamIndex};
 use crate::limits::{STOP_MS, USAGE_LOOK_MS};
-use crate::metrics::process::ProcessStats;
+use crate::metrics::process::{ProcessStats, Usage};
 use crate::metrics::{LaneInfo, LaneState, NodeInfo, Published};
 use crate::session::routing::UpstreamKind;
 use core::cell::{Cell, RefCell};
@@ -276,9 +276,11 @@ impl Keeper {
 
 /// Measures what the process uses, for ever.
 async fn measure(stats: Arc<ProcessStats>, state: Rc<State>) {
+    // Processors are measured over an interval, and that since the start is too short to mean anything.
+    stats.set(Usage { process_cpu: None, total_cpu: None, ..state.meter.measure() });
     loop {
-        stats.set(state.meter.measure());
         tokio::time::sleep(Duration::from_millis(USAGE_LOOK_MS)).await;
+        stats.set(state.meter.measure());
     }
 }
 
