@@ -607,6 +607,30 @@ fn a_request_that_waited_in_vain_holds_nothing() {
     leave(client);
 }
 
+#[test]
+fn a_request_that_waited_in_vain_does_not_end_what_a_later_one_began() {
+    let rest = Fake::start();
+    let node = start(
+        "[limits]\nupstream_queue_timeout = \"2s\"",
+        &[upstream("gold", &refused(), "filter = 'has(data.Plan)'"), upstream("rest", &rest.url(), "")],
+        5,
+    );
+    let mut client = Socket::connect(node.address);
+    let ask = call("Request_VM", "\"P\",{\"Plan\":\"gold\"}");
+    client.send(&ask);
+    std::thread::sleep(Duration::from_secs(1));
+    client.send(&[dispose("P"), ask].concat());
+    let (vm, data) = response(&mut client);
+    assert_eq!((vm.as_str(), &json_of(&data)["ExceptionType"]), ("P", &json!("ForwardingException")));
+    // It waits for the same app server as the second request, and is refused behind it.
+    client.send(&update("P", "{}"));
+    for _ in 0..3 {
+        assert_eq!(response(&mut client).0, "P");
+    }
+    rest.hears(&[]);
+    leave(client);
+}
+
 // ---- Lost lanes -------------------------------------------------------------------------------------------------------
 
 #[test]
