@@ -547,7 +547,8 @@ fn a_mirror_that_is_dead_in_any_way_costs_nobody_anything() {
             upstream("hole", &hole_url, lines),
             upstream("deaf", &deaf.url(), lines),
             upstream("observer", &refused(), "kind = \"observer\""),
-            upstream("live", &live.url(), ""),
+            // It is not to be flooded.
+            upstream("live", &live.url(), "filter = 'vm_id != \"Flood\"'"),
         ],
         6,
     );
@@ -555,9 +556,8 @@ fn a_mirror_that_is_dead_in_any_way_costs_nobody_anything() {
     let before = p99(&mut client, "before");
     deaf.reads(false);
     let mut talker = hello(&node);
-    // The live one is not to be flooded.
     for round in 0..16 {
-        flood(&mut talker, "HelloWorldVM", 50);
+        flood(&mut talker, "Flood", 50);
         talker.send(&update("HelloWorldVM", &format!("{{\"FirstName\":\"R{round}\"}}")));
         let full = format!("R{round} World");
         talker.response("the name", |data| data["FullName"] == full.as_str());
