@@ -244,6 +244,9 @@ pub const USED_TOKENS_MAX: usize = 65_536;
 pub const GROUPS_PER_CLIENT_MAX: u32 = 1024;
 /// Orders waiting for a shard, from the control plane and from other shards, and for the control plane.
 pub const BUS_ORDERS: usize = 1024;
+/// Bytes of records that are under way to one shard from the others, where the lanes of a node share a hub id: two of the largest. A shard
+/// that takes its orders has none of them before it for longer than a turn, and one that is stuck must not hold gigabytes.
+pub const RELAY_BYTES_MAX: usize = 2 * LANE_RECORD_BYTES_MAX;
 /// Connections of the admin endpoint at once: operators and scrapers, not clients.
 pub const ADMIN_CONNECTIONS_MAX: usize = 64;
 /// What `signalring health` reads of an answer: a head and the line that says what is wrong.

@@ -4,7 +4,7 @@
 use proptest::prelude::*;
 use proptest::strategy::ValueTree;
 use serde_json::{Map, Value, json};
-use signalring::filter::{Facts, Filter, FilterFault, Needs};
+use signalring::filter::{Facts, Filter, FilterFault, HeaderNames, Needs};
 use signalring::fuzzing::filter::{self as fuzzing, decides};
 use signalring::limits::{FILTER_BYTES_MAX, FILTER_DEPTH_MAX, FILTER_STEPS_MAX, FILTER_VALUES_MAX, JSON_DEPTH_MAX};
 use signalring::proto::dotnetify::request::Call;
@@ -136,6 +136,27 @@ fn a_filter_says_what_it_needs() {
         ("[1].exists(x, x == data.y)", Needs { data: true, ..nothing }),
     ] {
         assert_eq!(filter(text).needs(), needs, "{text}");
+    }
+}
+
+#[test]
+fn a_filter_names_the_headers_it_looks_at() {
+    let only = |names: &[&str]| HeaderNames::Only(names.iter().map(|name| (*name).into()).collect());
+    for (text, names) in [
+        ("vm_id == 'A'", only(&[])),
+        (
+            "headers['x-a'] == '1' || 'x-b' in headers || has(headers.c) && headers.d != ''",
+            only(&["c", "d", "x-a", "x-b"]),
+        ),
+        ("['1', '2'].exists(x, x == headers['x-a'])", only(&["x-a"])),
+        ("size(headers) > 3 && headers.a == ''", HeaderNames::All),
+        ("headers.exists(name, name.startsWith('x-'))", HeaderNames::All),
+        ("headers[user] == '1' && 'a' in headers", HeaderNames::All),
+        ("user in headers", HeaderNames::All),
+        ("headers == headers", HeaderNames::All),
+        ("(user == '' ? headers : headers)['x-a'] == '1'", HeaderNames::All),
+    ] {
+        assert_eq!(*filter(text).headers(), names, "{text}");
     }
 }
 

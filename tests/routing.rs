@@ -547,7 +547,8 @@ fn a_mirror_that_is_dead_in_any_way_costs_nobody_anything() {
             upstream("hole", &hole_url, lines),
             upstream("deaf", &deaf.url(), lines),
             upstream("observer", &refused(), "kind = \"observer\""),
-            upstream("live", &live.url(), ""),
+            // It is not to be flooded.
+            upstream("live", &live.url(), "filter = 'vm_id != \"Flood\"'"),
         ],
         6,
     );
@@ -555,9 +556,8 @@ fn a_mirror_that_is_dead_in_any_way_costs_nobody_anything() {
     let before = p99(&mut client, "before");
     deaf.reads(false);
     let mut talker = hello(&node);
-    // The live one is not to be flooded.
     for round in 0..16 {
-        flood(&mut talker, "HelloWorldVM", 50);
+        flood(&mut talker, "Flood", 50);
         talker.send(&update("HelloWorldVM", &format!("{{\"FirstName\":\"R{round}\"}}")));
         let full = format!("R{round} World");
         talker.response("the name", |data| data["FullName"] == full.as_str());
@@ -604,6 +604,30 @@ fn a_request_that_waited_in_vain_holds_nothing() {
     client.send(&call("Request_VM", "\"P\",{\"Plan\":\"gold\"}"));
     client.send(&update("P", "{}"));
     rest.hears(&["Request_VM P", "Update_VM P"]);
+    leave(client);
+}
+
+#[test]
+fn a_request_that_waited_in_vain_does_not_end_what_a_later_one_began() {
+    let rest = Fake::start();
+    let node = start(
+        "[limits]\nupstream_queue_timeout = \"2s\"",
+        &[upstream("gold", &refused(), "filter = 'has(data.Plan)'"), upstream("rest", &rest.url(), "")],
+        5,
+    );
+    let mut client = Socket::connect(node.address);
+    let ask = call("Request_VM", "\"P\",{\"Plan\":\"gold\"}");
+    client.send(&ask);
+    std::thread::sleep(Duration::from_secs(1));
+    client.send(&[dispose("P"), ask].concat());
+    let (vm, data) = response(&mut client);
+    assert_eq!((vm.as_str(), &json_of(&data)["ExceptionType"]), ("P", &json!("ForwardingException")));
+    // It waits for the same app server as the second request, and is refused behind it.
+    client.send(&update("P", "{}"));
+    for _ in 0..3 {
+        assert_eq!(response(&mut client).0, "P");
+    }
+    rest.hears(&[]);
     leave(client);
 }
 

@@ -4,9 +4,10 @@ pub mod sight;
 
 use crate::identity::Identity;
 use crate::ids::{HubId, LaneIndex, LaneKey, LanePlace, ShardId, SlotKey};
-use crate::limits::BUS_ORDERS;
+use crate::limits::{BUS_ORDERS, RELAY_BYTES_MAX};
 use crate::sys::doorbell::Doorbell;
 use crate::tls::Tls;
+use core::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use crossbeam::channel;
 use sight::{ClientDetail, Sight};
 use std::io;
@@ -33,7 +34,7 @@ pub enum ShardOrder {
     Connection(Box<Handover>),
     /// What an app server sent for many clients over another shard's lane, where all lanes of the node share a hub id: the one
     /// conversation between shards, which only that option brings about.
-    Relay { place: LanePlace, record: Arc<[u8]> },
+    Relay(Relayed),
     /// Tokens are verified with these keys from now on.
     Identity(Arc<Identity>),
     /// Show yourself, with so many clients at most. Dropped unanswered by a shard that ends.
@@ -42,6 +43,36 @@ pub enum ShardOrder {
     LookAt { client: SlotKey, answer: oneshot::Sender<Option<Box<ClientDetail>>> },
     /// Tell everybody and end.
     Stop,
+}
+
+/// A record on its way to another shard.
+#[derive(Debug)]
+pub struct Relayed {
+    pub place: LanePlace,
+    pub record: Arc<[u8]>,
+    _under_way: UnderWay,
+}
+
+/// Counts as many bytes as under way to a shard as long as it lives.
+#[derive(Debug)]
+struct UnderWay {
+    bytes: usize,
+    of_shard: Arc<AtomicUsize>,
+}
+
+impl UnderWay {
+    /// None: it would be more than `RELAY_BYTES_MAX`.
+    fn begin(of_shard: &Arc<AtomicUsize>, bytes: usize) -> Option<UnderWay> {
+        let more = |before: usize| before.checked_add(bytes).filter(|after| *after <= RELAY_BYTES_MAX);
+        of_shard.fetch_update(Relaxed, Relaxed, more).ok()?;
+        Some(UnderWay { bytes, of_shard: of_shard.clone() })
+    }
+}
+
+impl Drop for UnderWay {
+    fn drop(&mut self) {
+        self.of_shard.fetch_sub(self.bytes, Relaxed);
+    }
 }
 
 /// A connection on its way to the shard that owns what it asks for.
@@ -76,6 +107,8 @@ pub enum ControlOrder {
 pub struct Sender<T> {
     queue: channel::Sender<T>,
     bell: Doorbell,
+    /// Bytes of records that are under way to a shard, from all others together.
+    relayed: Arc<AtomicUsize>,
 }
 
 /// The receiving end: its owner sleeps until the bell rings.
@@ -92,13 +125,13 @@ pub const fn queue_bytes<T>() -> usize {
 pub fn channel<T>() -> io::Result<(Sender<T>, Receiver<T>)> {
     let (sender, receiver) = channel::bounded(BUS_ORDERS);
     let bell = Doorbell::new()?;
-    Ok((Sender { queue: sender, bell: bell.clone() }, Receiver { queue: receiver, bell }))
+    Ok((Sender { queue: sender, bell: bell.clone(), relayed: Arc::default() }, Receiver { queue: receiver, bell }))
 }
 
 // Not derived: that would ask for `T: Clone`, and orders carry what has one owner.
 impl<T> Clone for Sender<T> {
     fn clone(&self) -> Self {
-        Sender { queue: self.queue.clone(), bell: self.bell.clone() }
+        Sender { queue: self.queue.clone(), bell: self.bell.clone(), relayed: self.relayed.clone() }
     }
 }
 
@@ -138,6 +171,18 @@ impl<T> Sender<T> {
     }
 }
 
+impl Sender<ShardOrder> {
+    /// Hands another shard what an app server sent for many. False: it has too much of that before it, or has ended. Half of the queue
+    /// is left to orders that nobody sends again, such as lanes and connections.
+    pub fn relay(&self, place: LanePlace, record: Arc<[u8]>) -> bool {
+        if self.queue.len() >= BUS_ORDERS / 2 {
+            return false;
+        }
+        let Some(under_way) = UnderWay::begin(&self.relayed, record.len()) else { return false };
+        self.send(ShardOrder::Relay(Relayed { place, record, _under_way: under_way })).is_ok()
+    }
+}
+
 impl<T> Receiver<T> {
     pub fn try_next(&self) -> Option<T> {
         self.queue.try_recv().ok()
@@ -165,5 +210,29 @@ mod tests {
         drop(receiver);
         assert!(matches!(sender.offer(9), Err(Unsent::Closed(9))));
         assert_eq!(sender.send(1), Err(1));
+    }
+
+    #[test]
+    fn records_for_another_shard_are_bounded_in_bytes_and_leave_room_for_other_orders() {
+        let (sender, receiver) = channel::<ShardOrder>().unwrap();
+        let other = sender.clone();
+        let place = LanePlace { upstream: crate::ids::UpstreamIndex(0), url: 0 };
+        let large: Arc<[u8]> = vec![0; RELAY_BYTES_MAX / 2].into();
+        let one: Arc<[u8]> = vec![0].into();
+        assert!(sender.relay(place, large.clone()) && other.relay(place, large.clone()));
+        assert!(!sender.relay(place, one.clone()) && !other.relay(place, one.clone()));
+        let taken = receiver.try_next();
+        assert!(matches!(&taken, Some(ShardOrder::Relay(relayed)) if relayed.record.len() == large.len()));
+        assert!(!sender.relay(place, one.clone()), "its receiver still has it");
+        drop(taken);
+        assert!(sender.relay(place, one.clone()));
+        while receiver.try_next().is_some() {}
+
+        assert_eq!((0..BUS_ORDERS).filter(|_| sender.relay(place, one.clone())).count(), BUS_ORDERS / 2);
+        assert_eq!((0..BUS_ORDERS).filter(|_| sender.send(ShardOrder::Stop).is_ok()).count(), BUS_ORDERS / 2);
+        while receiver.try_next().is_some() {}
+        drop(receiver);
+        assert!(!sender.relay(place, one));
+        assert_eq!(sender.relayed.load(Relaxed), 0);
     }
 }

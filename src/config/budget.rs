@@ -4,8 +4,10 @@
 //! customary instead, because nothing here decides them; they stand at the end of the constants, each with where it is from.
 use super::Config;
 use crate::bus::{self, ControlOrder, ShardOrder};
+use crate::filter::Needs;
 use crate::limits::*;
 use crate::session::groups::MEMBERSHIP_BYTES;
+use crate::session::routing::HubScope;
 use crate::session::views::VIEW_BYTES;
 use crate::sys::ring::{BUFFER_ENTRY_BYTES, RING_BYTES, SENDS_BYTES};
 use crate::{metrics, shard};
@@ -17,6 +19,10 @@ const RECV_BYTES: usize = RECV_BUFFER_BYTES as usize + BUFFER_ENTRY_BYTES;
 const LANE_RECV_BYTES: usize = LANE_RECV_BUFFER_BYTES as usize + BUFFER_ENTRY_BYTES;
 /// A context with the headers of a browser (contract 3.3).
 const CONTEXT_BYTES_USUAL: usize = 1300;
+/// A head of bytes that are no UTF-8, each of which becomes a character of three.
+const SEEN_BYTES_MAX: usize = 3 * HTTP_HEAD_BYTES_MAX;
+/// Of a token three quarters are text behind base64, and a list of digits takes the most: two bytes a value.
+const CLAIMS_BYTES_MAX: usize = TOKEN_BYTES_MAX * 3 / 4 / 2 * size_of::<serde_json::Value>();
 /// Kernel memory of an idle TCP socket and its file, and of the poll armed on it, as counted in /proc/slabinfo on Linux 6.18
 /// (`reference/io-architecture.md`, sections 0 and 2).
 const SOCKET_KERNEL_BYTES: usize = 3850 + 288;
@@ -74,6 +80,9 @@ impl Budget {
         ]
         .map(|bytes| bytes as usize);
         let transports = config.hub.transports;
+        let filters = config.upstreams.iter().filter_map(|upstream| upstream.filter.as_ref());
+        let needs = filters.fold(Needs::default(), |needs, filter| needs.with(filter.needs()));
+        let shares_hub = config.upstreams.iter().any(|upstream| upstream.hub_id == HubScope::Node);
         let stateful = config.hub.allow_stateful_reconnects && transports.web_sockets;
         let https = config.listen.iter().any(|listener| listener.tls);
         // A term whose count is 0 is left out below.
@@ -164,6 +173,20 @@ impl Budget {
                 "of larger ones the headers are left out",
             ),
             term(
+                "what filters see of requests",
+                Worst,
+                each(needs.headers || needs.path, connections),
+                SEEN_BYTES_MAX,
+                "path and headers that filters ask for; equal ones once",
+            ),
+            term(
+                "what filters see of users",
+                Worst,
+                each(needs.claims, connections),
+                CLAIMS_BYTES_MAX,
+                "claims of their tokens, all of them",
+            ),
+            term(
                 "many groups",
                 Worst,
                 connections,
@@ -213,6 +236,13 @@ impl Budget {
                 "then messages wait in front of the lane",
             ),
             term("lane messages in pieces", Worst, lanes, LANE_RECORD_BYTES_MAX, "a larger one ends the lane"),
+            term(
+                "records between shards",
+                Worst,
+                each(shares_hub, each(shards > 1, shards)),
+                RELAY_BYTES_MAX,
+                "for many, with hub_id = node; then they are dropped",
+            ),
             term(
                 "kept frames",
                 Worst,
@@ -364,7 +394,7 @@ mod tests {
         };
         let one = of("[[upstream]]\nurl = \"https://a\"\n");
         let several = of(
-            "[[upstream]]\nurls = [\"https://a\", \"http://b\"]\n[[upstream]]\nurl = \"http://c\"\nconnection_pool_size = 1\n\
+            "[[upstream]]\nurls = [\"https://a\", \"http://b\"]\n[[upstream]]\nurl = \"http://c\"\nconnection_pool_size = 1\nhub_id = \"node\"\n\
              [[upstream]]\nkind = \"observer\"\nurl = \"http://o\"\nconnection_pool_size = 2\n",
         );
         let connections = count(&one, "client slots");
@@ -375,9 +405,28 @@ mod tests {
             ("client contexts", connections, 2 * connections),
             ("large contexts", connections, 2 * connections),
             ("view models", connections, connections),
+            ("records between shards", 0, 2),
         ] {
             assert_eq!((count(&one, name), count(&several, name)), (of_one, of_several), "{name}");
         }
+    }
+
+    #[test]
+    fn filters_pay_for_what_they_look_at() {
+        let kept = |filter: &str| {
+            let file = format!(
+                "[identity]\nsigning_key = \"a secret of thirty-two bytes....\"\n[[upstream]]\nurl = \"http://a\"\nfilter = '{filter}'\n"
+            );
+            let machine = Machine { cores: 1, nofile: 1 << 22 };
+            let config =
+                Config::resolve(Some(("f", &file)), std::iter::empty(), &RunFlags::default(), &machine).unwrap();
+            let terms = Budget::of(&config).terms;
+            let kept = terms.iter().filter(|term| term.name.starts_with("what filters see of "));
+            kept.map(|term| term.name.rsplit(' ').next().unwrap()).collect::<Vec<_>>().join(" ")
+        };
+        assert_eq!(kept("vm_id == \"A\" && user == \"b\""), "");
+        assert_eq!(kept("headers.x == \"A\""), "requests");
+        assert_eq!(kept("path == \"/\" && \"role\" in claims"), "requests users");
     }
 
     #[test]

@@ -72,6 +72,7 @@ pub fn check(check: &mut Check<'_>, file_is_sound: bool) {
         identity(check, index);
         name(check, index);
     }
+    hubs(check);
     kinds(check);
     message_sizes(check);
     lanes(check);
@@ -162,6 +163,29 @@ fn meaning(check: &mut Check<'_>, index: usize) {
                 .into(),
             "write hub_id = \"node\" or leave it out, or write dispatch = \"client\"".into(),
         );
+    }
+}
+
+/// The hub id of the node is one, whatever upstream has it.
+fn hubs(check: &mut Check<'_>) {
+    let upstreams = &check.config.upstreams;
+    let shares = |upstream: &Upstream| upstream.kind == UpstreamKind::AppServer && upstream.hub_id == HubScope::Node;
+    for (index, later) in upstreams.iter().enumerate().filter(|(_, upstream)| shares(upstream)) {
+        for (before, earlier) in upstreams[..index].iter().enumerate().filter(|(_, upstream)| shares(upstream)) {
+            let Some(shared) = later.urls.iter().find(|later| earlier.has(&later.url)) else { continue };
+            let places: Vec<Place> = [index, before]
+                .into_iter()
+                .flat_map(|upstream| [Key::HubId, Key::Dispatch, Key::Url].map(|key| Place { upstream, key }))
+                .collect();
+            if check.sound(&places) {
+                let reason = format!(
+                    "{:?} and {:?} share one hub id at {}: the app server would send groups over the lanes of either, and clients of the other would miss them",
+                    earlier.name, later.name, shared.url.text
+                );
+                let remedy = "join them to one [[upstream]], or write hub_id = \"lane\" and dispatch = \"client\" for one of them";
+                check.contradiction(&places[..2], reason, remedy.into());
+            }
+        }
     }
 }
 
@@ -462,6 +486,10 @@ mod tests {
             (
                 "[[upstream]]\nurl = \"http://a\"\ndispatch = \"message\"\nhub_id = \"lane\"\n",
                 "n.toml:3: upstream.dispatch: dispatch = \"message\" does not go with hub_id = \"lane\": the app server would address groups through one lane a hub id, and any lane may carry the messages of any client; write hub_id = \"node\" or leave it out, or write dispatch = \"client\"",
+            ),
+            (
+                "[[upstream]]\nurl = \"http://a\"\nhub_id = \"node\"\nfilter = 'vm_id == \"A\"'\n[[upstream]]\nname = \"b\"\nurls = [\"http://b\", \"ws://A:80/\"]\ndispatch = \"message\"\n",
+                "n.toml:8: upstream.dispatch: \"upstream-1\" and \"b\" share one hub id at ws://A:80: the app server would send groups over the lanes of either, and clients of the other would miss them; join them to one [[upstream]], or write hub_id = \"lane\" and dispatch = \"client\" for one of them",
             ),
             (
                 "[[upstream]]\nurls = [\"http://a\", \"http://127.0.0.1:5000\"]\n",

@@ -1,7 +1,7 @@
 //! What a node proves itself and others with: certificates and keys, read at start and again when their files change.
 use super::plane::ShardHandle;
-use super::plane::send_order;
-use crate::bus::ShardOrder;
+use super::plane::{ORDER_TRIES, send_order};
+use crate::bus::{ShardOrder, Unsent};
 use crate::config::{Config, Identity as IdentityConfig, Upstream, read_bytes};
 use crate::identity::{Identity, KeySource, Settings};
 use crate::limits::CREDENTIALS_LOOK_MS;
@@ -77,7 +77,12 @@ impl Credentials {
             Ok(identity) => {
                 let identity = Arc::new(identity);
                 for shard in shards {
-                    send_order(&shard.orders, ShardOrder::Identity(identity.clone())).await;
+                    let order = ShardOrder::Identity(identity.clone());
+                    if let Err(Unsent::Full(_)) = send_order(&shard.orders, order, ORDER_TRIES).await {
+                        // As if they had changed again: the next look tells everybody once more.
+                        self.identity_stamps.clear();
+                        warn!("a shard takes no orders, and knows the old keys for tokens only; it will be told again");
+                    }
                 }
                 info!("the keys for tokens were read again");
             }

@@ -11,7 +11,7 @@ use crate::bus::{ControlOrder, Receiver, Sender, ShardOrder, Unsent};
 use crate::config::Config;
 use crate::ids::{LaneKey, LanePlace, UpstreamIndex};
 use crate::limits::{STOP_MS, USAGE_LOOK_MS};
-use crate::metrics::process::ProcessStats;
+use crate::metrics::process::{ProcessStats, Usage};
 use crate::metrics::{LaneInfo, LaneState, NodeInfo, Published};
 use crate::session::routing::UpstreamKind;
 use core::cell::{Cell, RefCell};
@@ -195,7 +195,7 @@ impl Plane {
         let mut told = 0;
         for shard in &shards {
             // One that never started, or is gone, says no goodbye.
-            told += usize::from(send_order(&shard.orders, ShardOrder::Stop).await);
+            told += usize::from(send_order(&shard.orders, ShardOrder::Stop, ORDER_TRIES).await.is_ok());
         }
         let all_ended = async {
             for _ in 0..told {
@@ -239,8 +239,18 @@ impl Keeper {
                     };
                     let Dialled { socket, tls, early } = dialled;
                     let order = ShardOrder::LaneUp { index: self.lane.index, socket, hub_id, early, tls };
-                    if !send_order(&self.orders, order).await {
-                        return;
+                    match send_order(&self.orders, order, ORDER_TRIES).await {
+                        Ok(()) => {}
+                        Err(Unsent::Closed(_)) => return,
+                        Err(Unsent::Full(order)) => {
+                            // The socket closes with it.
+                            drop(order);
+                            self.is(LaneState::Waiting);
+                            let (shard, lane) = (self.lane.shard.0, self.lane.index.0);
+                            warn!(shard, lane, "a shard takes no orders; its lane is closed and will be dialled again");
+                            tokio::time::sleep(backoff.failed(jitter())).await;
+                            continue;
+                        }
                     }
                     self.is(LaneState::Up);
                     let Some(()) = losing.recv().await else { return };
@@ -266,9 +276,11 @@ impl Keeper {
 
 /// Measures what the process uses, for ever.
 async fn measure(stats: Arc<ProcessStats>, state: Rc<State>) {
+    // Processors are measured over an interval, and that since the start is too short to mean anything.
+    stats.set(Usage { process_cpu: None, total_cpu: None, ..state.meter.measure() });
     loop {
-        stats.set(state.meter.measure());
         tokio::time::sleep(Duration::from_millis(USAGE_LOOK_MS)).await;
+        stats.set(state.meter.measure());
     }
 }
 
@@ -276,17 +288,25 @@ fn jitter() -> u64 {
     random().map(u64::from_ne_bytes).unwrap_or_default()
 }
 
-/// Puts an order into a shard's queue, waiting while it is full. False if the shard has ended.
-pub(super) async fn send_order(orders: &Sender<ShardOrder>, mut order: ShardOrder) -> bool {
-    for _ in 0..1000 {
+/// How often a shard's queue is looked at before an order is given up: for ten seconds. A shard that does nothing for so long is stuck.
+pub(super) const ORDER_TRIES: u32 = 1000;
+const ORDER_TRY_MS: u64 = 10;
+
+/// Puts an order into a shard's queue, waiting while it is full. Gives it back when it still is after so many tries, or when the shard
+/// has ended.
+pub(super) async fn send_order(
+    orders: &Sender<ShardOrder>,
+    mut order: ShardOrder,
+    tries: u32,
+) -> Result<(), Unsent<ShardOrder>> {
+    for _ in 1..tries {
         match orders.offer(order) {
-            Ok(()) => return true,
-            Err(Unsent::Closed(_)) => return false,
             Err(Unsent::Full(back)) => order = back,
+            done => return done,
         }
-        tokio::time::sleep(Duration::from_millis(10)).await;
+        tokio::time::sleep(Duration::from_millis(ORDER_TRY_MS)).await;
     }
-    false
+    orders.offer(order)
 }
 
 /// Passes the shards' reports on to whom they concern.
@@ -316,5 +336,31 @@ async fn read_reports(
                 }
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::bus;
+    use crate::limits::BUS_ORDERS;
+
+    #[test]
+    fn an_order_waits_for_room_and_comes_back_if_there_is_none_or_the_shard_has_ended() {
+        let (orders, shard) = bus::channel().expect("a doorbell");
+        while orders.send(ShardOrder::Stop).is_ok() {}
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().expect("a runtime");
+        runtime.block_on(async {
+            assert!(matches!(send_order(&orders, ShardOrder::Stop, 3).await, Err(Unsent::Full(ShardOrder::Stop))));
+            let takes = async {
+                tokio::time::sleep(Duration::from_millis(3 * ORDER_TRY_MS)).await;
+                shard.try_next()
+            };
+            let (sent, taken) = tokio::join!(send_order(&orders, ShardOrder::Stop, ORDER_TRIES), takes);
+            assert!(sent.is_ok() && taken.is_some());
+            assert_eq!(core::iter::from_fn(|| shard.try_next()).count(), BUS_ORDERS);
+            drop(shard);
+            assert!(matches!(send_order(&orders, ShardOrder::Stop, 3).await, Err(Unsent::Closed(ShardOrder::Stop))));
+        });
     }
 }

@@ -7,7 +7,7 @@
 use super::FilterFault;
 use super::fast::Subject;
 use super::parse::Parsed;
-use super::{Needs, pattern};
+use super::{HeaderNames, Needs, pattern};
 use crate::proto::dotnetify::request::Call;
 use cel::common::ast::{CallExpr, ComprehensionExpr, Expr, IdedExpr, LiteralValue, SelectExpr, operators};
 use core::fmt;
@@ -111,6 +111,7 @@ const FOREIGN: [(&str, &str); 12] = [
 /// What the walk found besides types.
 pub struct Checked {
     pub needs: Needs,
+    pub headers: HeaderNames,
     /// Nodes inside loops: what one element costs.
     pub loop_nodes: usize,
     /// Of `matches`, in the order of the functions that its calls were renamed to.
@@ -120,8 +121,9 @@ pub struct Checked {
 /// Checks an expression. Calls of `matches` are renamed after their patterns.
 pub fn check(parsed: &mut Parsed<'_>) -> Result<Checked, FilterFault> {
     let mut expression = core::mem::take(&mut parsed.expression);
-    let checked = Checked { needs: Needs::default(), loop_nodes: 0, patterns: Vec::new() };
-    let mut checker = Checker { parsed, checked, element: None };
+    let checked =
+        Checked { needs: Needs::default(), headers: HeaderNames::default(), loop_nodes: 0, patterns: Vec::new() };
+    let mut checker = Checker { parsed, checked, element: None, unnamed_headers: 0 };
     let result = checker.type_of(&mut expression)?;
     if !result.is(&Type::Bool) {
         let remedy = match result {
@@ -134,7 +136,10 @@ pub fn check(parsed: &mut Parsed<'_>) -> Result<Checked, FilterFault> {
             remedy,
         ));
     }
-    let checked = checker.checked;
+    let mut checked = checker.checked;
+    if checker.unnamed_headers > 0 {
+        checked.headers = HeaderNames::All;
+    }
     parsed.expression = expression;
     Ok(checked)
 }
@@ -144,6 +149,8 @@ struct Checker<'p, 'a> {
     checked: Checked,
     /// Of the loop around: its name, and type.
     element: Option<(String, Type)>,
+    /// Places where `headers` stands without the name of one of them.
+    unnamed_headers: usize,
 }
 
 type Typed = Result<Type, FilterFault>;
@@ -201,6 +208,8 @@ impl Checker<'_, '_> {
             "path" => needs.path = true,
             "headers" => {
                 needs.headers = true;
+                // Until its name is found beside it.
+                self.unnamed_headers += 1;
                 return Ok(Type::Map(Box::new(Type::String)));
             }
             "claims" => {
@@ -227,7 +236,7 @@ impl Checker<'_, '_> {
     fn member(&mut self, id: u64, select: &mut SelectExpr) -> Typed {
         let of = self.type_of(&mut select.operand)?;
         if is_named(&select.operand, "headers") {
-            self.check_header(id, &select.field)?;
+            self.name_header(self.parsed.position(id), &select.field)?;
         }
         let of = match of {
             Type::Map(of) => *of,
@@ -419,7 +428,7 @@ impl Checker<'_, '_> {
             && let Expr::Literal(LiteralValue::String(name)) = &index.expr
         {
             let position = self.start(index);
-            self.check_header_at(position, name.inner())?;
+            self.name_header(position, name.inner())?;
         }
         match (of, by) {
             (Type::List(of), by) if by.is(&Type::Int) => Ok(*of),
@@ -457,7 +466,7 @@ impl Checker<'_, '_> {
             && let Expr::Literal(LiteralValue::String(name)) = &value.expr
         {
             let position = self.start(value);
-            self.check_header_at(position, name.inner())?;
+            self.name_header(position, name.inner())?;
         }
         if let Expr::List(list) = &container.expr {
             for element in &list.elements {
@@ -524,13 +533,12 @@ impl Checker<'_, '_> {
         Err(self.fault(literal, reason, &format!("write one of {}", names.join(", "))))
     }
 
-    fn check_header(&self, id: u64, name: &str) -> Result<(), FilterFault> {
-        self.check_header_at(self.parsed.position(id), name)
-    }
-
-    fn check_header_at(&self, offset: usize, name: &str) -> Result<(), FilterFault> {
+    /// The name that `headers` is asked for.
+    fn name_header(&mut self, offset: usize, name: &str) -> Result<(), FilterFault> {
         let lower = name.to_ascii_lowercase();
         if lower == name {
+            self.unnamed_headers -= 1;
+            self.checked.headers.add(name);
             return Ok(());
         }
         let reason = format!("no header is called `{}`: their names are in lower case", shortened(name));

@@ -14,6 +14,7 @@
 mod check;
 mod evaluate;
 mod fast;
+mod headers;
 mod parse;
 mod pattern;
 mod plan;
@@ -22,6 +23,7 @@ mod scan;
 use crate::proto::dotnetify::request::Call;
 use core::fmt;
 use evaluate::{Evaluation, Program};
+pub use headers::HeaderNames;
 use plan::Node;
 use std::sync::Arc;
 
@@ -35,6 +37,7 @@ pub struct Filter {
 struct Plan {
     root: Node,
     needs: Needs,
+    headers: HeaderNames,
     program: Program,
 }
 
@@ -106,6 +109,7 @@ impl Filter {
         let plan = Plan {
             root: Node::new(parsed.expression),
             needs: checked.needs,
+            headers: checked.headers,
             program: Program::new(checked.patterns, checked.loop_nodes),
         };
         Ok(Filter { text: text.into(), plan: Arc::new(plan) })
@@ -117,6 +121,11 @@ impl Filter {
 
     pub fn needs(&self) -> Needs {
         self.plan.needs
+    }
+
+    /// The headers it looks at.
+    pub fn headers(&self) -> &HeaderNames {
+        &self.plan.headers
     }
 
     /// Is it made of comparisons of texts only? Then matching allocates nothing and cannot fail.

@@ -1,29 +1,36 @@
-//! Bytes that many holders have alike, kept once: the request headers that an app server is shown, which all browsers of one kind
-//! on one page send the same.
+//! What many holders have alike, kept once: the request headers that an app server is shown, which all browsers of one kind on one page
+//! send the same, and what filters see of them.
+use std::borrow::Borrow;
 use std::collections::HashSet;
+use std::hash::Hash;
 use std::rc::Rc;
 
-#[derive(Default)]
-pub struct Interner {
-    kept: HashSet<Rc<[u8]>>,
+pub struct Interner<T: ?Sized> {
+    kept: HashSet<Rc<T>>,
 }
 
-impl Interner {
-    /// The one copy of these bytes. Give it back with `release`.
-    pub fn intern(&mut self, bytes: &[u8]) -> Rc<[u8]> {
-        if let Some(kept) = self.kept.get(bytes) {
+impl<T: ?Sized> Default for Interner<T> {
+    fn default() -> Self {
+        Interner { kept: HashSet::new() }
+    }
+}
+
+impl<T: ?Sized + Eq + Hash> Interner<T> {
+    /// The one copy of this value. Give it back with `release`.
+    pub fn intern(&mut self, value: impl Borrow<T> + Into<Rc<T>>) -> Rc<T> {
+        if let Some(kept) = self.kept.get(value.borrow()) {
             return kept.clone();
         }
-        let kept: Rc<[u8]> = bytes.into();
+        let kept: Rc<T> = value.into();
         self.kept.insert(kept.clone());
         kept
     }
 
-    /// A holder is gone; after the last one the bytes are.
-    pub fn release(&mut self, bytes: Rc<[u8]>) {
+    /// A holder is gone; after the last one the value is.
+    pub fn release(&mut self, value: Rc<T>) {
         // Two: this one and ours.
-        if Rc::strong_count(&bytes) == 2 {
-            self.kept.remove(&bytes);
+        if Rc::strong_count(&value) == 2 {
+            self.kept.remove(&value);
         }
     }
 
@@ -41,9 +48,9 @@ mod tests {
     use super::*;
 
     #[test]
-    fn equal_bytes_are_kept_once_and_as_long_as_they_are_held() {
-        let mut interner = Interner::default();
-        let (a, b, c) = (interner.intern(b"same"), interner.intern(b"same"), interner.intern(b"other"));
+    fn equal_values_are_kept_once_and_as_long_as_they_are_held() {
+        let mut interner = Interner::<[u8]>::default();
+        let (a, b, c) = (interner.intern(&b"same"[..]), interner.intern(&b"same"[..]), interner.intern(&b"other"[..]));
         assert!(Rc::ptr_eq(&a, &b) && !Rc::ptr_eq(&a, &c));
         assert_eq!(interner.len(), 2);
         interner.release(a);

@@ -1,6 +1,6 @@
 //! Which upstreams a message goes to (contract 5): the configured ones in order, until one takes it and halts.
 use super::views::Upstreams;
-use crate::filter::{Facts, Filter, Needs, Undecided};
+use crate::filter::{Facts, Filter, HeaderNames, Needs, Undecided};
 use crate::ids::{LanePlace, UpstreamIndex};
 
 /// What an upstream is.
@@ -51,6 +51,7 @@ pub struct Routes {
     /// There is nothing to choose: one app server that takes everything, and perhaps observers that see everything.
     plain: Option<Upstreams>,
     needs: Needs,
+    headers: HeaderNames,
 }
 
 impl Routes {
@@ -66,16 +67,22 @@ impl Routes {
         let all = of(&|_| true);
         let app_servers = routes.iter().filter(|route| route.kind == UpstreamKind::AppServer).count();
         let is_plain = app_servers == 1 && !halting.is_empty() && routes.iter().all(|route| route.filter.is_none());
-        let mut needs = Needs::default();
+        let (mut needs, mut headers) = (Needs::default(), HeaderNames::default());
         for filter in routes.iter().filter_map(|route| route.filter.as_ref()) {
             needs = needs.with(filter.needs());
+            headers = headers.with(filter.headers());
         }
-        Routes { routes, halting, observers, plain: is_plain.then_some(all), needs }
+        Routes { routes, halting, observers, plain: is_plain.then_some(all), needs, headers }
     }
 
     /// What the filters look at.
     pub fn needs(&self) -> Needs {
         self.needs
+    }
+
+    /// The headers they look at.
+    pub fn headers(&self) -> &HeaderNames {
+        &self.headers
     }
 
     /// Where everything goes, if there is nothing to choose.

@@ -51,6 +51,7 @@ struct View {
     /// The same client's next view model.
     next: u32,
     upstreams: Upstreams,
+    opening: Opening,
 }
 
 struct Name {
@@ -61,9 +62,13 @@ struct Name {
 /// What one live view model takes: the entry, and its place in the list of free ones; names apart.
 pub const VIEW_BYTES: usize = size_of::<View>() + size_of::<u32>();
 
+/// Tells a view model that was opened from one that had the same name before it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Opening(u32);
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Opened {
-    New,
+    New(Opening),
     /// Requested again, which is no change (contract 1.3).
     Already,
     /// The client has `VIEWS_PER_CLIENT_MAX` view models, or with this one their names would have more than `VIEW_NAMES_BYTES_MAX`.
@@ -78,6 +83,7 @@ pub struct Views {
     free_names: Vec<u32>,
     views: Vec<View>,
     free_views: Vec<u32>,
+    last_opening: Opening,
 }
 
 impl Views {
@@ -121,7 +127,10 @@ impl Views {
         if count >= VIEWS_PER_CLIENT_MAX || bytes > VIEW_NAMES_BYTES_MAX {
             return Opened::TooMany;
         }
-        let view = View { name: self.name(name), next: NONE, upstreams };
+        // It wraps around after more than any client can have waiting.
+        self.last_opening.0 = self.last_opening.0.wrapping_add(1);
+        let opening = self.last_opening;
+        let view = View { name: self.name(name), next: NONE, upstreams, opening };
         let index = match self.free_views.pop() {
             Some(index) => {
                 self.views[index as usize] = view;
@@ -136,21 +145,21 @@ impl Views {
             NONE => list.0 = index,
             last => self.views[last as usize].next = index,
         }
-        Opened::New
+        Opened::New(opening)
     }
 
     /// `Dispose_VM`: the view model is gone and so are those whose names continue its own behind a dot (contract 1.3). Returns where
     /// they had been requested from.
     pub fn close(&mut self, list: &mut ViewList, name: &[u8]) -> Upstreams {
-        self.remove(list, |text| text.strip_prefix(name).is_some_and(|rest| rest.is_empty() || rest[0] == b'.'))
+        self.remove(list, |text, _| text.strip_prefix(name).is_some_and(|rest| rest.is_empty() || rest[0] == b'.'))
     }
 
-    fn remove(&mut self, list: &mut ViewList, is_it: impl Fn(&[u8]) -> bool) -> Upstreams {
+    fn remove(&mut self, list: &mut ViewList, is_it: impl Fn(&[u8], Opening) -> bool) -> Upstreams {
         let mut upstreams = Upstreams::default();
         let (mut before, mut at) = (NONE, list.0);
         while at != NONE {
-            let View { name: live, next, upstreams: of_view } = self.views[at as usize];
-            if is_it(&self.names[live as usize].text) {
+            let View { name: live, next, upstreams: of_view, opening } = self.views[at as usize];
+            if is_it(&self.names[live as usize].text, opening) {
                 upstreams = upstreams.with(of_view);
                 match before {
                     NONE => list.0 = next,
@@ -165,9 +174,9 @@ impl Views {
         upstreams
     }
 
-    /// As if it had never been opened: its request was refused.
-    pub fn cancel(&mut self, list: &mut ViewList, name: &[u8]) {
-        self.remove(list, |text| *text == *name);
+    /// As if it had never been opened: its request was refused. One that was opened since, after a `Dispose_VM`, stays.
+    pub fn cancel(&mut self, list: &mut ViewList, opened: Opening) {
+        self.remove(list, |_, opening| opening == opened);
     }
 
     /// The client is gone.
@@ -228,10 +237,10 @@ mod tests {
     fn a_choice_holds_from_request_to_dispose_and_order_is_kept() {
         let (mut views, mut a, mut b) = (Views::default(), ViewList::default(), ViewList::default());
         for (name, upstreams) in [("One", 1), ("Page", 2), ("Page.Sub", 4), ("Pages", 1), ("Page.Sub.X", 2)] {
-            assert_eq!(views.open(&mut a, name.as_bytes(), Upstreams(upstreams)), Opened::New);
+            assert!(matches!(views.open(&mut a, name.as_bytes(), Upstreams(upstreams)), Opened::New(_)));
         }
         assert_eq!(views.open(&mut a, b"Page", Upstreams(8)), Opened::Already);
-        assert_eq!(views.open(&mut b, b"Page", Upstreams(8)), Opened::New);
+        assert!(matches!(views.open(&mut b, b"Page", Upstreams(8)), Opened::New(_)));
         assert_eq!(
             (views.upstreams(a, b"Page"), views.upstreams(b, b"Page")),
             (Some(Upstreams(2)), Some(Upstreams(8)))
@@ -259,24 +268,36 @@ mod tests {
     fn a_client_has_so_many_and_no_more() {
         let (mut views, mut list) = (Views::default(), ViewList::default());
         for n in 0..VIEWS_PER_CLIENT_MAX {
-            assert_eq!(views.open(&mut list, n.to_string().as_bytes(), Upstreams(1)), Opened::New);
+            assert!(matches!(views.open(&mut list, n.to_string().as_bytes(), Upstreams(1)), Opened::New(_)));
         }
         assert_eq!(views.open(&mut list, b"x", Upstreams(1)), Opened::TooMany);
         assert_eq!(views.open(&mut list, b"7", Upstreams(1)), Opened::Already);
         views.close(&mut list, b"7");
-        assert_eq!(views.open(&mut list, b"x", Upstreams(1)), Opened::New);
+        assert!(matches!(views.open(&mut list, b"x", Upstreams(1)), Opened::New(_)));
         assert_eq!(views.len(), VIEWS_PER_CLIENT_MAX as usize);
 
         // However few they are, their names take so much and no more.
         let mut list = ViewList::default();
         let name = |n: u8| vec![n; VIEW_NAMES_BYTES_MAX / 4];
         for n in 0..4 {
-            assert_eq!(views.open(&mut list, &name(n), Upstreams(1)), Opened::New);
+            assert!(matches!(views.open(&mut list, &name(n), Upstreams(1)), Opened::New(_)));
         }
         assert_eq!(views.open(&mut list, b"x", Upstreams(1)), Opened::TooMany);
         assert_eq!(views.open(&mut list, &name(1), Upstreams(1)), Opened::Already);
         views.close(&mut list, &name(1));
-        assert_eq!(views.open(&mut list, b"x", Upstreams(1)), Opened::New);
+        assert!(matches!(views.open(&mut list, b"x", Upstreams(1)), Opened::New(_)));
         assert_eq!(views.names.len() - views.free_names.len(), VIEWS_PER_CLIENT_MAX as usize + 3);
+    }
+
+    #[test]
+    fn what_is_cancelled_is_the_view_model_that_its_request_opened() {
+        let (mut views, mut list) = (Views::default(), ViewList::default());
+        let Opened::New(first) = views.open(&mut list, b"Page", Upstreams(1)) else { panic!("it is new") };
+        views.close(&mut list, b"Page");
+        let Opened::New(second) = views.open(&mut list, b"Page", Upstreams(2)) else { panic!("it is new") };
+        views.cancel(&mut list, first);
+        assert_eq!(names(&views, list), pairs(&[("Page", 2)]));
+        views.cancel(&mut list, second);
+        assert!(views.is_empty());
     }
 }

@@ -245,7 +245,7 @@ impl<I: Io> Shard<I> {
         carried: Option<Box<Carried>>,
     ) {
         let name = self.random.next();
-        let Shard { conns, settings, metrics, quiet, headers, .. } = self;
+        let Shard { conns, settings, metrics, quiet, headers, seen, .. } = self;
         let Some(Conn { stage: Stage::Http(http), .. }) = conns.get(begun.key) else { return };
         let peer = http.peer;
         let (local, mut remote) = ((peer.local.ip(), peer.local.port()), (peer.remote.ip(), peer.remote.port()));
@@ -273,8 +273,8 @@ impl<I: Io> Shard<I> {
             received: 0,
             sent: 0,
             connection,
-            headers: headers.intern(&prepared),
-            seen: settings.upstreams.seen(begun.head.path, &shown),
+            headers: headers.intern(&prepared[..]),
+            seen: settings.upstreams.seen(begun.head.path, &shown).map(|new| seen.intern(new)),
             // Nobody upstream knows the client yet.
             user: begun.authenticated.take(),
             carried,
@@ -389,12 +389,15 @@ impl<I: Io> Shard<I> {
             session.close(&end, pool, &mut side);
             side.leave_upstreams();
         });
-        let Shard { conns, lanes, hubs, views, io, frames, dirty, wheel, metrics, headers, .. } = self;
+        let Shard { conns, lanes, hubs, views, io, frames, dirty, wheel, metrics, headers, seen, .. } = self;
         let Some(Conn { socket, stage }) = conns.get_mut(key) else { return };
         let Stage::Client(mut client) = core::mem::replace(stage, Stage::Over) else {
             unreachable!("only `connection_ends` and the handlers of clients call this, with a client");
         };
         headers.release(client.headers);
+        if let Some(of_client) = client.seen {
+            seen.release(of_client);
+        }
         self.clients -= 1;
         views.close_all(&mut client.views);
         client.pins.iter_mut().for_each(|pin| pin.repin(key, None, None, lanes, hubs));

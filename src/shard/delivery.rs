@@ -124,8 +124,8 @@ impl LaneSide<'_> {
             if index == usize::from(settings.shard.0) {
                 continue;
             }
-            let order = ShardOrder::Relay { place: *place, record: record.clone() };
-            let counter = if shard.send(order).is_ok() { Counter::Relayed } else { Counter::DroppedRelay };
+            let is_taken = shard.relay(*place, record.clone());
+            let counter = if is_taken { Counter::Relayed } else { Counter::DroppedRelay };
             metrics.add(counter, 1);
         }
     }

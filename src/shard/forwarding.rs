@@ -18,7 +18,7 @@ use crate::proto::dotnetify::telemetry::Telemetry;
 use crate::proto::signalr::json;
 use crate::session::fault::Refusal;
 use crate::session::routing::{Candidate, Dispatch, HubScope, least_loaded};
-use crate::session::views::{Opened, Upstreams};
+use crate::session::views::{Opened, Opening, Upstreams};
 use crate::sys::Io;
 use std::borrow::Cow;
 use tracing::warn;
@@ -46,12 +46,17 @@ impl ClientSide<'_> {
         };
         let is_answered = routes.answering(chosen).is_some();
         let is_new = message.call == Call::RequestVm && live.is_none() && is_answered;
-        if is_new && self.views.open(self.list, &name, chosen) == Opened::TooMany {
-            return Err(Refusal::TooManyViews);
+        let mut opens = None;
+        if is_new {
+            match self.views.open(self.list, &name, chosen) {
+                Opened::New(opening) => opens = Some(opening),
+                Opened::Already => {}
+                Opened::TooMany => return Err(Refusal::TooManyViews),
+            }
         }
-        let sent = self.send(chosen, message, is_new);
-        if is_new && sent.is_err() {
-            self.views.cancel(self.list, &name);
+        let sent = self.send(chosen, message, opens);
+        if let (Some(opening), Err(_)) = (opens, &sent) {
+            self.views.cancel(self.list, opening);
         }
         if is_answered {
             return sent;
@@ -95,12 +100,12 @@ impl ClientSide<'_> {
 
     /// Onto the lanes of all of them. The result is that of the upstream that answers; several do where parts of what is disposed of
     /// went to different ones.
-    fn send(&mut self, chosen: Upstreams, message: Message<'_>, is_new: bool) -> Result<(), Refusal> {
+    fn send(&mut self, chosen: Upstreams, message: Message<'_>, opens: Option<Opening>) -> Result<(), Refusal> {
         let upstreams = &self.gate.settings.upstreams;
         let answering = upstreams.routes.answering(chosen);
         let mut result = Ok(());
         for index in chosen.each().filter(|index| !upstreams.routes.is_observer(*index)) {
-            let sent = self.send_to(index, message, is_new);
+            let sent = self.send_to(index, message, opens);
             let counter = match (upstreams.routes.is_answering(index), &sent) {
                 (true, Ok(())) => UpstreamCounter::Forwarded,
                 (false, Ok(())) => UpstreamCounter::Mirrored,
@@ -119,7 +124,7 @@ impl ClientSide<'_> {
         result
     }
 
-    fn send_to(&mut self, upstream: usize, message: Message<'_>, is_new: bool) -> Result<(), Refusal> {
+    fn send_to(&mut self, upstream: usize, message: Message<'_>, opens: Option<Opening>) -> Result<(), Refusal> {
         let pinned = self.pinned(upstream);
         let lane = match self.gate.settings.upstreams.get(upstream).dispatch {
             Dispatch::Client => pinned,
@@ -132,7 +137,7 @@ impl ClientSide<'_> {
             },
             items: items_of(self.user.as_deref(), self.gate.settings.upstreams.get(upstream).protocol),
         };
-        let from = From { client: self.socket.key, origin: &self.origin, shown, is_new };
+        let from = From { client: self.socket.key, origin: &self.origin, shown, opens };
         let on_lane = self.lanes[lane].request(self.now, from, message, &mut self.gate)?;
         self.pins[upstream].forwarded |= on_lane;
         Ok(())
@@ -146,7 +151,7 @@ impl ClientSide<'_> {
             context: Tail::Client { connection: self.connection, headers: upstreams.headers(observer, self.headers) },
             items: Default::default(),
         };
-        let from = From { client: self.socket.key, origin: &self.origin, shown, is_new: false };
+        let from = From { client: self.socket.key, origin: &self.origin, shown, opens: None };
         let seen = self.lanes[lane].observe(from, message, hub_id.as_ref(), &mut self.gate);
         self.pins[observer].forwarded |= seen;
         let counter = if seen { UpstreamCounter::Mirrored } else { self.why_dropped(observer) };

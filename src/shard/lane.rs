@@ -1,7 +1,6 @@
 //! Lanes of this shard: the way of requests to the app server, what waits while there is none, and what losing one means.
 use super::client::write_message;
 use super::delivery::{Deliver, LaneSide};
-use super::forwarding::plain;
 use super::secure::Secure;
 use super::socket::{Client, Conn, Input, Life, Link, Socket, Stage};
 use super::upstreams::{Hub, Upstream};
@@ -22,7 +21,7 @@ use crate::session::client::write_refusal;
 use crate::session::fault::{End, LaneEnd, Refusal};
 use crate::session::lane::{LaneOut, LaneSession, opcode};
 use crate::session::routing::{HubScope, UpstreamKind};
-use crate::session::views::Views;
+use crate::session::views::{Opening, Views};
 use crate::sys::Io;
 use crate::tls::Tls;
 use core::ops::Range;
@@ -132,8 +131,8 @@ impl<'a> Message<'a> {
 pub(super) struct Waiting {
     pub(super) client: SlotKey,
     call: Call,
-    /// A `Request_VM` that its client's view model began with.
-    is_new: bool,
+    /// The view model that began with it, a `Request_VM`.
+    opens: Option<Opening>,
     vm_id_bytes: u32,
     has_argument: bool,
     /// The vm id, then the argument.
@@ -167,8 +166,8 @@ pub(super) struct From<'a> {
     pub(super) client: SlotKey,
     pub(super) origin: &'a OriginId,
     pub(super) shown: Shown<'a>,
-    /// Its view model begins with it.
-    pub(super) is_new: bool,
+    /// The view model that begins with it.
+    pub(super) opens: Option<Opening>,
 }
 
 /// What the app server is shown of a client, beside its id.
@@ -266,7 +265,7 @@ impl Lane {
         let waiting = Waiting {
             client: from.client,
             call,
-            is_new: from.is_new,
+            opens: from.opens,
             vm_id_bytes: vm_id.len() as u32,
             has_argument: argument.is_some(),
             bytes,
@@ -500,9 +499,9 @@ pub(super) fn refuse(
     views: &mut Views,
     gate: &mut Gate<'_>,
 ) {
-    if waiting.is_new {
+    if let Some(opening) = waiting.opens {
         // As if it had not been asked for: the next request of it is decided anew.
-        views.cancel(&mut client.views, &plain(waiting.message().vm_id));
+        views.cancel(&mut client.views, opening);
     }
     gate.metrics.add(Counter::refusal(refusal.label()), 1);
     if socket.life == Life::Open {

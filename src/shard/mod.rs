@@ -52,7 +52,7 @@ use crate::session::views::Views;
 use crate::sys::{Completion, Io, ShortSend};
 use core::time::Duration;
 use std::sync::Arc;
-use upstreams::Hub;
+use upstreams::{Hub, Seen};
 
 /// A connection's place in the table, whatever it is: its socket, its state, its deadline.
 pub const CONNECTION_BYTES: usize = Slab::<socket::Conn>::SLOT_BYTES + crate::mem::wheel::LINK_BYTES;
@@ -135,7 +135,9 @@ pub struct Shard<I: Io> {
     pool: BytePool,
     wheel: Wheel,
     /// Header parts of contexts.
-    headers: Interner,
+    headers: Interner<[u8]>,
+    /// What filters see of clients.
+    seen: Interner<Seen>,
     random: Random,
     clock: WallClock,
     orders: Receiver<ShardOrder>,
@@ -254,6 +256,7 @@ impl<I: Io> Shard<I> {
             pool: BytePool::new(),
             wheel: Wheel::new(places, now),
             headers: Interner::default(),
+            seen: Interner::default(),
             random: Random(settings.seed),
             clock: WallClock::default(),
             orders,

@@ -307,8 +307,8 @@ pub(super) struct Client {
     pub(super) connection: Box<[u8]>,
     /// ... and its headers as `Upstreams::show` prepared them, which other clients may have alike.
     pub(super) headers: Rc<[u8]>,
-    /// What filters look at, if they do.
-    pub(super) seen: Option<Box<Seen>>,
+    /// What filters look at, if they do; other clients may have it alike.
+    pub(super) seen: Option<Rc<Seen>>,
     pub(super) user: Option<Box<User>>,
     /// What it has because it may change its socket; None for a plain WebSocket, which lives and ends with its own.
     pub(super) carried: Option<Box<Carried>>,

@@ -259,7 +259,7 @@ impl<I: Io> Shard<I> {
                     self.on_lane_up(now, index, socket, hub_id, early, tls);
                 }
                 ShardOrder::Connection(handover) => self.on_handover(now, *handover),
-                ShardOrder::Relay { place, record } => self.on_relayed(place, &record),
+                ShardOrder::Relay(relayed) => self.on_relayed(relayed.place, &relayed.record),
                 ShardOrder::Identity(identity) => self.on_new_keys(identity),
                 ShardOrder::Look { clients_max, answer } => self.on_look(clients_max, answer),
                 ShardOrder::LookAt { client, answer } => self.on_look_at(client, answer),

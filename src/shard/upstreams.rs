@@ -67,22 +67,26 @@ impl Upstreams {
         self.all.iter().any(|upstream| upstream.route.kind == UpstreamKind::Observer)
     }
 
-    /// What filters are to know of the request that begins a client.
-    pub(super) fn seen(&self, path: &str, headers: &[(&str, &[u8])]) -> Option<Box<Seen>> {
+    /// What filters are to know of the request that begins a client; nothing else of it is kept, least of all secrets.
+    pub(super) fn seen(&self, path: &str, headers: &[(&str, &[u8])]) -> Option<Seen> {
         let needs = self.routes.needs();
         if !needs.headers && !needs.path {
             return None;
         }
         let mut kept: Vec<(Box<str>, Box<str>)> = Vec::new();
-        for (name, value) in headers.iter().filter(|_| needs.headers) {
+        for (name, value) in headers {
             let (name, value) = (name.to_ascii_lowercase(), String::from_utf8_lossy(value));
+            if !self.routes.headers().has(&name) {
+                continue;
+            }
             // RFC 9110 section 5.3: several of one name are a list.
             match kept.iter_mut().find(|(known, _)| **known == *name) {
                 Some((_, values)) => *values = format!("{values}, {value}").into(),
                 None => kept.push((name.into(), value.into())),
             }
         }
-        Some(Box::new(Seen { path: path.into(), headers: kept.into() }))
+        let path = if needs.path { path } else { "" };
+        Some(Seen { path: path.into(), headers: kept.into() })
     }
 
     pub(super) fn len(&self) -> usize {
@@ -174,7 +178,47 @@ pub(super) struct Hub {
 }
 
 /// What filters are told of the request that began a client.
+#[derive(Debug, PartialEq, Eq, Hash)]
 pub(super) struct Seen {
     pub(super) path: Box<str>,
     pub(super) headers: Box<[(Box<str>, Box<str>)]>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::filter::Filter;
+
+    fn with(filters: &[&str]) -> Upstreams {
+        let upstream = |filter: &&str| Upstream {
+            name: "a".into(),
+            route: Route { kind: UpstreamKind::AppServer, filter: Some(Filter::compile(filter).unwrap()), halts: true },
+            protocol: Protocol::Json,
+            message_bytes_max: 32 * 1024,
+            forward_headers: HeaderPolicy::All,
+            shown_host: None,
+            dispatch: Dispatch::Client,
+            hub_scope: HubScope::Lane,
+            weights: vec![1],
+        };
+        Upstreams::new(filters.iter().map(upstream).collect())
+    }
+
+    #[test]
+    fn of_a_request_nothing_is_kept_but_what_filters_ask_for() {
+        let headers: &[(&str, &[u8])] =
+            &[("Cookie", b"secret"), ("X-Beta", b"1"), ("Authorization", b"Bearer secret"), ("x-beta", b"2")];
+        let kept = |filters: &[&str]| {
+            let seen = with(filters).seen("/hub", headers)?;
+            let names = seen.headers.iter().map(|(name, value)| format!("{name}={value}")).collect::<Vec<_>>();
+            Some(format!("{} {}", seen.path, names.join(" ")))
+        };
+        assert_eq!(kept(&["vm_id == \"A\"", "data.x == 1"]), None);
+        assert_eq!(kept(&["vm_id == \"A\"", "\"x-beta\" in headers"]).as_deref(), Some(" x-beta=1, 2"));
+        assert_eq!(kept(&["path == \"/\"", "headers.x == \"1\""]).as_deref(), Some("/hub "));
+        assert_eq!(
+            kept(&["has(headers.cookie)", "size(headers) > 3"]).as_deref(),
+            Some(" cookie=secret x-beta=1, 2 authorization=Bearer secret")
+        );
+    }
 }
