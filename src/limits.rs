@@ -34,7 +34,7 @@ pub const FILTER_PATTERN_BYTES_MAX: usize = 1024 * 1024;
 /// Values (numbers, texts, lists, members...) in the data of a message that a filter looks into. A grid of 1,000 rows and 20 columns has
 /// half of it, and reading that many takes a few milliseconds of the shard.
 pub const FILTER_VALUES_MAX: usize = 40_000;
-/// Steps that a filter may take over one message, one being a value looked at: what keeps a filter that looks through a list for every
+/// Steps that a filter may take over one message, one being a value looked at, or 64 bytes of a text: what keeps a filter that looks through a list for every
 /// element of a list from holding up the shard. A step of a loop takes about 130 ns, so this is 13 ms at the most.
 pub const FILTER_STEPS_MAX: usize = 100_000;
 /// Other nodes in one picture. Each is asked once a second while somebody looks.

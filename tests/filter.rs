@@ -4,12 +4,13 @@
 use proptest::prelude::*;
 use proptest::strategy::ValueTree;
 use serde_json::{Map, Value, json};
-use signalring::filter::{Facts, Filter, FilterFault, HeaderNames, Needs};
+use signalring::filter::{Facts, Filter, FilterFault, HeaderNames, Needs, Undecided};
 use signalring::fuzzing::filter::{self as fuzzing, decides};
 use signalring::limits::{FILTER_BYTES_MAX, FILTER_DEPTH_MAX, FILTER_STEPS_MAX, FILTER_VALUES_MAX, JSON_DEPTH_MAX};
 use signalring::proto::dotnetify::request::Call;
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
+use std::time::{Duration, Instant};
 
 struct Counting;
 
@@ -404,6 +405,21 @@ fn the_cost_of_one_message_is_bounded() {
     let data = list(5_000).replace('1', "\"b\"");
     let looked = filter("data.l.exists(x, vm_id.contains(x))").matches(&Facts { data: Some(data.as_bytes()), ..vm_id });
     assert_eq!(looked.expect_err("5,000 times 16 KiB").0, steps);
+
+    // Few elements and a text of a mebibyte that each of them is a reason to read again.
+    let texts = |bytes: usize| format!(r#"{{"l":[{}],"big":"{}"}}"#, vec!["1"; 250].join(","), "x".repeat(bytes));
+    let begun = Instant::now();
+    for (text, steps_are_left) in [
+        ("data.l.exists(x, data.big.matches('x+y'))", false),
+        ("data.l.exists(x, data.big.contains('y'))", false),
+        ("data.exists(x, x.matches('x+y'))", true),
+        ("data.l.exists(x, x == 2 || x == 3 && x > 1) || data.big.contains('y')", true),
+    ] {
+        assert_eq!(said(text, &texts(100)), Ok(false), "{text}");
+        let found = said(text, &texts(1_000_000));
+        assert_eq!(found, if steps_are_left { Ok(false) } else { Err(Undecided(steps.clone())) }, "{text}");
+    }
+    assert!(begun.elapsed() < Duration::from_secs(3), "{:?}", begun.elapsed());
 
     // What a client's message can nest, an evaluation can.
     let depth = JSON_DEPTH_MAX as usize;

@@ -5,6 +5,7 @@
 //! could make evaluation expensive: `map`, which multiplies what it reads, loops within loops, and patterns that come with the message.
 //! What calls are known stands in `FUNCTIONS` and in `Checker::loop_over`.
 use super::FilterFault;
+use super::evaluate::Loops;
 use super::fast::Subject;
 use super::parse::Parsed;
 use super::{HeaderNames, Needs, pattern};
@@ -112,8 +113,7 @@ const FOREIGN: [(&str, &str); 12] = [
 pub struct Checked {
     pub needs: Needs,
     pub headers: HeaderNames,
-    /// Nodes inside loops: what one element costs.
-    pub loop_nodes: usize,
+    pub loops: Loops,
     /// Of `matches`, in the order of the functions that its calls were renamed to.
     pub patterns: Vec<regex::Regex>,
 }
@@ -121,8 +121,12 @@ pub struct Checked {
 /// Checks an expression. Calls of `matches` are renamed after their patterns.
 pub fn check(parsed: &mut Parsed<'_>) -> Result<Checked, FilterFault> {
     let mut expression = core::mem::take(&mut parsed.expression);
-    let checked =
-        Checked { needs: Needs::default(), headers: HeaderNames::default(), loop_nodes: 0, patterns: Vec::new() };
+    let checked = Checked {
+        needs: Needs::default(),
+        headers: HeaderNames::default(),
+        loops: Loops::default(),
+        patterns: Vec::new(),
+    };
     let mut checker = Checker { parsed, checked, element: None, unnamed_headers: 0 };
     let result = checker.type_of(&mut expression)?;
     if !result.is(&Type::Bool) {
@@ -158,7 +162,8 @@ type Typed = Result<Type, FilterFault>;
 impl Checker<'_, '_> {
     fn type_of(&mut self, node: &mut IdedExpr) -> Typed {
         if self.element.is_some() {
-            self.checked.loop_nodes += 1;
+            self.checked.loops.nodes += 1;
+            self.checked.loops.readers += usize::from(reads(node));
         }
         let id = node.id;
         match &mut node.expr {
@@ -600,6 +605,12 @@ fn body(step: &mut IdedExpr) -> Option<&mut IdedExpr> {
         (operators::CONDITIONAL, [condition, _, _]) => Some(condition),
         _ => None,
     }
+}
+
+/// Does it go over a text to the end? Comparisons do not count: they end with the shorter of two, mostly a literal.
+fn reads(node: &IdedExpr) -> bool {
+    const READERS: [&str; 7] = ["contains", "matches", "size", "int", "double", "string", operators::ADD];
+    matches!(&node.expr, Expr::Call(call) if READERS.contains(&call.func_name.as_str()))
 }
 
 fn is_named(node: &IdedExpr, name: &str) -> bool {

@@ -23,27 +23,43 @@ static LIBRARY: LazyLock<Arc<Env>> = LazyLock::new(|| Arc::new(Env::stdlib()));
 /// What evaluations of one filter have in common.
 pub struct Program {
     context: Context<'static, 'static>,
-    loop_nodes: usize,
+    loops: Loops,
+}
+
+/// What one element of a loop costs.
+#[derive(Clone, Copy, Default)]
+pub struct Loops {
+    /// Nodes inside loops ...
+    pub nodes: usize,
+    /// ... and those among them that read texts to their end.
+    pub readers: usize,
 }
 
 impl Program {
-    pub fn new(patterns: Vec<regex::Regex>, loop_nodes: usize) -> Program {
+    pub fn new(patterns: Vec<regex::Regex>, loops: Loops) -> Program {
         let mut context = Context::with_env(LIBRARY.clone());
         for (number, pattern) in patterns.into_iter().enumerate() {
             let matches = move |text: Arc<String>| pattern.is_match(&text);
             // It fails for names that the library has, and the library has none with an `@` and a number.
             let _ = context.add_function(&super::pattern::function(number), matches);
         }
-        Program { context, loop_nodes }
+        Program { context, loops }
     }
 }
 
 type Boxed<'a> = Box<dyn Val + 'a>;
 
-/// A value that was made of JSON or of headers, and how many values are in it.
+/// A value that was made of JSON or of headers, and what it takes to look through all of it: how many values are in it, and steps for
+/// reading its texts.
 struct Made<'a> {
     value: Boxed<'a>,
     values: usize,
+    text_steps: usize,
+}
+
+/// Reading 64 bytes takes as long as one step.
+fn steps_of(text: &str) -> usize {
+    text.len() / 64
 }
 
 /// One evaluation: the facts, and what has been made of them.
@@ -106,8 +122,7 @@ impl<'a> Evaluation<'a> {
     }
 
     fn text<'b>(&self, text: &'b str) -> Option<CowVal<'b, 'b>> {
-        // Reading 64 bytes takes as long as one step.
-        self.pays(1 + text.len() / 64).then(|| CowVal::owned(CelString::from(text)))
+        self.pays(1 + steps_of(text)).then(|| CowVal::owned(CelString::from(text)))
     }
 
     fn made<'b>(
@@ -118,11 +133,13 @@ impl<'a> Evaluation<'a> {
     ) -> Option<CowVal<'b, 'b>> {
         let made = once.get_or_init(|| {
             let made = make().map_err(|reason| self.refuse(format!("{name} cannot be read: {reason}"))).ok()?;
-            // A loop looks at every value once for each node of its body, at most.
-            self.pays(made.values.saturating_mul(self.program.loop_nodes)).then_some(made)
+            // A loop looks at every value once for each node of its body, at most, and reads texts where a node does that.
+            let Loops { nodes, readers } = self.program.loops;
+            let steps = made.values.saturating_mul(nodes).saturating_add(made.text_steps.saturating_mul(readers));
+            self.pays(steps).then_some(made)
         });
         let made = made.as_ref()?;
-        self.pays(made.values).then(|| CowVal::Borrowed(&*made.value))
+        self.pays(made.values + made.text_steps).then(|| CowVal::Borrowed(&*made.value))
     }
 
     fn vm_id(&self) -> &str {
@@ -147,18 +164,21 @@ impl<'a> Evaluation<'a> {
             };
             joined.insert(CelMapKey::from(&**name), Box::new(value));
         }
-        Made { values: joined.len(), value: Box::new(CelMap::from(joined)) }
+        let texts = self.facts.headers.iter().map(|(name, value)| steps_of(name) + steps_of(value));
+        Made { values: joined.len(), text_steps: texts.sum(), value: Box::new(CelMap::from(joined)) }
     }
 
     fn claims(&self) -> Result<Made<'a>, String> {
         match self.facts.claims {
             Some(claims) => make(claims),
-            None => Ok(Made { value: Box::new(CelMap::from(HashMap::new())), values: 0 }),
+            None => Ok(Made { value: Box::new(CelMap::from(HashMap::new())), values: 0, text_steps: 0 }),
         }
     }
 
     fn data(&self) -> Result<Made<'a>, String> {
-        let Some(data) = self.facts.data else { return Ok(Made { value: Box::new(CelNull), values: 1 }) };
+        let Some(data) = self.facts.data else {
+            return Ok(Made { value: Box::new(CelNull), values: 1, text_steps: 0 });
+        };
         let mut json = serde_json::Deserializer::from_slice(data);
         let made = make(&mut json)?;
         json.end().map_err(|error| error.to_string())?;
@@ -184,24 +204,31 @@ impl VariableResolver for Evaluation<'_> {
 }
 
 fn make<'a, D: Deserializer<'a>>(json: D) -> Result<Made<'a>, String> {
-    let mut left = FILTER_VALUES_MAX;
-    let value = Json { left: &mut left }.deserialize(json).map_err(|error| error.to_string())?;
-    Ok(Made { value, values: FILTER_VALUES_MAX - left })
+    let mut found = Found::default();
+    let value = Json { found: &mut found }.deserialize(json).map_err(|error| error.to_string())?;
+    Ok(Made { value, values: found.values, text_steps: found.text_steps })
 }
 
-/// JSON as values of CEL, as long as there are some left. Integers are int as far as they fit; all other numbers are double.
-struct Json<'l> {
-    left: &'l mut usize,
+/// What is in a piece of JSON.
+#[derive(Default)]
+struct Found {
+    values: usize,
+    text_steps: usize,
+}
+
+/// JSON as values of CEL, up to so many. Integers are int as far as they fit; all other numbers are double.
+struct Json<'f> {
+    found: &'f mut Found,
 }
 
 impl<'a> DeserializeSeed<'a> for Json<'_> {
     type Value = Boxed<'a>;
 
     fn deserialize<D: Deserializer<'a>>(self, json: D) -> Result<Boxed<'a>, D::Error> {
-        *self.left = self
-            .left
-            .checked_sub(1)
-            .ok_or_else(|| D::Error::custom(format_args!("it has more than {FILTER_VALUES_MAX} values")))?;
+        if self.found.values == FILTER_VALUES_MAX {
+            return Err(D::Error::custom(format_args!("it has more than {FILTER_VALUES_MAX} values")));
+        }
+        self.found.values += 1;
         json.deserialize_any(self)
     }
 }
@@ -237,16 +264,18 @@ impl<'a> Visitor<'a> for Json<'_> {
     }
 
     fn visit_borrowed_str<E>(self, text: &'a str) -> Result<Boxed<'a>, E> {
+        self.found.text_steps += steps_of(text);
         Ok(Box::new(CelString::from(text)))
     }
 
     fn visit_str<E>(self, text: &str) -> Result<Boxed<'a>, E> {
+        self.found.text_steps += steps_of(text);
         Ok(Box::new(CelString::from(text.to_string())))
     }
 
     fn visit_seq<A: SeqAccess<'a>>(self, mut elements: A) -> Result<Boxed<'a>, A::Error> {
         let mut list: Vec<Boxed<'a>> = Vec::new();
-        while let Some(element) = elements.next_element_seed(Json { left: &mut *self.left })? {
+        while let Some(element) = elements.next_element_seed(Json { found: &mut *self.found })? {
             list.push(element);
         }
         Ok(Box::new(CelList::from(list)))
@@ -256,7 +285,8 @@ impl<'a> Visitor<'a> for Json<'_> {
     fn visit_map<A: MapAccess<'a>>(self, mut members: A) -> Result<Boxed<'a>, A::Error> {
         let mut map: HashMap<CelMapKey<'a>, Boxed<'a>> = HashMap::new();
         while let Some(name) = members.next_key::<String>()? {
-            let value = members.next_value_seed(Json { left: &mut *self.left })?;
+            self.found.text_steps += steps_of(&name);
+            let value = members.next_value_seed(Json { found: &mut *self.found })?;
             map.insert(CelMapKey::from(name), value);
         }
         Ok(Box::new(CelMap::from(map)))

@@ -110,7 +110,7 @@ impl Filter {
             root: Node::new(parsed.expression),
             needs: checked.needs,
             headers: checked.headers,
-            program: Program::new(checked.patterns, checked.loop_nodes),
+            program: Program::new(checked.patterns, checked.loops),
         };
         Ok(Filter { text: text.into(), plan: Arc::new(plan) })
     }
