@@ -592,7 +592,7 @@ fn five_thousand_clients_miss_nothing_directly_and_through_a_node() {
                 groups: 100,
                 interval: Duration::from_secs(1),
                 ramp_up: Duration::from_secs(5),
-                run: Duration::from_secs(20),
+                run: Duration::from_secs(10),
                 ramp_down: Duration::from_secs(2),
                 ..options(url, profile)
             });
