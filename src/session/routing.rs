@@ -119,6 +119,10 @@ impl Routes {
         Upstreams(chosen.0 & self.halting.0).each().next()
     }
 
+    pub fn has_observers(&self) -> bool {
+        !self.observers.is_empty()
+    }
+
     pub fn is_observer(&self, index: usize) -> bool {
         self.observers.has(index)
     }

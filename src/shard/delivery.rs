@@ -13,7 +13,7 @@ use crate::proto::signalr::{self, Protocol, Span};
 use crate::session::form::Form;
 use crate::session::groups::{Joined, Memberships};
 use crate::session::lane::{LaneEnv, LaneNote, LaneOut};
-use crate::session::routing::{HubScope, UpstreamKind};
+use crate::session::routing::HubScope;
 use crate::sys::Io;
 use core::ops::Range;
 use std::sync::Arc;
@@ -84,7 +84,7 @@ impl LaneEnv for LaneSide<'_> {
     fn deliver(&mut self, delivery: &Delivery, record: &[u8]) {
         *self.received += 1;
         let Deliver { place, settings, metrics, .. } = &mut self.deliver;
-        if settings.upstreams.of(*place).route.kind == UpstreamKind::Observer {
+        if settings.upstreams.routes.is_observer(usize::from(place.upstream.0)) {
             // An Observer never answers (contract 7.2): clients asked it nothing, and it may not say a word to them.
             return metrics.add(Counter::DroppedObserverMessage, 1);
         }

@@ -23,7 +23,13 @@ use crate::sys::Io;
 use std::borrow::Cow;
 use tracing::warn;
 
-impl ClientSide<'_> {
+impl<'a> ClientSide<'a> {
+    /// What an upstream is shown of the client's connection.
+    fn context(&self, upstream: usize) -> Tail<'a> {
+        let headers = self.gate.settings.upstreams.headers(upstream, self.headers);
+        Tail::Client { connection: self.connection, headers }
+    }
+
     /// Sends a request on its way to everyone whom it concerns.
     pub(super) fn route(&mut self, request: &Request, record: &[u8]) -> Result<(), Refusal> {
         let message = Message {
@@ -131,10 +137,7 @@ impl ClientSide<'_> {
             Dispatch::Message => self.next_lane(pinned),
         };
         let shown = Shown {
-            context: Tail::Client {
-                connection: self.connection,
-                headers: self.gate.settings.upstreams.headers(upstream, self.headers),
-            },
+            context: self.context(upstream),
             items: items_of(self.user.as_deref(), self.gate.settings.upstreams.get(upstream).protocol),
         };
         let from = From { client: self.socket.key, origin: &self.origin, shown, opens };
@@ -146,11 +149,7 @@ impl ClientSide<'_> {
     fn show_to(&mut self, observer: usize, answering: Option<usize>, message: Message<'_>) {
         let hub_id = answering.and_then(|index| self.hub_id_at(index)).or_else(|| self.hub_id());
         let lane = self.pinned(observer);
-        let upstreams = &self.gate.settings.upstreams;
-        let shown = Shown {
-            context: Tail::Client { connection: self.connection, headers: upstreams.headers(observer, self.headers) },
-            items: Default::default(),
-        };
+        let shown = Shown { context: self.context(observer), items: Default::default() };
         let from = From { client: self.socket.key, origin: &self.origin, shown, opens: None };
         let seen = self.lanes[lane].observe(from, message, hub_id.as_ref(), &mut self.gate);
         self.pins[observer].forwarded |= seen;
@@ -239,13 +238,8 @@ impl ClientSide<'_> {
             let upstreams = &self.gate.settings.upstreams;
             let is_observer = upstreams.routes.is_observer(upstream);
             let user = self.user.as_deref().filter(|_| !is_observer);
-            let shown = Shown {
-                context: Tail::Client {
-                    connection: self.connection,
-                    headers: upstreams.headers(upstream, self.headers),
-                },
-                items: items_of(user, upstreams.get(upstream).protocol),
-            };
+            let items = items_of(user, upstreams.get(upstream).protocol);
+            let shown = Shown { context: self.context(upstream), items };
             let hub_id = if is_observer { self.hub_id() } else { None };
             self.lanes[index].disconnected(self.now, &self.origin, hub_id.as_ref(), shown, &mut self.gate);
         }
@@ -339,7 +333,7 @@ impl<I: Io> Shard<I> {
     /// 7.2).
     pub(super) fn tell_observers(&mut self) {
         let second = self.clock.unix_seconds();
-        if !self.settings.upstreams.has_observers() || second == self.told_second {
+        if !self.settings.upstreams.routes.has_observers() || second == self.told_second {
             return;
         }
         self.told_second = second;

@@ -3,7 +3,7 @@ use super::client::write_message;
 use super::delivery::{Deliver, LaneSide};
 use super::secure::Secure;
 use super::socket::{Client, Conn, Input, Life, Link, Socket, Stage};
-use super::upstreams::{Hub, Upstream};
+use super::upstreams::Hub;
 use super::{Random, Settings, Shard, WallClock};
 use crate::bus::ControlOrder;
 use crate::ids::{HubId, LaneIndex, LaneKey, LanePlace, OriginId, SLOT_MAX, SlotKey, Time};
@@ -20,7 +20,7 @@ use crate::proto::ws::frame::write_frame;
 use crate::session::client::write_refusal;
 use crate::session::fault::{End, LaneEnd, Refusal};
 use crate::session::lane::{LaneOut, LaneSession, opcode};
-use crate::session::routing::{HubScope, UpstreamKind};
+use crate::session::routing::HubScope;
 use crate::session::views::{Opening, Views};
 use crate::sys::Io;
 use crate::tls::Tls;
@@ -436,10 +436,9 @@ impl Lane {
         {
             if let Some(Notice { origin, hub_id, .. }) = self.notices.pop_front() {
                 // Cannot be too large: the minimal context has a few dozen bytes.
-                let context = match gate.settings.upstreams.of(self.place).route.kind {
-                    UpstreamKind::AppServer => Tail::Unknown,
-                    UpstreamKind::Observer => nobody(gate.settings.upstreams.of(self.place).protocol),
-                };
+                let upstreams = &gate.settings.upstreams;
+                let is_observer = upstreams.routes.is_observer(self.upstream());
+                let context = if is_observer { nobody(upstreams.of(self.place).protocol) } else { Tail::Unknown };
                 let shown = Shown { context, items: Items::default() };
                 let _ = self.write(&Forward::Disconnected, hub_id.as_ref(), &origin, shown, gate);
                 self.remember(Notice { origin, at: now, hub_id });
@@ -638,7 +637,7 @@ impl<I: Io> Shard<I> {
         let (upstream, settings) = (lanes[index.0 as usize].upstream(), &*settings);
         let mut siblings = lanes[index.0 as usize].siblings.clone();
         let other = siblings.find(|other| lanes[*other].is_up()).unwrap_or(usize::from(index.0));
-        let Upstream { name: upstream_name, route, .. } = settings.upstreams.get(upstream);
+        let upstream_name = &settings.upstreams.get(upstream).name;
         let mut gate = Gate { settings, frames, dirty, random, clock, metrics };
         let silence = Duration::from_millis(LANE_SILENCE_MS);
         for notice in core::mem::take(&mut lanes[index.0 as usize].told) {
@@ -665,7 +664,7 @@ impl<I: Io> Shard<I> {
             if settings.upstreams.routes.is_answering(upstream) {
                 ending.push((socket.key, End::LaneLost));
                 told += 1;
-            } else if route.kind == UpstreamKind::AppServer {
+            } else if !settings.upstreams.routes.is_observer(upstream) {
                 // What it answers is nothing that clients wait for, so they stay, and begin anew there with their next message: behind
                 // the end of what was, on the same lane, and in no group of the lane that is gone.
                 let shown = client.shown(&settings.upstreams, upstream);

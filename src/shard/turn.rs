@@ -64,7 +64,7 @@ impl<I: Io> Shard<I> {
         let stop = self.stopping.map_or(Time::NEVER, |until| until.min(self.io.now().after(Duration::from_millis(10))));
         // Rings on a machine that sleeps can miss nothing, but a bound keeps the published metrics fresh.
         let second = Duration::from_secs(1);
-        let fresh = if self.settings.upstreams.has_observers() { self.clock.until_second() } else { second };
+        let fresh = if self.settings.upstreams.routes.has_observers() { self.clock.until_second() } else { second };
         let fresh = self.io.now().after(fresh);
         self.wheel.next().min(lanes).min(self.accept_again.unwrap_or(Time::NEVER)).min(stop).min(fresh)
     }

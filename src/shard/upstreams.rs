@@ -4,7 +4,7 @@ use crate::limits::CONTEXT_BYTES_MAX;
 use crate::proto::dotnetify::context::{self, HeaderPolicy, Peer, Prepared};
 use crate::proto::signalr::Protocol;
 use crate::session::groups::Groups;
-use crate::session::routing::{Dispatch, HubScope, Route, Routes, UpstreamKind};
+use crate::session::routing::{Dispatch, HubScope, Route, Routes};
 
 /// One of the configuration's upstreams.
 #[derive(Clone, Debug)]
@@ -61,10 +61,6 @@ impl Upstreams {
         }
         let routes = Routes::new(all.iter().map(|upstream| upstream.route.clone()).collect());
         Upstreams { all, routes, views, view_of }
-    }
-
-    pub(super) fn has_observers(&self) -> bool {
-        self.all.iter().any(|upstream| upstream.route.kind == UpstreamKind::Observer)
     }
 
     /// What filters are to know of the request that begins a client; nothing else of it is kept, least of all secrets.
@@ -188,6 +184,7 @@ pub(super) struct Seen {
 mod tests {
     use super::*;
     use crate::filter::Filter;
+    use crate::session::routing::UpstreamKind;
 
     fn with(filters: &[&str]) -> Upstreams {
         let upstream = |filter: &&str| Upstream {
