@@ -71,17 +71,34 @@ pub struct SlotKey {
 /// Largest slot number: an origin id and a ring token have 24 bits for it.
 pub const SLOT_MAX: u32 = (1 << 24) - 1;
 
-/// Where a client lives, as its origin id says.
+/// How many ids a shard has made before this one: 40 bits, which at 100,000 a second last for four months.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Serial(pub u64);
+
+impl Serial {
+    pub const MAX: Serial = Serial((1 << 40) - 1);
+
+    /// This one, and the next one is its successor.
+    pub fn take(&mut self) -> Serial {
+        assert!(*self < Serial::MAX, "a shard has used up its origin ids");
+        let taken = *self;
+        self.0 += 1;
+        taken
+    }
+}
+
+/// Where a client lives, and which of the ids it has had it is, as an origin id says.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Address {
     pub shard: ShardId,
-    pub key: SlotKey,
+    pub slot: u32,
+    pub serial: Serial,
 }
 
-/// The connection id an app server knows a client by: base64url of shard, slot, generation (8 bytes) and a keyed check (8 bytes).
+/// The connection id an app server knows a client by: base64url of shard (1 byte), slot (3), serial (5) and a keyed check (7).
 ///
-/// It leads to the client without a table, cannot be forged without the process's key, and never repeats: generations only grow,
-/// and every process has a new key.
+/// It leads to the client without a table, cannot be forged without the process's key, and never repeats: a shard counts the ids it
+/// makes, and every process has a new key. A client may get a new one while it lives: whoever has the present one knows it.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
 pub struct OriginId(pub [u8; ID_BYTES]);
 
@@ -107,6 +124,9 @@ impl core::fmt::Debug for HubId {
     }
 }
 
+/// Of an origin id: whoever guesses is right once in 2^56 times.
+const CHECK_MASK: u64 = (1 << 56) - 1;
+
 /// The process's secret for origin ids.
 #[derive(Clone, Copy)]
 pub struct OriginKey(pub [u8; 16]);
@@ -114,13 +134,11 @@ pub struct OriginKey(pub [u8; 16]);
 impl OriginKey {
     /// Writes a client's address as its origin id.
     pub fn seal(&self, address: Address) -> OriginId {
-        debug_assert!(address.key.slot <= SLOT_MAX);
+        debug_assert!(address.slot <= SLOT_MAX && address.serial <= Serial::MAX);
+        let Address { shard, slot, serial } = address;
         let mut bytes = [0u8; 16];
-        let place = (u64::from(address.shard.0) << 56)
-            | (u64::from(address.key.slot) << 32)
-            | u64::from(address.key.generation);
-        bytes[..8].copy_from_slice(&place.to_be_bytes());
-        bytes[8..].copy_from_slice(&self.check(place).to_be_bytes());
+        let place = u128::from(shard.0) << 120 | u128::from(slot) << 96 | u128::from(serial.0) << 56;
+        bytes.copy_from_slice(&(place | u128::from(self.check(place))).to_be_bytes());
         OriginId(base64url(&bytes))
     }
 
@@ -130,21 +148,22 @@ impl OriginKey {
         if id.len() != ID_BYTES || URL_SAFE_NO_PAD.decode_slice(id, &mut bytes) != Ok(16) {
             return None;
         }
-        let place = u64::from_be_bytes(bytes[..8].try_into().ok()?);
-        let check = u64::from_be_bytes(bytes[8..16].try_into().ok()?);
-        if check != self.check(place) {
+        let whole = u128::from_be_bytes(bytes[..16].try_into().ok()?);
+        let place = whole & !u128::from(CHECK_MASK);
+        if whole as u64 & CHECK_MASK != self.check(place) {
             return None;
         }
         Some(Address {
-            shard: ShardId((place >> 56) as u8),
-            key: SlotKey { slot: (place >> 32) as u32 & SLOT_MAX, generation: place as u32 },
+            shard: ShardId((place >> 120) as u8),
+            slot: (place >> 96) as u32 & SLOT_MAX,
+            serial: Serial((place >> 56) as u64 & Serial::MAX.0),
         })
     }
 
-    fn check(&self, place: u64) -> u64 {
+    fn check(&self, place: u128) -> u64 {
         let mut hasher = SipHasher24::new_with_key(&self.0);
         hasher.write(&place.to_be_bytes());
-        hasher.finish()
+        hasher.finish() & CHECK_MASK
     }
 }
 
@@ -171,8 +190,8 @@ mod tests {
     #[test]
     fn an_origin_id_leads_back_to_its_client_and_no_other_key_reads_it() {
         let key = OriginKey([7; 16]);
-        for (shard, slot, generation) in [(0, 0, 0), (3, 12345, 9), (255, SLOT_MAX, u32::MAX)] {
-            let address = Address { shard: ShardId(shard), key: SlotKey { slot, generation } };
+        for (shard, slot, serial) in [(0, 0, 0), (3, 12345, 9), (255, SLOT_MAX, Serial::MAX.0)] {
+            let address = Address { shard: ShardId(shard), slot, serial: Serial(serial) };
             let id = key.seal(address);
             assert!(id.0.iter().all(|b| b.is_ascii_alphanumeric() || *b == b'-' || *b == b'_'));
             assert_eq!(key.open(&id.0), Some(address));

@@ -51,7 +51,7 @@
 //!   to the upstreams that were chosen for it at first ([`session::views`]).
 //! - **lane**: one persistent connection of a shard to a url of an upstream. A client is **pinned** to one lane of each upstream that it
 //!   has anything to do with, all of its own shard.
-//! - **origin id**: the connection id an app server knows a client by ([`ids::OriginId`]): shard, slot, generation and a keyed check.
+//! - **origin id**: the connection id an app server knows a client by ([`ids::OriginId`]): shard, slot, a serial number and a keyed check.
 //!   It is not the `connectionId` that negotiate returns, and a stateful reconnect does not change it.
 //! - **hub id**: the id a lane gives itself, fresh at every connect ([`ids::HubId`]); or, as an option, one for all lanes of the node.
 //! - **hub**: the clients that an app server takes to be behind one hub id, with their groups and users: those of one lane, or, where the

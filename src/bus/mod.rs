@@ -3,7 +3,7 @@
 pub mod sight;
 
 use crate::identity::Identity;
-use crate::ids::{HubId, LaneIndex, LaneKey, LanePlace, ShardId, SlotKey};
+use crate::ids::{HubId, LaneIndex, LaneKey, LanePlace, OriginId, ShardId};
 use crate::limits::{BUS_ORDERS, RELAY_BYTES_MAX};
 use crate::sys::doorbell::Doorbell;
 use crate::tls::Tls;
@@ -40,7 +40,7 @@ pub enum ShardOrder {
     /// Show yourself, with so many clients at most. Dropped unanswered by a shard that ends.
     Look { clients_max: u32, answer: oneshot::Sender<Sight> },
     /// Show one client; None if it is gone.
-    LookAt { client: SlotKey, answer: oneshot::Sender<Option<Box<ClientDetail>>> },
+    LookAt { client: OriginId, answer: oneshot::Sender<Option<Box<ClientDetail>>> },
     /// Tell everybody and end.
     Stop,
 }

@@ -245,7 +245,7 @@ impl<I: Io> Shard<I> {
         carried: Option<Box<Carried>>,
     ) {
         let name = self.random.next();
-        let Shard { conns, settings, metrics, quiet, headers, seen, .. } = self;
+        let Shard { conns, settings, metrics, quiet, headers, seen, serials, .. } = self;
         let Some(Conn { stage: Stage::Http(http), .. }) = conns.get(begun.key) else { return };
         let peer = http.peer;
         let (local, mut remote) = ((peer.local.ip(), peer.local.port()), (peer.remote.ip(), peer.remote.port()));
@@ -263,12 +263,13 @@ impl<I: Io> Shard<I> {
                 warn!(peer = %remote.0, "an app server is shown few of this client's headers, they are too long; name those it needs in `forward_headers`{suppressed}");
             }
         }
-        let origin = settings.origin_key.seal(Address { shard: settings.shard, key });
+        let serial = serials.take();
+        let origin = settings.origin_key.seal(Address { shard: settings.shard, slot: key.slot, serial });
         let transport = session.form().transport;
         let client = Client {
             session,
             origin,
-            pins: smallvec![Pin::default(); settings.upstreams.len()],
+            pins: smallvec![Pin::new(serial); settings.upstreams.len()],
             views: ViewList::default(),
             received: 0,
             sent: 0,

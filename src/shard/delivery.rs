@@ -147,17 +147,19 @@ impl<I: Io> Shard<I> {
 impl Deliver<'_> {
     fn deliver(&mut self, delivery: &Delivery, record: &[u8]) {
         match *delivery {
-            Delivery::Send { to: Recipients::One(id), vm, data } => match client_of(self.settings, id.of(record)) {
+            Delivery::Send { to: Recipients::One(id), vm, data } => match self.client_of(id.of(record)) {
                 Some(key) => self.send_to_one(key, vm.of(record), data.of(record)),
                 None => self.metrics.add(Counter::DroppedUnknownClient, 1),
             },
             Delivery::Send { to, vm, data } | Delivery::SendToMany { to, vm, data } => {
                 let mut many = self.many(record, vm, data, Counter::DeliveredMany);
-                response::each_recipient(record, to, |id| match id.and_then(|id| client_of(many.settings, id)) {
-                    Some(key) => many.send(key),
-                    // Another shard's, which is told as well.
-                    None if many.is_shared => {}
-                    None => many.metrics.add(Counter::DroppedUnknownClient, 1),
+                response::each_recipient(record, to, |id| {
+                    match id.and_then(|id| client_of(many.settings, many.conns, many.place, id)) {
+                        Some(key) => many.send(key),
+                        // Another shard's, which is told as well.
+                        None if many.is_shared => {}
+                        None => many.metrics.add(Counter::DroppedUnknownClient, 1),
+                    }
                 });
                 many.end();
             }
@@ -197,6 +199,10 @@ impl Deliver<'_> {
         }
     }
 
+    fn client_of(&self, id: &[u8]) -> Option<SlotKey> {
+        client_of(self.settings, self.conns, self.place, id)
+    }
+
     fn send_to_one(&mut self, key: SlotKey, vm: &[u8], data: &[u8]) {
         let Some((socket, client)) = open_client(self.conns, key, self.place) else {
             return self.metrics.add(Counter::DroppedUnknownClient, 1);
@@ -217,7 +223,7 @@ impl Deliver<'_> {
         let mut left_out = Vec::new();
         if let Some(except) = except {
             response::each_recipient(record, except, |id| {
-                left_out.extend(id.and_then(|id| client_of(self.settings, id)).map(|key| (key.slot, key.generation)));
+                left_out.extend(id.and_then(|id| self.client_of(id)).map(|key| (key.slot, key.generation)));
             });
             left_out.sort_unstable();
         }
@@ -328,10 +334,11 @@ fn write_client(from: Protocol, form: Form, vm: &[u8], data: &[u8], out: &mut Ve
     form.write(out, |out| response::write_client(from, form.protocol, vm, data, out));
 }
 
-/// The client an origin id stands for, if it is one of this shard's.
-fn client_of(settings: &Settings, id: &[u8]) -> Option<SlotKey> {
-    let address = settings.origin_key.open(id)?;
-    (address.shard == settings.shard).then_some(address.key)
+/// The client that an app server at this place means with an origin id, if it is one of this shard's and has not got another since.
+fn client_of(settings: &Settings, conns: &Slab<Conn>, place: LanePlace, id: &[u8]) -> Option<SlotKey> {
+    let address = settings.origin_key.open(id).filter(|address| address.shard == settings.shard)?;
+    let Conn { socket, stage: Stage::Client(client) } = conns.at(address.slot)? else { return None };
+    (client.pins[usize::from(place.upstream.0)].serial == address.serial).then_some(socket.key)
 }
 
 /// A client that an app server at this place may send messages. Its user's id makes one known from its first request on, but in front
@@ -352,7 +359,7 @@ fn find_memberships<'a>(
     lanes: &Range<usize>,
     id: Option<&[u8]>,
 ) -> Option<(SlotKey, &'a mut Memberships)> {
-    let key = client_of(settings, id?)?;
+    let key = client_of(settings, conns, place, id?)?;
     let Stage::Client(client) = &mut conns.get_mut(key)?.stage else { return None };
     let pin = &mut client.pins[usize::from(place.upstream.0)];
     pin.lane.filter(|lane| lanes.contains(&usize::from(lane.0)))?;

@@ -7,8 +7,7 @@ use crate::bus::{Handover, ShardOrder};
 use crate::ids::{ShardId, SlotKey, Time};
 use crate::metrics::Counter;
 use crate::proto::http::{Cors, HttpError};
-use crate::sys::{Io, Op, Token, socket};
-use std::os::fd::IntoRawFd;
+use crate::sys::{Io, Op, Token};
 
 impl<I: Io> Shard<I> {
     /// Calls the kernel's operations on the socket back; `leave` goes on when they are over.
@@ -28,7 +27,7 @@ impl<I: Io> Shard<I> {
 
     /// Hands the connection over, if the kernel has let go of it and everything said on it so far has left.
     pub(super) fn leave(&mut self, now: Time, key: SlotKey) {
-        let Shard { conns, shards, wheel, .. } = self;
+        let Shard { conns, shards, wheel, io, .. } = self;
         let Some(Conn { socket, stage: Stage::Http(http) }) = conns.get_mut(key) else { return };
         if socket.life != Life::Leaving || !socket.ops.is_empty() || socket.has_unsent() {
             return;
@@ -36,7 +35,7 @@ impl<I: Io> Shard<I> {
         let to = http.leaving_to.and_then(|to| shards.get(usize::from(to.0)));
         let HttpStage { peer, buffer, .. } = &mut **http;
         let handover = Handover {
-            socket: socket::own(socket.fd),
+            socket: io.disown(socket.fd),
             peer: *peer,
             buffer: core::mem::take(buffer),
             tls: socket.secure.take().map(|secure| secure.into_tls()),
@@ -55,7 +54,7 @@ impl<I: Io> Shard<I> {
             // Its queue is full, or it has ended: the connection stays, and is told to try later.
             Some(ShardOrder::Connection(handover)) => {
                 let Handover { socket: descriptor, tls, .. } = *handover;
-                socket.fd = descriptor.into_raw_fd();
+                socket.fd = io.adopt(descriptor);
                 socket.secure = tls.map(|tls| Box::new(Secure::new(tls)));
                 socket.life = Life::Open;
                 self.refuse_request(now, key, HttpError::Overloaded, Cors::None);
@@ -74,7 +73,8 @@ impl<I: Io> Shard<I> {
         let mut http = HttpStage::new(peer, now.after(self.settings.request_head_timeout));
         http.buffer = buffer;
         let secure = tls.map(|tls| Box::new(Secure::new(tls)));
-        if let Some(key) = self.add_connection(now, socket.into_raw_fd(), secure, http) {
+        let fd = self.io.adopt(socket);
+        if let Some(key) = self.add_connection(now, fd, secure, http) {
             self.serve_requests(now, key);
         }
     }

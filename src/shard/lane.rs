@@ -27,7 +27,7 @@ use crate::tls::Tls;
 use core::ops::Range;
 use core::time::Duration;
 use std::collections::VecDeque;
-use std::os::fd::{IntoRawFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use tracing::{info, warn};
 
 /// Slots that name lanes instead of connections in tokens and on the dirty list.
@@ -534,7 +534,7 @@ impl<I: Io> Shard<I> {
         }
         lane.incarnation += 1;
         let key = SlotKey { slot: LANE_SLOTS.start + u32::from(index.0), generation: lane.incarnation };
-        let mut socket = Socket::new(key, socket.into_raw_fd());
+        let mut socket = Socket::new(key, self.io.adopt(socket));
         socket.secure = tls.map(|tls| Box::new(Secure::new(tls)));
         socket.arm_readable(&mut self.io);
         let upstream = self.settings.upstreams.of(lane.place);

@@ -35,7 +35,7 @@ pub use authenticate::{Authentication, Required};
 pub use upstreams::{Upstream, Upstreams};
 
 use crate::bus::{ControlOrder, Receiver, Sender, ShardOrder};
-use crate::ids::{LanePlace, OriginKey, ShardId, SlotKey, Time};
+use crate::ids::{LanePlace, OriginKey, Serial, ShardId, SlotKey, Time};
 use crate::limits::CONNECTIONS_SPARE;
 use crate::mem::frames::FramePool;
 use crate::mem::intern::Interner;
@@ -131,6 +131,8 @@ pub struct Shard<I: Io> {
     views: Views,
     /// Clients, whatever carries them.
     clients: u32,
+    /// The next origin id's.
+    serials: Serial,
     frames: FramePool,
     pool: BytePool,
     wheel: Wheel,
@@ -250,6 +252,7 @@ impl<I: Io> Shard<I> {
             hubs,
             views: Views::default(),
             clients: 0,
+            serials: Serial::default(),
             next_lane: 0,
             told_second: 0,
             frames: FramePool::new(),

@@ -2,7 +2,7 @@
 use super::Shard;
 use super::socket::{Client, Conn, Stage};
 use crate::bus::sight::{ClientDetail, ClientSight, LaneSight, PinDetail, Sight};
-use crate::ids::SlotKey;
+use crate::ids::OriginId;
 use crate::limits::{DETAIL_NAMES_MAX, LOOK_SLOTS_MAX, LOOK_SLOTS_PER_TURN, LOOKS_MAX};
 use crate::mem::slab::Slab;
 use crate::metrics::Gauge;
@@ -95,12 +95,16 @@ impl<I: Io> Shard<I> {
         let _ = answer.send(sight);
     }
 
-    pub(super) fn on_look_at(&self, key: SlotKey, answer: oneshot::Sender<Option<Box<ClientDetail>>>) {
-        let _ = answer.send(self.detail(key).map(Box::new));
+    pub(super) fn on_look_at(&self, client: OriginId, answer: oneshot::Sender<Option<Box<ClientDetail>>>) {
+        let _ = answer.send(self.detail(client).map(Box::new));
     }
 
-    fn detail(&self, key: SlotKey) -> Option<ClientDetail> {
-        let Some(Conn { socket, stage: Stage::Client(client) }) = self.conns.get(key) else { return None };
+    fn detail(&self, origin: OriginId) -> Option<ClientDetail> {
+        let slot = self.settings.origin_key.open(&origin.0)?.slot;
+        let Some(Conn { socket, stage: Stage::Client(client) }) = self.conns.at(slot) else { return None };
+        if client.origin != origin {
+            return None;
+        }
         let upstreams = &self.settings.upstreams;
         let told = |upstream: usize| {
             let shown = upstreams.headers(upstream, &client.headers);
@@ -152,7 +156,7 @@ fn names<'a>(each: impl Iterator<Item = &'a [u8]>) -> (Vec<String>, u32) {
 mod tests {
     use super::super::socket::{NO_SOCKET, Pins, Socket};
     use super::*;
-    use crate::ids::{Address, OriginKey, ShardId, Time};
+    use crate::ids::{Address, OriginKey, Serial, ShardId, SlotKey, Time};
     use crate::session::client::{ClientSession, ClientSettings};
     use crate::session::form::Transport;
     use crate::session::views::ViewList;
@@ -170,9 +174,9 @@ mod tests {
         let mut conns = Slab::new(clients);
         let headers: Rc<[u8]> = Rc::from(&b"{}"[..]);
         for n in 0..clients {
-            let client = |key| Client {
+            let client = |key: SlotKey| Client {
                 session: ClientSession::new(Time(0), Transport::WebSockets, false, &settings),
-                origin: OriginKey([7; 16]).seal(Address { shard: ShardId(0), key }),
+                origin: OriginKey([7; 16]).seal(Address { shard: ShardId(0), slot: key.slot, serial: Serial(0) }),
                 pins: Pins::default(),
                 views: ViewList::default(),
                 received: n,

@@ -9,7 +9,7 @@ use super::lane::Shown;
 use super::secure::Secure;
 use super::upstreams::{Seen, Upstreams};
 use crate::bus::Peer;
-use crate::ids::{LaneIndex, OriginId, ShardId, SlotKey, Time};
+use crate::ids::{LaneIndex, OriginId, Serial, ShardId, SlotKey, Time};
 use crate::limits::LINGER_MS;
 use crate::mem::frames::{FramePool, SendQueue};
 use crate::metrics::{Counter, ShardMetrics};
@@ -295,6 +295,7 @@ pub(super) struct Parked {
 
 pub(super) struct Client {
     pub(super) session: ClientSession,
+    /// The first id it had upstream, and its name as long as it lives.
     pub(super) origin: OriginId,
     /// Its tie to each upstream, by place in the configuration.
     pub(super) pins: Pins,
@@ -324,8 +325,10 @@ impl Client {
 }
 
 /// A client's tie to one upstream.
-#[derive(Clone, Copy, Default)]
+#[derive(Clone, Copy)]
 pub(super) struct Pin {
+    /// Of the origin id that the upstream knows it by.
+    pub(super) serial: Serial,
     /// The lane its messages take, from the first one on.
     pub(super) lane: Option<LaneIndex>,
     /// Something of it has reached the app server on this lane: its end must, too.
@@ -334,6 +337,18 @@ pub(super) struct Pin {
     pub(super) memberships: Memberships,
     /// Among the hub's users, where it has a user id.
     pub(super) as_user: Memberships,
+}
+
+impl Pin {
+    pub(super) fn new(serial: Serial) -> Pin {
+        Pin {
+            serial,
+            lane: None,
+            forwarded: false,
+            memberships: Memberships::default(),
+            as_user: Memberships::default(),
+        }
+    }
 }
 
 /// Most nodes have one upstream.
@@ -377,4 +392,4 @@ pub(super) struct Link {
     pub(super) session: LaneSession,
 }
 
-const _: () = assert!(size_of::<Conn>() <= 264, "an idle client must stay small");
+const _: () = assert!(size_of::<Conn>() <= 272, "an idle client must stay small");

@@ -11,7 +11,7 @@ pub mod socket;
 
 use crate::ids::{SlotKey, Time};
 use std::net::SocketAddr;
-use std::os::fd::RawFd;
+use std::os::fd::{OwnedFd, RawFd};
 
 /// What an operation belongs to and which kind it is, carried through the kernel as `user_data`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -129,6 +129,10 @@ pub trait Io {
     fn buffer(&mut self, received: &Received) -> &mut [u8];
     fn give_back(&mut self, received: Received);
 
+    /// Takes a socket over that somebody else made; it is closed with `close`.
+    fn adopt(&mut self, socket: OwnedFd) -> RawFd;
+    /// Gives a socket away. No operation on it is in flight.
+    fn disown(&mut self, fd: RawFd) -> OwnedFd;
     /// Addresses of an accepted socket: (local, peer). None if it is already gone.
     fn addresses(&self, fd: RawFd) -> Option<(SocketAddr, SocketAddr)>;
     /// Socket options of a new client.

@@ -12,7 +12,7 @@ use io_uring::types::{BufRingEntry, Fd, SubmitArgs, Timespec};
 use io_uring::{IoUring, cqueue, opcode, squeue};
 use std::io;
 use std::net::SocketAddr;
-use std::os::fd::RawFd;
+use std::os::fd::{IntoRawFd, OwnedFd, RawFd};
 use std::sync::atomic::{AtomicU16, Ordering};
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
@@ -248,6 +248,14 @@ impl Io for Ring {
 
     fn give_back(&mut self, received: Received) {
         self.group(received.group).give(received.id);
+    }
+
+    fn adopt(&mut self, socket: OwnedFd) -> RawFd {
+        socket.into_raw_fd()
+    }
+
+    fn disown(&mut self, fd: RawFd) -> OwnedFd {
+        socket::own(fd)
     }
 
     fn addresses(&self, fd: RawFd) -> Option<(SocketAddr, SocketAddr)> {

@@ -21,7 +21,7 @@ use super::plane::State;
 use crate::bus::sight::{PinDetail, Sight};
 use crate::bus::{Sender, ShardOrder};
 use crate::config::Config;
-use crate::ids::{ID_BYTES, LaneIndex, LaneKey, OriginKey, ShardId, UpstreamIndex, base64url};
+use crate::ids::{ID_BYTES, LaneIndex, LaneKey, OriginId, OriginKey, ShardId, UpstreamIndex, base64url};
 use crate::limits::{LOOK_KEPT_MS, LOOK_MS, PEER_REST_MS, PEERS_MAX, PICTURE_CLIENTS_MAX};
 use crate::metrics::process::ProcessStats;
 use crate::metrics::{Counter, Gauge, Published};
@@ -388,12 +388,13 @@ impl Picture {
 
     async fn own_client(&self, id: &str) -> Reply {
         // One of another process, or forged.
-        let Some(address) = self.ground.origin_key.open(id.as_bytes()) else { return Reply::text(404, GONE) };
+        let (client, address) = (id.as_bytes().try_into().map(OriginId), self.ground.origin_key.open(id.as_bytes()));
+        let (Ok(client), Some(address)) = (client, address) else { return Reply::text(404, GONE) };
         let shard = usize::from(address.shard.0);
         let Some(orders) = self.shards.get(shard) else { return Reply::text(404, GONE) };
         let (answer, answered) = oneshot::channel();
         let deadline = tokio::time::Instant::now() + Duration::from_millis(LOOK_MS);
-        let asked = orders.send(ShardOrder::LookAt { client: address.key, answer }).is_ok();
+        let asked = orders.send(ShardOrder::LookAt { client, answer }).is_ok();
         match timeout_at(deadline, answered).await {
             Ok(Ok(Some(detail))) => {
                 let pin = |pin: PinDetail| self.pin(shard, pin);
