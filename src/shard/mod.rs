@@ -11,6 +11,7 @@
 //! lane          the way to the app server, and what waits in front of it       delivery      the way back
 //! forwarding    which upstreams a request goes to, and on which lanes          upstreams     what is known of them, who shares a hub id
 //! socket        lives of sockets, what is in flight for them                   secure        TLS between a socket and the rest
+//! pause         clients from which nothing is read for a while
 //! sight         what the shard shows of itself to who looks at the node
 //! ```
 
@@ -23,6 +24,7 @@ mod delivery;
 mod forwarding;
 mod handover;
 mod lane;
+mod pause;
 mod quiet;
 mod secure;
 mod sight;
