@@ -23,6 +23,7 @@ use crate::bus;
 use crate::config::{self, Config, TrustedProxy};
 use crate::identity::Identity;
 use crate::ids::{LaneIndex, LaneKey, OriginKey, ShardId, base64url};
+use crate::journal::ShardJournal;
 use crate::limits::{NODE_NAME_BYTES_MAX, POST_BODY_MESSAGES_MAX, STOP_GRACE_MS, STOP_MS};
 use crate::metrics::Published;
 use crate::metrics::process::ProcessStats;
@@ -282,6 +283,7 @@ fn shard_settings(
         lane_queue_bytes_max: config.limits.upstream_queue_bytes,
         lane_queue_timeout: config.limits.upstream_queue_timeout,
         origin_key: secrets.origin,
+        journal: ShardJournal::default(),
         tokens: secrets.tokens.clone(),
         seed: u64::from_ne_bytes(random()?),
     })

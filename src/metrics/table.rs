@@ -133,6 +133,7 @@ table! {
         RefusedHeadTimeout = "head_timeout",
         RefusedProxyProtocol = "proxy_protocol",
         RefusedOverloaded = "overloaded",
+        RefusedTooManyRequests = "too_many_requests",
         // proto::dotnetify::request::RequestError.
         RefusedUnknownMethod = "unknown_method",
         RefusedArgumentCount = "argument_count",
@@ -195,6 +196,10 @@ table! {
         DroppedGroupJoin = "too_many_groups",
         DroppedRelay = "relay_queue_full",
         DroppedObserverMessage = "observer_message",
+    }
+    "read_pauses", "Pauses in which nothing was read from a client, by reason", "reason" {
+        PausedRate = "message_rate",
+        PausedLane = "lane_full",
     }
     "receive_buffers_exhausted", "Receives that found no free buffer and were repeated", "" { ReceiveBuffersExhausted = "" }
     "turns", "Turns of the shard's loop", "" { Turns = "" }

@@ -126,6 +126,15 @@ impl ClientSession {
         }
     }
 
+    /// The client's silence was ours: nothing was read from it.
+    pub fn excuse(&mut self, now: Time) {
+        if let Phase::Open { heard, .. } = &mut self.state.phase
+            && *heard != Time::NEVER
+        {
+            *heard = now;
+        }
+    }
+
     /// Has a deadline come nearer since the last call? Then `on_time` wants to be called, which says when next.
     pub fn take_hurry(&mut self) -> bool {
         core::mem::take(&mut self.state.hurried)
@@ -150,13 +159,11 @@ impl ClientSession {
         if let Some(inbound) = inbound {
             inbound.resumed();
         }
-        if let Phase::Open { ping_due, heard } = phase {
+        if let Phase::Open { ping_due, .. } = phase {
             *ping_due = now.after(settings.keep_alive);
-            if *heard != Time::NEVER {
-                *heard = now;
-            }
         }
         let form = *form;
+        self.excuse(now);
         env.out(|out| form.write(out, |out| encode::sequence(form.protocol, sequence, out)));
     }
 

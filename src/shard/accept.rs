@@ -1,6 +1,7 @@
 //! New connections, and their requests until one of them makes a client.
 use super::Shard;
 use super::carried::Begun;
+use super::pause::Pause;
 use super::secure::Secure;
 use super::socket::{Conn, HttpStage, Input, Life, Socket, Stage, linger_until};
 use super::turn::own_token;
@@ -38,6 +39,8 @@ enum Served {
     Elsewhere(ShardId),
     /// So many bytes of body are still to come.
     Incomplete { body_bytes: u64 },
+    /// It is there, with so many bytes of body, but nothing is taken from its client at present.
+    Later { body_bytes: u64 },
 }
 
 /// A request as it is served.
@@ -263,14 +266,20 @@ impl<I: Io> Shard<I> {
             http.wanted = 0;
             let buffer = core::mem::take(&mut http.buffer);
             let outcome = self.serve_request(now, key, &buffer, head_bytes);
-            if let Some(Conn { stage: Stage::Http(http), .. }) = self.conns.get_mut(key) {
+            if let Some(Conn { socket, stage: Stage::Http(http) }) = self.conns.get_mut(key) {
                 http.buffer = buffer;
+                if core::mem::take(&mut http.waits) && !matches!(outcome, Served::Later { .. }) {
+                    socket.read_on(&mut self.io, Pause::Request);
+                }
                 match outcome {
                     // What follows the head: the body, the next request.
                     Served::Answered | Served::Done => drop(http.buffer.drain(..head_bytes)),
                     Served::Incomplete { body_bytes } => {
                         http.wanted = head_bytes + body_bytes as usize;
                         return self.request_begins(now, key);
+                    }
+                    Served::Later { body_bytes } => {
+                        return self.request_waits(now, key, head_bytes + body_bytes as usize);
                     }
                     Served::Elsewhere(shard) => return self.begin_leaving(now, key, shard),
                 }
@@ -291,6 +300,29 @@ impl<I: Io> Shard<I> {
         }
     }
 
+    /// A whole request of so many bytes is there and waits for its client to be read again. Nothing behind it is read meanwhile.
+    fn request_waits(&mut self, now: Time, key: SlotKey, bytes: usize) {
+        let Some(Conn { socket, stage: Stage::Http(http) }) = self.conns.get_mut(key) else { return };
+        http.waits = true;
+        if !socket.paused.has(Pause::Request) {
+            http.until = now.after(Duration::from_millis(POST_PATIENCE_MS));
+            socket.paused.add(Pause::Request);
+        }
+        http.wanted = bytes;
+        self.wheel.set(key.slot, now.after(Duration::from_millis(POST_AGAIN_MS)).min(http.until));
+    }
+
+    /// Tries a request again that waited, or refuses it if that has taken too long.
+    fn request_again(&mut self, now: Time, key: SlotKey) {
+        let Some(Conn { stage: Stage::Http(http), .. }) = self.conns.get(key) else { return };
+        if now < http.until {
+            self.serve_requests(now, key);
+        } else {
+            let cors = self.cors_of(key, &http.buffer);
+            self.refuse_request(now, key, HttpError::TooManyRequests, cors.as_cors());
+        }
+    }
+
     /// Answers one request.
     fn serve_request(&mut self, now: Time, key: SlotKey, buffer: &[u8], head_bytes: usize) -> Served {
         let head = match http::parse_head(&buffer[..head_bytes]) {
@@ -305,7 +337,7 @@ impl<I: Io> Shard<I> {
         let action = http::route(&head, &self.settings.http, https, &mut reply.bytes);
         let asked = Asked { head: &head, rest: &buffer[head_bytes..], client };
         let outcome = self.act(now, key, asked, action, &mut reply);
-        if !matches!(outcome, Ok(Served::Incomplete { .. } | Served::Elsewhere(_))) {
+        if !matches!(outcome, Ok(Served::Incomplete { .. } | Served::Later { .. } | Served::Elsewhere(_))) {
             self.metrics.add(Counter::HttpRequests, 1);
         }
         let served = match outcome {
@@ -377,10 +409,14 @@ impl<I: Io> Shard<I> {
             }
         }
         if let Action::Post { body_bytes, .. } = action
-            && token.is_some()
-            && (rest.len() as u64) < body_bytes
+            && let Some(token) = &token
         {
-            return Ok(Served::Incomplete { body_bytes });
+            if (rest.len() as u64) < body_bytes {
+                return Ok(Served::Incomplete { body_bytes });
+            }
+            if !self.takes_posts(token) {
+                return Ok(Served::Later { body_bytes });
+            }
         }
         // First of all: who may not ask does not learn what there is.
         let authenticated = self.authenticate(head).map_err(refused)?;
@@ -482,6 +518,7 @@ impl<I: Io> Shard<I> {
     pub(super) fn on_connection_time(&mut self, now: Time, key: SlotKey) {
         let Some(conn) = self.conns.get(key) else { return };
         match (conn.socket.life, &conn.stage) {
+            (Life::Open, Stage::Http(http)) if http.waits => self.request_again(now, key),
             (Life::Open | Life::Leaving, Stage::Http(http)) if now < http.until => {
                 self.wheel.set(key.slot, http.until);
             }

@@ -210,6 +210,11 @@ impl<I: Io> Shard<I> {
         Ok(None)
     }
 
+    /// May a POST for this connection be taken now, as far as its client goes?
+    pub(super) fn takes_posts(&mut self, token: &Opened) -> bool {
+        !self.owner(&token.token.connection).is_some_and(|owner| self.is_paused(owner.key))
+    }
+
     pub(super) fn on_post(
         &mut self,
         now: Time,
@@ -233,6 +238,7 @@ impl<I: Io> Shard<I> {
         if owner.transport == Transport::WebSockets {
             return Err(HttpError::PostToWebSocket);
         }
+        debug_assert!(!self.is_paused(owner.key), "`takes_posts` is asked first");
         if let Some(user) = authenticated {
             self.set_user(owner.key, user);
         }
@@ -283,7 +289,9 @@ impl<I: Io> Shard<I> {
     /// The connection is the client's socket from now on; `reply` begins what is sent on it.
     fn carry(&mut self, key: SlotKey, client: SlotKey, reply: impl FnOnce(&mut Vec<u8>)) {
         let Shard { conns, frames, dirty, wheel, pool, .. } = self;
+        let paused = conns.get(client).map(|conn| conn.socket.paused).unwrap_or_default();
         if let Some(Conn { socket, stage }) = conns.get_mut(key) {
+            socket.paused = paused;
             socket.out(frames, dirty, reply);
             if let Stage::Http(http) = core::mem::replace(stage, Stage::Carrier(client)) {
                 pool.give(http.buffer);

@@ -349,6 +349,10 @@ impl<I: Io> Shard<I> {
 
     /// Does what is due for a client, and sets its next deadline.
     pub(super) fn on_client_time(&mut self, now: Time, key: SlotKey) {
+        let Some(Conn { socket, stage: Stage::Client(client) }) = self.conns.get_mut(key) else { return };
+        if !socket.paused.is_empty() {
+            client.session.excuse(now);
+        }
         let Some(Conn { stage: Stage::Client(client), .. }) = self.conns.get(key) else { return };
         let mut next = self.token_expires(now, client);
         if next <= now {

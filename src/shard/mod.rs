@@ -11,6 +11,7 @@
 //! lane          the way to the app server, and what waits in front of it       delivery      the way back
 //! forwarding    which upstreams a request goes to, and on which lanes          upstreams     what is known of them, who shares a hub id
 //! socket        lives of sockets, what is in flight for them                   secure        TLS between a socket and the rest
+//! pause         clients from which nothing is read for a while
 //! sight         what the shard shows of itself to who looks at the node
 //! ```
 
@@ -23,6 +24,7 @@ mod delivery;
 mod forwarding;
 mod handover;
 mod lane;
+mod pause;
 mod quiet;
 mod secure;
 mod sight;
@@ -36,6 +38,7 @@ pub use upstreams::{Upstream, Upstreams};
 
 use crate::bus::{ControlOrder, Receiver, Sender, ShardOrder};
 use crate::ids::{LanePlace, OriginKey, Serial, ShardId, SlotKey, Time};
+use crate::journal::ShardJournal;
 use crate::limits::CONNECTIONS_SPARE;
 use crate::mem::frames::FramePool;
 use crate::mem::intern::Interner;
@@ -73,6 +76,11 @@ const COMPLETIONS_KEPT: usize = 4096;
 const DIRTY_KEPT: usize = 4096;
 const ENDING_KEPT: usize = 256;
 
+/// Slots of a shard for so many connections; the spare ones are for saying 503 to those over the limit.
+pub const fn places(connections_max: u32) -> u32 {
+    connections_max + CONNECTIONS_SPARE
+}
+
 /// What a shard is told at start. The control plane makes it from the configuration.
 #[derive(Clone)]
 pub struct Settings {
@@ -107,6 +115,8 @@ pub struct Settings {
     pub lane_queue_bytes_max: u32,
     pub lane_queue_timeout: Duration,
     pub origin_key: OriginKey,
+    /// Where the ids that app servers know its clients by outlive the process; has a place for each of its slots.
+    pub journal: ShardJournal,
     pub tokens: TokenKey,
     /// Seed of frame masks and ids, from the operating system.
     pub seed: u64,
@@ -243,8 +253,7 @@ impl<I: Io> Shard<I> {
         published: Arc<Published>,
     ) -> Shard<I> {
         let now = io.now();
-        // The spare places are for saying 503 to the connections over the limit.
-        let places = settings.connections_max + CONNECTIONS_SPARE;
+        let places = places(settings.connections_max);
         let (lanes, hubs) = lane::lanes(&settings);
         let mut shard = Shard {
             conns: Slab::new(places),

@@ -6,6 +6,7 @@
 //! ```
 //! A descriptor is closed and a slot freed only in the last step, when no operation of it is in the kernel any more.
 use super::lane::Shown;
+use super::pause::Pauses;
 use super::secure::Secure;
 use super::upstreams::{Seen, Upstreams};
 use crate::bus::Peer;
@@ -75,8 +76,10 @@ pub(super) struct Socket {
     pub(super) dirty: bool,
     /// The kernel's buffer is full; `Op::Writable` is armed.
     pub(super) blocked: bool,
-    /// Something became readable while a receive was in flight.
+    /// Something became readable while a receive was in flight, or while nothing was to be read.
     pub(super) again: bool,
+    /// Why nothing is received at present, if so.
+    pub(super) paused: Pauses,
     /// What is to be sent; with TLS, in plain.
     pub(super) queue: SendQueue,
     pub(super) secure: Option<Box<Secure>>,
@@ -112,6 +115,7 @@ impl Socket {
             dirty: false,
             blocked: false,
             again: false,
+            paused: Pauses::default(),
             queue: SendQueue::default(),
             secure: None,
         }
@@ -127,7 +131,7 @@ impl Socket {
     }
 
     pub(super) fn receive(&mut self, io: &mut impl Io, group: BufferGroup) {
-        if self.ops.has(Ops::RECEIVE) {
+        if self.ops.has(Ops::RECEIVE) || !self.paused.is_empty() {
             self.again = true;
             return;
         }
@@ -189,6 +193,10 @@ impl Socket {
         }
         self.mark(dirty);
         self.drained(io);
+        // What still comes is thrown away, up to the peer's end, which must be met.
+        if !core::mem::take(&mut self.paused).is_empty() && self.has_fd() {
+            self.receive(io, BufferGroup::Client);
+        }
     }
 
     /// Shuts our side once everything has left. True when it just did.
@@ -262,6 +270,8 @@ pub(super) struct HttpStage {
     pub(super) proxied: bool,
     /// One too many: its first request is answered so.
     pub(super) is_surplus: bool,
+    /// Its request is there, and waits until there is no pause of its client.
+    pub(super) waits: bool,
     pub(super) parked: Option<Parked>,
     /// The shard it is on its way to.
     pub(super) leaving_to: Option<ShardId>,
@@ -278,6 +288,7 @@ impl HttpStage {
             until,
             proxied: false,
             is_surplus: false,
+            waits: false,
             parked: None,
             leaving_to: None,
         }

@@ -98,7 +98,11 @@ impl<I: Io> Shard<I> {
                         socket.arm_readable(io);
                     }
                 }
-                if !matches!(socket.life, Life::Ending | Life::Leaving) {
+                // Nothing is read that would tell it, but a connection that has failed is not kept for that.
+                let failed = i32::from(libc::POLLERR | libc::POLLHUP);
+                if !socket.paused.is_empty() && completion.result & failed != 0 {
+                    self.on_socket_error(now, key, libc::ECONNRESET);
+                } else if !matches!(socket.life, Life::Ending | Life::Leaving) {
                     socket.receive(io, group);
                 }
                 self.join(now, key);

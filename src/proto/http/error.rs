@@ -44,6 +44,8 @@ pub enum HttpError {
     /// A bad PROXY header, or none where every connection begins with one. The connection is just closed, this is for the metric.
     ProxyProtocol,
     Overloaded,
+    /// A POST of a client that has sent too much already, and that it was not worth to wait for.
+    TooManyRequests,
 }
 
 impl HttpError {
@@ -77,6 +79,7 @@ impl HttpError {
         HttpError::HeadTimeout,
         HttpError::ProxyProtocol,
         HttpError::Overloaded,
+        HttpError::TooManyRequests,
     ];
 
     /// Does it say something of the hub, which only those learn who may use it? In ASP.NET authentication stands before the hub, and
@@ -118,6 +121,8 @@ impl HttpError {
             HttpError::TargetTooLong => 414,
             // RFC 6455 §4.2.2: the answer to a version we do not speak, with the one we do.
             HttpError::WebSocketVersion => 426,
+            // RFC 6585 §4.
+            HttpError::TooManyRequests => 429,
             HttpError::HeadTooLarge | HttpError::TooManyHeaders => 431,
             // RFC 9112 §6.1: "a server that receives a transfer coding it does not understand SHOULD respond with 501".
             HttpError::TransferEncoding => 501,
@@ -157,6 +162,7 @@ impl HttpError {
             HttpError::HeadTimeout => "head_timeout",
             HttpError::ProxyProtocol => "proxy_protocol",
             HttpError::Overloaded => "overloaded",
+            HttpError::TooManyRequests => "too_many_requests",
         }
     }
 
@@ -195,11 +201,12 @@ impl HttpError {
             HttpError::HeadTimeout => "The request head took too long.",
             HttpError::ProxyProtocol => "The connection does not begin with a valid PROXY header.",
             HttpError::Overloaded => "The proxy is overloaded, try again later.",
+            HttpError::TooManyRequests => "Too much of this connection waits already, try again later.",
         }
     }
 }
 
-const _: () = assert!(HttpError::ALL.len() == HttpError::Overloaded as usize + 1, "ALL lists every variant");
+const _: () = assert!(HttpError::ALL.len() == HttpError::TooManyRequests as usize + 1, "ALL lists every variant");
 
 #[cfg(test)]
 mod tests {

@@ -90,7 +90,7 @@ pub(super) fn refusal(
         // RFC 6750 §3: no error code for a request that brought no token.
         HttpError::Unauthorized => ["WWW-Authenticate: Bearer", "", "\r\n"],
         HttpError::InvalidToken => ["WWW-Authenticate: Bearer", r#" error="invalid_token""#, "\r\n"],
-        HttpError::Overloaded => ["Retry-After: ", "1", "\r\n"],
+        HttpError::Overloaded | HttpError::TooManyRequests => ["Retry-After: ", "1", "\r\n"],
         _ => [""; 3],
     };
     headers.iter().for_each(|part| out.extend_from_slice(part.as_bytes()));
@@ -166,6 +166,7 @@ fn reason(status: u16) -> &'static str {
         413 => "Content Too Large",
         414 => "URI Too Long",
         426 => "Upgrade Required",
+        429 => "Too Many Requests",
         431 => "Request Header Fields Too Large",
         501 => "Not Implemented",
         503 => "Service Unavailable",
@@ -278,6 +279,7 @@ mod tests {
             (HttpError::Unauthorized, "WWW-Authenticate: Bearer"),
             (HttpError::InvalidToken, r#"WWW-Authenticate: Bearer error="invalid_token""#),
             (HttpError::Overloaded, "Retry-After: 1"),
+            (HttpError::TooManyRequests, "Retry-After: 1"),
         ] {
             let reply = refused(error, Cors::None, true);
             assert!(reply.contains(&format!("\r\n{header}\r\nVary: Origin\r\n")), "{reply}");
