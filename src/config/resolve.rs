@@ -239,6 +239,7 @@ impl Draft {
                 request_head_timeout: duration(Key::RequestHeadTimeout, 5),
                 upstream_queue_bytes: count(Key::UpstreamQueueBytes, UPSTREAM_QUEUE_BYTES_DEFAULT),
                 upstream_queue_timeout: duration(Key::UpstreamQueueTimeout, 10),
+                client_replay_bytes: count(Key::ClientReplayBytes, REPLAY_BYTES_DEFAULT),
             },
             tls: self.tls(),
             identity: self.identity(),

@@ -36,6 +36,7 @@ pub enum Key {
     RequestHeadTimeout,
     UpstreamQueueBytes,
     UpstreamQueueTimeout,
+    ClientReplayBytes,
     TlsCertificateFile,
     TlsKeyFile,
     TlsMinimumVersion,
@@ -63,6 +64,9 @@ pub enum Key {
     Dispatch,
     HubId,
     ForwardHeaders,
+    Acknowledge,
+    AcknowledgeTimeout,
+    InFlight,
 }
 
 /// Where a setting stands in the file. There may be several `[[upstream]]`, and each has a value of its own.
@@ -238,6 +242,8 @@ settings! {
         "Bytes of client messages that may wait for a lane that is not up, per lane";
     UpstreamQueueTimeout, Limits, "upstream_queue_timeout", "UPSTREAM_QUEUE_TIMEOUT", "upstream-queue-timeout", SETUP_TIMEOUT, "10s",
         "How long a message may wait for a lane before its client gets an error";
+    ClientReplayBytes, Limits, "client_replay_bytes", "CLIENT_REPLAY_BYTES", "client-replay-bytes", Kind::Size { min: 0, max: REPLAY_BYTES_MAX }, "16KiB",
+        "Kept of what one client's view models were requested with, to request them again when its lane is lost; a client with more is asked to reconnect then";
     TlsCertificateFile, Tls, "certificate_file", "TLS_CERTIFICATE_FILE", "tls-certificate-file", Kind::File, "none",
         "PEM file with the certificate of https listeners, the node's own first, then the intermediate ones";
     TlsKeyFile, Tls, "key_file", "TLS_KEY_FILE", "tls-key-file", Kind::File, "none",
@@ -296,6 +302,13 @@ settings! {
         "What the app server sees as one hub: each lane, or the whole node, which is the default with dispatch = message";
     ForwardHeaders, Upstream, "forward_headers", "FORWARD_HEADERS", "forward-headers", Kind::Headers, "all",
         "Request headers of clients the app server is shown: all, or a list of names (an observer unless told: Host, User-Agent); hop-by-hop and Sec-WebSocket-* never are";
+    Acknowledge, Upstream, "acknowledge", "ACKNOWLEDGE", "acknowledge", Kind::Boolean, "true",
+        "Whether the app server is asked to say when it has worked on a message: what bounds the messages on a lane, tells clients of its errors and finds lanes that are stuck; never with an observer";
+    AcknowledgeTimeout, Upstream, "acknowledge_timeout", "ACKNOWLEDGE_TIMEOUT", "acknowledge-timeout",
+        Kind::Duration { min_ms: TIMEOUT_MS_MIN, max_ms: ACKNOWLEDGE_TIMEOUT_MS_MAX }, "30s",
+        "How long the app server may take over one message; then the lane is replaced, its clients go on over others, and that one message is answered with an error";
+    InFlight, Upstream, "in_flight_max", "IN_FLIGHT_MAX", "in-flight-max", Kind::Count { min: 1, max: IN_FLIGHT_MAX }, "256",
+        "Messages on a lane that the app server has not worked on; more wait in the node, and whoever sends them is read more slowly";
 }
 
 pub const SETTINGS_COUNT: usize = SETTINGS.len();

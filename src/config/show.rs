@@ -96,6 +96,7 @@ impl Config {
             Key::RequestHeadTimeout => quoted(&duration_text(self.limits.request_head_timeout)),
             Key::UpstreamQueueBytes => size(self.limits.upstream_queue_bytes),
             Key::UpstreamQueueTimeout => quoted(&duration_text(self.limits.upstream_queue_timeout)),
+            Key::ClientReplayBytes => size(self.limits.client_replay_bytes),
             Key::TlsCertificateFile => path(&tls?.certificate_file),
             Key::TlsKeyFile => path(&tls?.key_file),
             Key::TlsMinimumVersion => quoted(tls?.minimum_version.name()),
@@ -129,6 +130,9 @@ impl Config {
                 HeaderPolicy::All => quoted("all"),
                 HeaderPolicy::Only(names) => list(names),
             },
+            Key::Acknowledge => upstream.acknowledge.to_string(),
+            Key::AcknowledgeTimeout => quoted(&duration_text(upstream.acknowledge_timeout)),
+            Key::InFlight => upstream.in_flight_max.to_string(),
         })
     }
 }

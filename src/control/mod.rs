@@ -32,7 +32,7 @@ use crate::proto::signalr::Protocol;
 use crate::session::client::ClientSettings;
 use crate::session::routing::{Route, UpstreamKind};
 use crate::session::token::TokenKey;
-use crate::shard::{Authentication, Settings, Shard, Upstream, Upstreams};
+use crate::shard::{Authentication, Settings, Shard, Upstream, Upstreams, Window};
 use crate::sys::ring::Ring;
 use crate::sys::{probe, socket};
 use core::time::Duration;
@@ -282,6 +282,7 @@ fn shard_settings(
         request_head_timeout: config.limits.request_head_timeout,
         lane_queue_bytes_max: config.limits.upstream_queue_bytes,
         lane_queue_timeout: config.limits.upstream_queue_timeout,
+        replay_bytes_max: config.limits.client_replay_bytes,
         origin_key: secrets.origin,
         journal: ShardJournal::default(),
         tokens: secrets.tokens.clone(),
@@ -301,6 +302,9 @@ fn upstreams(config: &Config, node: &str) -> Upstreams {
         shown_host: (upstream.kind == UpstreamKind::Observer).then(|| node.to_string()),
         dispatch: upstream.dispatch,
         hub_scope: upstream.hub_id,
+        window: upstream
+            .acknowledge
+            .then_some(Window { messages: upstream.in_flight_max, timeout: upstream.acknowledge_timeout }),
         weights: upstream.urls.iter().map(|target| target.weight).collect(),
     };
     Upstreams::new(config.upstreams.iter().map(of).collect())

@@ -4,13 +4,14 @@
 //! at a time may answer out of turn: then what was answered early waits until all before it have been.
 use super::views::Opening;
 use crate::ids::{SlotKey, Time};
+use crate::limits::FLIGHT_NAME_BYTES_MAX;
 use std::collections::VecDeque;
 
 /// What an invocation was about.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Cargo {
-    /// A client's message; and the view model that began with it.
-    Message { client: SlotKey, opens: Option<Opening> },
+    /// A client's message; the view model that began with it, and whether it asks for one.
+    Message { client: SlotKey, opens: Option<Opening>, is_request: bool },
     /// A view model requested again for a client that lost its lane.
     Replay { client: SlotKey },
     /// The end of a client.
@@ -86,8 +87,9 @@ impl Flight {
         self.first.max(1) + self.entries.len() as u64
     }
 
-    /// An invocation is on its way. `vm_id` is what an error is told to.
+    /// An invocation is on its way. `vm_id` is what an error is told to; one that is longer than `FLIGHT_NAME_BYTES_MAX` is not kept.
     pub fn sent(&mut self, now: Time, cargo: Cargo, vm_id: &[u8]) {
+        let vm_id = if vm_id.len() <= FLIGHT_NAME_BYTES_MAX { vm_id } else { &[] };
         self.first = self.first.max(1);
         match cargo {
             Cargo::Notice => self.notices += 1,
@@ -146,7 +148,7 @@ mod tests {
     use proptest::prelude::*;
 
     fn message(slot: u32) -> Cargo {
-        Cargo::Message { client: SlotKey { slot, generation: 0 }, opens: None }
+        Cargo::Message { client: SlotKey { slot, generation: 0 }, opens: None, is_request: false }
     }
 
     #[test]

@@ -155,10 +155,12 @@ fn on_record(protocol: Protocol, record: &[u8], env: &mut impl LaneEnv) -> Resul
             return Err(LaneEnd::ServerClose { error, allow_reconnect: message.allow_reconnect });
         }
         // Our numbers have no characters that would be written with escapes.
-        Kind::Completion => match message.invocation_id.and_then(|id| core::str::from_utf8(id.of(record)).ok()?.parse().ok()) {
-            Some(number) => env.completed(number, error_text(protocol, &message, record).as_deref()),
-            None => env.note(LaneNote::Ignored),
-        },
+        Kind::Completion => {
+            match message.invocation_id.and_then(|id| core::str::from_utf8(id.of(record)).ok()?.parse().ok()) {
+                Some(number) => env.completed(number, error_text(protocol, &message, record).as_deref()),
+                None => env.note(LaneNote::Ignored),
+            }
+        }
         Kind::StreamItem
         | Kind::StreamInvocation
         | Kind::CancelInvocation
@@ -343,10 +345,8 @@ mod tests {
             &binary(b"\x07\x95\x03\x80\xa11\x03\xc0\x02\x91\x2a\x0b\x95\x01\x80\xc0\xa5Hello\x90"),
         )
         .unwrap();
-        assert_eq!(
-            world.notes,
-            [LaneNote::Ignored, LaneNote::Ignored, LaneNote::NotADelivery(ResponseError::NotAResponse)]
-        );
+        assert_eq!(world.notes, [LaneNote::Ignored, LaneNote::NotADelivery(ResponseError::NotAResponse)]);
+        assert_eq!(world.delivered, ["1 None"]);
         let close = |error: Option<&str>, allow_reconnect| LaneEnd::ServerClose {
             error: error.map(String::from),
             allow_reconnect,

@@ -249,6 +249,11 @@ impl Views {
         self.remove(list, |_, opening| opening == opened);
     }
 
+    /// As if it had never been opened: the app server has none of this name.
+    pub fn forget(&mut self, list: &mut ViewList, name: &[u8]) {
+        self.remove(list, |text, _| text == name);
+    }
+
     /// The client is gone.
     pub fn close_all(&mut self, list: &mut ViewList) {
         while list.0 != NONE {
@@ -380,7 +385,10 @@ mod tests {
         views.requested(list, a);
         let again = |views: &Views, list, upstream| {
             let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
-            views.requested_from(list, upstream).map(|(name, argument)| (text(name), argument.map(text))).collect::<Vec<_>>()
+            views
+                .requested_from(list, upstream)
+                .map(|(name, argument)| (text(name), argument.map(text)))
+                .collect::<Vec<_>>()
         };
         assert_eq!(again(&views, list, 0), [("A".into(), Some("{\"x\":1}".into())), ("B".into(), None)]);
         assert_eq!(again(&views, list, 1), [("B".into(), None)]);

@@ -11,7 +11,7 @@
 //! lane          the way to the app server, and what waits in front of it       delivery      the way back
 //! forwarding    which upstreams a request goes to, and on which lanes          upstreams     what is known of them, who shares a hub id
 //! socket        lives of sockets, what is in flight for them                   secure        TLS between a socket and the rest
-//! pause         clients from which nothing is read for a while
+//! replay        what the loss of a lane means to its clients                    pause         clients from which nothing is read for a while
 //! sight         what the shard shows of itself to who looks at the node
 //! ```
 
@@ -26,6 +26,7 @@ mod handover;
 mod lane;
 mod pause;
 mod quiet;
+mod replay;
 mod secure;
 mod sight;
 mod socket;
@@ -34,7 +35,7 @@ mod upstreams;
 
 pub use accept::Listener;
 pub use authenticate::{Authentication, Required};
-pub use upstreams::{Upstream, Upstreams};
+pub use upstreams::{Upstream, Upstreams, Window};
 
 use crate::bus::{ControlOrder, Receiver, Sender, ShardOrder};
 use crate::ids::{LanePlace, OriginKey, Serial, ShardId, SlotKey, Time};
@@ -114,6 +115,8 @@ pub struct Settings {
     /// Client messages waiting in front of a lane: bytes, and for how long.
     pub lane_queue_bytes_max: u32,
     pub lane_queue_timeout: Duration,
+    /// Bytes of what a client's view models were requested with that are kept to request them again.
+    pub replay_bytes_max: u32,
     pub origin_key: OriginKey,
     /// Where the ids that app servers know its clients by outlive the process; has a place for each of its slots.
     pub journal: ShardJournal,
@@ -165,6 +168,12 @@ pub struct Shard<I: Io> {
     short: Vec<ShortSend>,
     /// Connections found to be at their end while somebody else's bytes were handled.
     ending: Vec<(SlotKey, End)>,
+    /// What app servers answered with an error.
+    failed: Vec<delivery::Failure>,
+    /// Clients whose messages had to wait and wait no longer.
+    relieved: Vec<SlotKey>,
+    /// The client whose bytes are handled has too much waiting.
+    holds: bool,
     /// Sockets whose receive found no buffer; tried again in the next turn.
     starved: Vec<SlotKey>,
     /// Carried clients with something to move to what carries them.
@@ -280,6 +289,9 @@ impl<I: Io> Shard<I> {
             sending: Vec::with_capacity(crate::limits::SEND_BATCH),
             short: Vec::with_capacity(crate::limits::SEND_BATCH),
             ending: Vec::with_capacity(ENDING_KEPT),
+            failed: Vec::new(),
+            relieved: Vec::new(),
+            holds: false,
             starved: Vec::with_capacity(ENDING_KEPT),
             accept_again: None,
             stopping: None,

@@ -44,6 +44,7 @@ impl<I: Io> Shard<I> {
         self.on_orders(now);
         self.look();
         self.on_lanes(now);
+        self.relieve(now);
         self.tell_observers();
         self.end_clients(now);
         self.flush();
@@ -400,6 +401,7 @@ impl<I: Io> Shard<I> {
 
     pub(super) fn publish(&mut self) {
         let (mut waiting, mut bytes, mut notices, mut up) = (0, 0, 0, 0);
+        let (mut in_flight, mut replays) = (0, 0);
         // Those of one upstream stand together.
         for lanes in self.lanes.chunk_by(|lane, next| lane.place.upstream == next.place.upstream) {
             let (mut pinned, mut queued) = (0, 0);
@@ -409,6 +411,8 @@ impl<I: Io> Shard<I> {
                 bytes += u64::from(lane.waiting_bytes());
                 notices += lane.notices() as u64;
                 up += u64::from(lane.is_up());
+                in_flight += lane.flight.len() as u64;
+                replays += lane.replays.len() as u64;
             }
             waiting += queued;
             self.metrics.set_upstream(lanes[0].place.upstream, UpstreamGauge::Clients, pinned);
@@ -424,6 +428,8 @@ impl<I: Io> Shard<I> {
         metrics.set(Gauge::LanesDown, self.lanes.len() as u64 - up);
         metrics.set(Gauge::QueuedMessages, waiting);
         metrics.set(Gauge::QueuedBytes, bytes);
+        metrics.set(Gauge::InFlight, in_flight);
+        metrics.set(Gauge::WaitingReplays, replays);
         metrics.set(Gauge::QueuedNotices, notices);
         metrics.set(Gauge::Groups, groups);
         metrics.set(Gauge::Frames, self.frames.live() as u64);
