@@ -85,6 +85,8 @@ pub const ACCEPT_RATE_DEFAULT: u32 = 2000;
 pub const ACCEPT_RATE_MAX: u32 = 1_000_000;
 /// Accepts that a shard has under way for one listener, which is what one turn can bring of new connections.
 pub const ACCEPTS_AT_ONCE: u16 = 16;
+/// How long accepting pauses at least once more have come than `accept_rate`.
+pub const ACCEPT_PAUSE_MS: u64 = 5;
 /// How long a client's machine may leave unanswered what TCP sends it, probes of a connection that is quiet among it. (Seconds; then
 /// the limits, in milliseconds.)
 pub const TCP_TIMEOUT_SECONDS_DEFAULT: u64 = 60;

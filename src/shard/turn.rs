@@ -274,11 +274,12 @@ impl<I: Io> Shard<I> {
 
     /// Sends everything queued in this turn, in batches.
     fn flush(&mut self) {
+        let now = self.io.now();
         while !self.dirty.is_empty() {
             while self.settings.has_tls && self.seal_dirty() {}
             self.sending.clear();
             self.short.clear();
-            let Shard { io, conns, lanes, frames, dirty, sending, short, ending, pumped, settings, .. } = self;
+            let Shard { io, conns, lanes, frames, dirty, sending, short, ending, pumped, wheel, settings, .. } = self;
             let frames = &*frames;
             io.send_batch(
                 |batch| {
@@ -292,6 +293,10 @@ impl<I: Io> Shard<I> {
                         if is_too_slow(socket, frames, settings) {
                             ending.push((key, End::SlowClient));
                             continue;
+                        }
+                        if socket.blocked && lane_of(key).is_none() {
+                            // Another deadline may have been set since.
+                            wheel.set_no_later(key.slot, socket.stalled_at(now, settings.send_queue_time));
                         }
                         let outgoing = socket.outgoing();
                         if socket.blocked || outgoing.is_empty() || socket.life == Life::Ending {
