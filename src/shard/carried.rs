@@ -93,7 +93,7 @@ impl<I: Io> Shard<I> {
     ) -> Result<(), HttpError> {
         let key = begun.key;
         let Some(token) = token else {
-            self.upgrade(now, begun, accept);
+            self.upgrade(now, begun, accept)?;
             self.early_bytes(now, key, early);
             return Ok(());
         };
@@ -113,8 +113,8 @@ impl<I: Io> Shard<I> {
                 self.carry(key, client, |out| http::upgrade_reply(accept, out));
             }
             _ => {
+                self.upgrade(now, begun, accept)?;
                 self.connections.used(now, connection, key);
-                self.upgrade(now, begun, accept);
             }
         }
         self.early_bytes(now, key, early);
@@ -276,6 +276,10 @@ impl<I: Io> Shard<I> {
         }
         let over = |key| Conn { socket: Socket::new(key, NO_SOCKET), stage: Stage::Over };
         let key = self.conns.insert_with(over).ok_or(HttpError::Overloaded)?;
+        if let Err(error) = self.count_client(now, key, begun) {
+            self.conns.remove(key);
+            return Err(error);
+        }
         let is_resumable = transport == Transport::WebSockets;
         let session = ClientSession::new(now, transport, is_resumable, &self.settings.client);
         let outbound = is_resumable.then(Outbound::default);
@@ -358,6 +362,8 @@ impl<I: Io> Shard<I> {
         // Nothing is awaited on an event stream's connection; what comes anyway is thrown away.
         if is_socket {
             self.on_client_bytes(now, client, input);
+        } else {
+            self.on_useless_bytes(now, client);
         }
     }
 
@@ -367,7 +373,7 @@ impl<I: Io> Shard<I> {
             return self.drop_carrier(now, key);
         }
         // Whatever ends a socket but a word of its client (reference 14); TLS that breaks is no word.
-        let survives = matches!(end, End::PeerGone | End::SocketError(_) | End::Tls(_))
+        let survives = matches!(end, End::PeerGone | End::SocketError(_) | End::StalledClient | End::Tls(_))
             && matches!(self.conns.get(client), Some(Conn { stage: Stage::Client(Client { session, carried: Some(carried), .. }), .. })
                 if session.is_resumable() && carried.outbound.as_ref().is_some_and(Outbound::is_whole));
         if survives {
@@ -398,7 +404,11 @@ impl<I: Io> Shard<I> {
     fn wait_until(&mut self, now: Time, key: SlotKey, carrier: Option<SlotKey>, until: Time) {
         let Some(Conn { stage: Stage::Client(client), .. }) = self.conns.get(key) else { return };
         // It still has its handshake to do, and a token that may expire.
-        let next = until.min(client.session.handshake_until()).min(self.token_expires(now, client));
+        let mut next = until.min(client.session.handshake_until()).min(self.token_expires(now, client));
+        if self.is_paused(key) {
+            // Its next deadline may be the end of the pause.
+            next = next.min(now);
+        }
         self.wheel.set(key.slot, next);
         if let Some(Conn { stage: Stage::Client(Client { carried: Some(carried), .. }), .. }) = self.conns.get_mut(key)
         {
@@ -597,6 +607,7 @@ impl<I: Io> Shard<I> {
         if let Some(mut conn) = self.conns.remove(key) {
             debug_assert!(!conn.socket.has_fd());
             self.wheel.clear(key.slot);
+            self.uncount_address(key);
             self.metrics.add(Counter::DroppedUnsent, u64::from(self.frames.clear(&mut conn.socket.queue)));
         }
     }

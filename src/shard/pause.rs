@@ -3,7 +3,6 @@
 //!
 //! A pause has reasons, each set and ended by whoever has it; the client is read again when none is left. A client without a WebSocket
 //! sends by POST: one that comes during a pause is answered after it, or refused when that takes too long (`Served::Later`).
-#![allow(dead_code)] // Its first users come next.
 use super::Shard;
 use super::socket::{Carried, Client, Conn, Life, Socket, Stage};
 use crate::ids::{SlotKey, Time};
@@ -16,6 +15,7 @@ pub(super) enum Pause {
     /// A client sends more messages than it may.
     Rate = 1,
     /// Too much of a client waits in front of a lane.
+    #[allow(dead_code)]
     Lane = 2,
     /// An HTTP connection, whose request waits for the pause of its client to end.
     Request = 4,

@@ -253,7 +253,7 @@ impl<I: Io> Shard<I> {
             self.on_connection_time(now, key);
         }
         if self.accept_again.is_some_and(|at| now >= at) {
-            self.accept_on();
+            self.accept_on(now);
         }
     }
 
@@ -275,11 +275,12 @@ impl<I: Io> Shard<I> {
 
     /// Sends everything queued in this turn, in batches.
     fn flush(&mut self) {
+        let now = self.io.now();
         while !self.dirty.is_empty() {
             while self.settings.has_tls && self.seal_dirty() {}
             self.sending.clear();
             self.short.clear();
-            let Shard { io, conns, lanes, frames, dirty, sending, short, ending, pumped, settings, .. } = self;
+            let Shard { io, conns, lanes, frames, dirty, sending, short, ending, pumped, wheel, settings, .. } = self;
             let frames = &*frames;
             io.send_batch(
                 |batch| {
@@ -293,6 +294,10 @@ impl<I: Io> Shard<I> {
                         if is_too_slow(socket, frames, settings) {
                             ending.push((key, End::SlowClient));
                             continue;
+                        }
+                        if socket.blocked && lane_of(key).is_none() {
+                            // Another deadline may have been set since.
+                            wheel.set_no_later(key.slot, socket.stalled_at(now, settings.send_queue_time));
                         }
                         let outgoing = socket.outgoing();
                         if socket.blocked || outgoing.is_empty() || socket.life == Life::Ending {
@@ -340,17 +345,23 @@ impl<I: Io> Shard<I> {
             }
             let sent = result.max(0) as u32;
             self.metrics.add(counter, u64::from(sent));
-            let Shard { io, conns, lanes, frames, dirty, ending, settings, .. } = self;
+            let Shard { io, conns, lanes, frames, dirty, ending, wheel, settings, .. } = self;
             let Some(socket) = socket_of(conns, lanes, *key) else { continue };
             socket.sent(sent, frames);
             if sent < *bytes {
                 socket.arm_writable(io);
+                if socket.fell_behind(now) && lane_of(*key).is_none() {
+                    wheel.set_no_later(key.slot, now.after(settings.send_queue_time));
+                }
                 if is_too_slow(socket, frames, settings) {
                     ending.push((*key, End::SlowClient));
                 }
             } else {
                 // More parts than one send takes: again in the next batch.
                 socket.mark(dirty);
+                if !socket.dirty {
+                    socket.caught_up();
+                }
                 if socket.drained(io) {
                     // The peer's end may have been there before ours: it does not become readable twice.
                     socket.receive(io, group_of(*key));
@@ -391,6 +402,7 @@ impl<I: Io> Shard<I> {
             Some(lane) => self.lane_closed(now, lane),
             None => {
                 self.wheel.clear(key.slot);
+                self.uncount_address(key);
                 let closed = self.conns.remove(key);
                 if closed.is_some_and(|conn| conn.socket.has_fd()) {
                     self.metrics.add(Counter::ConnectionsClosed, 1);
