@@ -229,6 +229,17 @@ pub const LANE_SILENCE_MS: u64 = 30_000;
 /// Our pings to the app server.
 pub const LANE_KEEP_ALIVE_MS: u64 = 15_000;
 
+// ---- the journal ------------------------------------------------------------------------------------------------
+
+/// Header of a journal: the names and urls of a configuration, which has at most a mebibyte, escaped.
+pub const JOURNAL_HEADER_BYTES_MAX: usize = 4 * 1024 * 1024;
+/// Files of processes that have ended that one start looks at. Each is a crash since an app server was last reached.
+pub const JOURNALS_MAX: usize = 256;
+/// How long a start waits for another one that looks at the same folder, which takes milliseconds.
+pub const JOURNAL_PATIENCE_MS: u64 = 5_000;
+/// How long ids are kept for an app server that the configuration does not name: it may be another node's that shares the folder.
+pub const JOURNAL_KEPT_SECONDS: u64 = 7 * 24 * 60 * 60;
+
 // ---- connections ------------------------------------------------------------------------------------------------
 
 /// After our last byte the peer has this long to close its side (ASP.NET's WebSocket `CloseTimeout`).
