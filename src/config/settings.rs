@@ -18,6 +18,7 @@ pub enum Key {
     ProxyProtocol,
     HubPath,
     AllowedOrigins,
+    Journal,
     Log,
     LogFormat,
     MaximumReceiveMessageSize,
@@ -122,6 +123,8 @@ pub enum Kind {
     /// The path of a file that can be read.
     File,
     Files,
+    /// The path of a folder in which files can be made.
+    Folder,
     Proxies,
     HubPath,
     Origins,
@@ -193,6 +196,8 @@ settings! {
         "Path of the hub, here and at the app server";
     AllowedOrigins, Top, "allowed_origins", "ALLOWED_ORIGINS", "allow-origin", Kind::Origins, "none beside the page's own",
         "Origins of other sites whose pages may connect, exactly as browsers send them, e.g. https://app.example.com";
+    Journal, Top, "journal", "JOURNAL", "journal", Kind::Folder, "none",
+        "Folder for a file of the clients that app servers know of, by which the next node signs them off when this one is killed; it may be shared by the nodes of a machine, best in memory (/run), must outlive the process, and is closed to others: what lies in it lets one speak as any client";
     Log, Top, "log", "LOG", "log", Kind::LogFilter, "info",
         "Log level (off, error, warn, info, debug, trace) or a filter such as info,signalring::control=debug";
     LogFormat, Top, "log_format", "LOG_FORMAT", "log-format", Kind::Choice(&["text", "json"]), "text",
@@ -378,6 +383,7 @@ impl Setting {
             Kind::SecretFile { min } => format!("path of a file with one line of at least {min} bytes"),
             Kind::File => "path of a file".into(),
             Kind::Files => "list of paths of files".into(),
+            Kind::Folder => "path of a folder".into(),
             Kind::Proxies => "list of IP, IP/BITS or unix".into(),
             Kind::Transports => "list of WebSockets, ServerSentEvents, LongPolling".into(),
             Kind::Names { .. } => "list of texts".into(),

@@ -2,6 +2,7 @@
 use super::header::{Header, Upstream};
 use super::layout::{self, CELL_WORDS, Layout, Owner, PAGE_BYTES, WORD_BYTES};
 use crate::ids::{Address, LanePlace, OriginId, OriginKey, ShardId, UpstreamIndex};
+use crate::limits::JOURNAL_PAGE_IDS;
 use std::fs::{self, File};
 use std::io;
 use std::os::unix::fs::FileExt;
@@ -10,6 +11,7 @@ use std::time::Duration;
 
 /// Words that are read at once.
 const PAGE_WORDS: usize = PAGE_BYTES / WORD_BYTES;
+const _: () = assert!(PAGE_WORDS == JOURNAL_PAGE_IDS);
 
 /// The journal of a dead process, locked: nobody else takes it over.
 pub struct Dead {
@@ -77,7 +79,7 @@ impl Dead {
         Ok((all, damaged))
     }
 
-    /// The ids of clients at a place, page by page: each item has 1 to 512 of them.
+    /// The ids of clients at a place, page by page: each item has 1 to `JOURNAL_PAGE_IDS` of them.
     pub fn ids(&self, place: LanePlace) -> impl Iterator<Item = io::Result<Vec<OriginId>>> {
         let ids = move |page: Page<'_>| -> Vec<OriginId> {
             page.found().flatten().filter(|(at, _)| *at == place).map(|(_, id)| id).collect()
@@ -96,7 +98,7 @@ impl Dead {
     }
 
     /// Nobody that it names is known anywhere any more.
-    pub fn delete(self) -> io::Result<()> {
+    pub fn delete(&self) -> io::Result<()> {
         fs::remove_file(&self.path)
     }
 }

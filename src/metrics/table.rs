@@ -190,6 +190,7 @@ table! {
         DroppedUnsent = "unsent_bytes",
         DroppedHeaders = "context_headers",
         DroppedNotice = "disconnect_notice",
+        DroppedJournal = "journal_full",
         DroppedAppMessage = "odd_app_message",
         DroppedResume = "resume_buffer",
         DroppedGroupJoin = "too_many_groups",
@@ -197,6 +198,7 @@ table! {
         DroppedObserverMessage = "observer_message",
     }
     "receive_buffers_exhausted", "Receives that found no free buffer and were repeated", "" { ReceiveBuffersExhausted = "" }
+    "buried", "Clients of processes that were killed, told to their app servers as gone", "" { Buried = "" }
     "turns", "Turns of the shard's loop", "" { Turns = "" }
 }
 
@@ -210,6 +212,10 @@ table! {
     "queued_messages", "Client messages waiting for a lane", "" { QueuedMessages = "" }
     "queued_bytes", "Bytes of client messages waiting for a lane", "" { QueuedBytes = "" }
     "queued_disconnects", "Disconnect notices waiting for a lane", "" { QueuedNotices = "" }
+    "journal_ids", "Ids in the journal by state: of clients that live, and of those whose app server has not taken note of their end", "state" {
+        JournalLive = "live",
+        JournalPending = "pending",
+    }
     "groups", "Groups with at least one client", "" { Groups = "" }
     "frames", "Frames of outgoing bytes in use", "" { Frames = "" }
 }

@@ -143,6 +143,9 @@ impl<'a> ClientSide<'a> {
         let from = From { client: self.socket.key, origin: &self.origin, shown, opens };
         let on_lane = self.lanes[lane].request(self.now, from, message, &mut self.gate)?;
         self.pins[upstream].forwarded |= on_lane;
+        if on_lane {
+            self.enter(upstream, lane);
+        }
         Ok(())
     }
 
@@ -153,8 +156,16 @@ impl<'a> ClientSide<'a> {
         let from = From { client: self.socket.key, origin: &self.origin, shown, opens: None };
         let seen = self.lanes[lane].observe(from, message, hub_id.as_ref(), &mut self.gate);
         self.pins[observer].forwarded |= seen;
+        if seen {
+            self.enter(observer, lane);
+        }
         let counter = if seen { UpstreamCounter::Mirrored } else { self.why_dropped(observer) };
         self.gate.metrics.add_upstream(UpstreamIndex(observer as u8), counter, 1);
+    }
+
+    /// Notes that an upstream knows the client, in case this process dies.
+    fn enter(&self, upstream: usize, lane: usize) {
+        self.gate.settings.journal.live(self.lanes[lane].place, self.socket.key.slot, self.pins[upstream].serial);
     }
 
     /// Why somebody whom nobody waits for did not get a message.
@@ -242,6 +253,7 @@ impl<'a> ClientSide<'a> {
             let shown = Shown { context: self.context(upstream), items };
             let hub_id = if is_observer { self.hub_id() } else { None };
             self.lanes[index].disconnected(self.now, &self.origin, hub_id.as_ref(), shown, &mut self.gate);
+            self.gate.settings.journal.gone(UpstreamIndex(upstream as u8), self.socket.key.slot);
         }
     }
 }

@@ -320,6 +320,20 @@ impl Lane {
         self.told.push_back(notice);
     }
 
+    /// Tells of a client of whom nothing is known but its id.
+    pub(super) fn bury(&mut self, now: Time, origin: OriginId, gate: &mut Gate<'_>) {
+        let shown = self.unknown(gate.settings);
+        self.disconnected(now, &origin, None, shown, gate);
+    }
+
+    /// What is shown of a client that is gone and was not kept: an Observer wants more than an app server (contract 7.2).
+    fn unknown(&self, settings: &Settings) -> Shown<'static> {
+        let upstreams = &settings.upstreams;
+        let is_observer = upstreams.routes.is_observer(self.upstream());
+        let context = if is_observer { nobody(upstreams.of(self.place).protocol) } else { Tail::Unknown };
+        Shown { context, items: Items::default() }
+    }
+
     /// The app server hears of a client's end before anything else, once it can.
     fn notice(&mut self, notice: Notice, gate: &mut Gate<'_>) {
         if self.notices.len() >= LANE_NOTICES_MAX {
@@ -436,10 +450,7 @@ impl Lane {
         {
             if let Some(Notice { origin, hub_id, .. }) = self.notices.pop_front() {
                 // Cannot be too large: the minimal context has a few dozen bytes.
-                let upstreams = &gate.settings.upstreams;
-                let is_observer = upstreams.routes.is_observer(self.upstream());
-                let context = if is_observer { nobody(upstreams.of(self.place).protocol) } else { Tail::Unknown };
-                let shown = Shown { context, items: Items::default() };
+                let shown = self.unknown(gate.settings);
                 let _ = self.write(&Forward::Disconnected, hub_id.as_ref(), &origin, shown, gate);
                 self.remember(Notice { origin, at: now, hub_id });
                 continue;
@@ -455,7 +466,11 @@ impl Lane {
             let (origin, upstream) = (client.origin, self.upstream());
             let shown = client.shown(&gate.settings.upstreams, upstream);
             match self.write(&waiting.message().forward(), None, &origin, shown, gate) {
-                Ok(()) => client.pins[upstream].forwarded = true,
+                Ok(()) => {
+                    let pin = &mut client.pins[upstream];
+                    pin.forwarded = true;
+                    gate.settings.journal.live(self.place, waiting.client.slot, pin.serial);
+                }
                 Err(refusal) => refuse(&waiting, refusal, socket, client, views, gate),
             }
         }
@@ -669,6 +684,7 @@ impl<I: Io> Shard<I> {
                 // the end of what was, on the same lane, and in no group of the lane that is gone.
                 let shown = client.shown(&settings.upstreams, upstream);
                 lanes[other].disconnected(now, &client.origin, None, shown, &mut gate);
+                settings.journal.gone(lanes[other].place.upstream, socket.key.slot);
                 let Client { pins, user, .. } = client;
                 pins[upstream].forwarded = false;
                 pins[upstream].repin(socket.key, Some(other), user.as_deref(), lanes, hubs);

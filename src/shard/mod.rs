@@ -11,11 +11,12 @@
 //! lane          the way to the app server, and what waits in front of it       delivery      the way back
 //! forwarding    which upstreams a request goes to, and on which lanes          upstreams     what is known of them, who shares a hub id
 //! socket        lives of sockets, what is in flight for them                   secure        TLS between a socket and the rest
-//! sight         what the shard shows of itself to who looks at the node
+//! burial        clients of a process that is dead                              sight         what the shard shows of itself
 //! ```
 
 mod accept;
 mod authenticate;
+mod burial;
 mod carried;
 mod client;
 mod connections;
@@ -173,6 +174,7 @@ pub struct Shard<I: Io> {
     plain: Vec<u8>,
     /// Looks under way, oldest first.
     looks: Vec<sight::Look>,
+    burials: burial::Burials,
     /// The lane that took the last message that was dealt by itself.
     next_lane: usize,
     /// The second that Observers were last told of.
@@ -292,6 +294,7 @@ impl<I: Io> Shard<I> {
             unserved: Vec::new(),
             plain: Vec::new(),
             looks: Vec::new(),
+            burials: burial::Burials::default(),
             settings,
             io,
         };
