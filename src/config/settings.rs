@@ -197,7 +197,7 @@ settings! {
     AllowedOrigins, Top, "allowed_origins", "ALLOWED_ORIGINS", "allow-origin", Kind::Origins, "none beside the page's own",
         "Origins of other sites whose pages may connect, exactly as browsers send them, e.g. https://app.example.com";
     Journal, Top, "journal", "JOURNAL", "journal", Kind::Folder, "none",
-        "Folder for a file of the clients that app servers know of, by which the next node signs them off when this one is killed; it may be shared by the nodes of a machine, best in memory (/run), must outlive the process, and is closed to others: what lies in it lets one speak as any client";
+        "Folder in which a node notes the clients that app servers know of, so that the next one can sign them off if it is killed; it has to outlive the process, is best in memory (/run), and nodes of a machine may share it";
     Log, Top, "log", "LOG", "log", Kind::LogFilter, "info",
         "Log level (off, error, warn, info, debug, trace) or a filter such as info,signalring::control=debug";
     LogFormat, Top, "log_format", "LOG_FORMAT", "log-format", Kind::Choice(&["text", "json"]), "text",
