@@ -233,10 +233,13 @@ pub const LANE_KEEP_ALIVE_MS: u64 = 15_000;
 
 /// Header of a journal: the names and urls of a configuration, which has at most a mebibyte, escaped.
 pub const JOURNAL_HEADER_BYTES_MAX: usize = 4 * 1024 * 1024;
-/// Files of processes that have ended that one start looks at. Each is a crash since an app server was last reached.
+/// How often a node looks for journals of processes that have ended since: a predecessor that could not tell everybody in time, another node
+/// of the machine that nobody starts again. Reading a folder takes microseconds.
+pub const JOURNAL_LOOK_MS: u64 = 10_000;
+/// Files of processes that have ended that one look takes over. Each is a crash since an app server was last reached.
 pub const JOURNALS_MAX: usize = 256;
-/// How long a start waits for another one that looks at the same folder, which takes milliseconds.
-pub const JOURNAL_PATIENCE_MS: u64 = 5_000;
+/// How long one waits for another that looks at the same folder, which takes milliseconds. The control plane does nothing else meanwhile.
+pub const JOURNAL_PATIENCE_MS: u64 = 1_000;
 /// Ids that are read of a dead process's journal, and handed to a shard, at once: a page of it.
 pub const JOURNAL_PAGE_IDS: usize = 512;
 /// Ids of a dead process of which a lane is told at once ...

@@ -108,9 +108,9 @@ fn what_an_app_server_has_of_a_killed_nodes_clients_goes_while_the_next_node_ser
 }
 
 #[test]
-fn a_node_that_lives_is_left_alone_by_others_that_share_its_folder() {
+fn a_node_that_lives_is_left_alone_by_others_that_share_its_folder_and_buried_by_them_when_it_is_killed() {
     let (app, folder) = (App::start(), folder());
-    let first = start(&app, &folder);
+    let mut first = start(&app, &folder);
     let mut clients = clients(first.address, 10);
     let second = start(&app, &folder);
     assert_eq!(files(&folder).len(), 2);
@@ -119,6 +119,12 @@ fn a_node_that_lives_is_left_alone_by_others_that_share_its_folder() {
     assert_eq!((second.metric("signalring_recovered_ids"), second.metric("signalring_buried")), (0.0, 0.0));
     assert_eq!(app.figure("bindings"), 10);
     says_hello(&mut clients[9], "Grace");
+    // Nobody starts it again, and the other finds out.
+    kill(&mut first.process);
+    waits_for(&app, "view_models", 0);
+    wait_for("the figures", PATIENCE, || {
+        (second.metric_where("signalring_recovered_ids", "signed_off") == 10.0).then_some(())
+    });
 }
 
 #[test]
@@ -147,6 +153,7 @@ fn a_recovery_that_is_killed_itself_is_finished_by_the_next_node() {
     waits_for(&app, "bindings", 0);
     waits_for(&app, "view_models", 0);
     wait_for("its journal alone", PATIENCE, || (files(&folder).len() == 1).then_some(()));
+    // Of the second none: it had no clients.
     assert_eq!(node.metric_where("signalring_recovered_ids", "signed_off"), 25.0);
 }
 

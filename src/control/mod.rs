@@ -71,7 +71,7 @@ impl Node {
 
         let started = Instant::now();
         let secrets = Secrets::new(&config)?;
-        let recovery::Opened { journal, dead, info } =
+        let recovery::Opened { journal, folder, dead, info } =
             recovery::open(&config, secrets.origin, u64::from_ne_bytes(random()?))?;
         let process = Arc::new(ProcessStats::default());
         let (to_control, from_shards) = bus::channel()?;
@@ -126,6 +126,7 @@ impl Node {
             prepared,
             process,
             ground,
+            journals: folder,
             dead,
             journal: info,
         };

@@ -10,7 +10,7 @@ use super::{random, recovery};
 use crate::bus::{ControlOrder, Receiver, Sender, ShardOrder, Unsent};
 use crate::config::Config;
 use crate::ids::{LaneKey, LanePlace, UpstreamIndex};
-use crate::journal::Dead;
+use crate::journal::{Dead, Folder};
 use crate::limits::{STOP_MS, USAGE_LOOK_MS};
 use crate::metrics::process::{ProcessStats, Usage};
 use crate::metrics::{JournalInfo, LaneInfo, LaneState, NodeInfo, Published};
@@ -52,7 +52,8 @@ pub(super) struct Plane {
     /// Written here once a second.
     pub(super) process: Arc<ProcessStats>,
     pub(super) ground: Ground,
-    /// Processes that were killed, and what is known of their journals at the start.
+    /// Where journals are, of whom some are there, and what is known of them at the start.
+    pub(super) journals: Option<Folder>,
     pub(super) dead: Vec<Dead>,
     pub(super) journal: JournalInfo,
 }
@@ -170,6 +171,7 @@ impl Plane {
             prepared,
             process,
             ground,
+            journals,
             dead,
             journal,
         } = self;
@@ -191,7 +193,9 @@ impl Plane {
                 tokio_uring::spawn(keeper.keep(hub_path.clone(), losing));
             }
         }
-        recovery::recover(dead, &shards, &state);
+        if let Some(folder) = journals {
+            tokio_uring::spawn(recovery::keep_looking(folder, dead, shards.clone(), state.clone()));
+        }
         let orders = shards.iter().map(|shard| shard.orders.clone()).collect();
         let picture = Rc::new(Picture::new(ground, orders, process.clone(), state.clone()));
         tokio_uring::spawn(measure(process, state.clone()));

@@ -7,8 +7,8 @@ use super::upstreams::Upstreams;
 use crate::bus::ShardOrder;
 use crate::config::Config;
 use crate::ids::{LanePlace, OriginId, OriginKey, UpstreamIndex};
-use crate::journal::{self, Clients, Dead, Findings, Journal};
-use crate::limits::{BURIALS_REST_MS, JOURNAL_KEPT_SECONDS};
+use crate::journal::{self, Clients, Dead, Folder, Found, Journal};
+use crate::limits::{BURIALS_REST_MS, JOURNAL_KEPT_SECONDS, JOURNAL_LOOK_MS};
 use crate::metrics::JournalInfo;
 use crate::shard;
 use core::cell::Cell;
@@ -25,6 +25,8 @@ use tracing::{error, info, warn};
 pub(super) struct Opened {
     /// None: none is configured, or there is no room for one.
     pub(super) journal: Option<Journal>,
+    /// Where it is, and what else is there.
+    pub(super) folder: Option<Folder>,
     pub(super) dead: Vec<Dead>,
     pub(super) info: JournalInfo,
 }
@@ -45,10 +47,10 @@ pub(super) fn open(config: &Config, origin_key: OriginKey, name: u64) -> io::Res
         name,
     };
     match journal::open(folder, &process) {
-        Ok((journal, dead, Findings { locked, unreadable })) => {
+        Ok((journal, opened, Found { dead, locked, unreadable })) => {
             info!(folder = %folder.display(), others = locked, "journal open");
             let info = JournalInfo { errors: unreadable, ..JournalInfo::default() };
-            Ok(Opened { journal: Some(journal), dead, info })
+            Ok(Opened { journal: Some(journal), folder: Some(opened), dead, info })
         }
         Err(fault) if matches!(fault.kind(), ErrorKind::StorageFull | ErrorKind::QuotaExceeded) => {
             error!(folder = %folder.display(), "no room for the journal ({fault}); the node runs without one: if it is killed, app servers keep what they have of its clients");
@@ -66,8 +68,33 @@ fn in_words(folder: &Path, fault: &io::Error) -> io::Error {
     ))
 }
 
-/// Signs off whom the dead name; for each of them a task.
-pub(super) fn recover(dead: Vec<Dead>, shards: &[ShardHandle], state: &Rc<State>) {
+/// Signs off whom the dead name, and those who die while this process lives.
+pub(super) async fn keep_looking(mut folder: Folder, dead: Vec<Dead>, shards: Vec<ShardHandle>, state: Rc<State>) {
+    recover(dead, &shards, &state);
+    let mut is_told = false;
+    loop {
+        tokio::time::sleep(Duration::from_millis(JOURNAL_LOOK_MS)).await;
+        if state.stopping.get() {
+            return;
+        }
+        match folder.look() {
+            Ok(Found { dead, unreadable, .. }) => {
+                is_told = false;
+                state.journal(|info| info.errors += unreadable);
+                recover(dead, &shards, &state);
+            }
+            Err(fault) => {
+                state.journal(|info| info.errors += 1);
+                if !core::mem::replace(&mut is_told, true) {
+                    warn!("the folder of journals cannot be looked at, until further notice: {fault}");
+                }
+            }
+        }
+    }
+}
+
+/// For each of them a task.
+fn recover(dead: Vec<Dead>, shards: &[ShardHandle], state: &Rc<State>) {
     for dead in dead {
         let recovery =
             Recovery { dead: Rc::new(dead), shards: shards.to_vec().into(), state: state.clone(), next: Cell::new(0) };

@@ -7,6 +7,7 @@ use crate::ids::{OriginKey, ShardId};
 use crate::limits::{JOURNAL_HEADER_BYTES_MAX, JOURNAL_PATIENCE_MS, JOURNALS_MAX, LANE_NOTICES_MAX};
 use crate::sys::mapping::Mapping;
 use core::time::Duration;
+use std::collections::HashSet;
 use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io::{self, Read};
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
@@ -51,9 +52,18 @@ pub struct Journal {
     parts: Vec<Arc<Part>>,
 }
 
-/// What was found beside the journals of dead processes.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Findings {
+/// The folder, as one process looks at it.
+pub struct Folder {
+    path: PathBuf,
+    /// What was found in it and needs no second look: journals taken over, and what is none. The own one, too.
+    seen: HashSet<PathBuf>,
+}
+
+/// What was found in the folder.
+#[derive(Default)]
+pub struct Found {
+    /// Of processes that have ended: they are the finder's now.
+    pub dead: Vec<Dead>,
     /// Journals whose processes run.
     pub locked: u64,
     /// Files that could not be read, by any reason.
@@ -62,12 +72,54 @@ pub struct Findings {
 
 /// Makes this process's journal, and takes over those of processes that have ended. Only the own journal can fail: whatever else is
 /// wrong in the folder is logged and counted.
-pub fn open(folder: &Path, process: &Process) -> io::Result<(Journal, Vec<Dead>, Findings)> {
+pub fn open(path: &Path, process: &Process) -> io::Result<(Journal, Folder, Found)> {
+    let mut folder = Folder { path: path.to_path_buf(), seen: HashSet::new() };
     // Nobody else makes a file or looks at one meanwhile, so that a file which is not locked is a dead process's.
-    let _lock = lock(folder)?;
-    let journal = Journal::create(folder, process)?;
-    let (dead, findings) = scan(folder, &journal.path)?;
-    Ok((journal, dead, findings))
+    let _lock = lock(path)?;
+    let journal = Journal::create(path, process)?;
+    folder.seen.insert(journal.path.clone());
+    let found = folder.scan()?;
+    Ok((journal, folder, found))
+}
+
+impl Folder {
+    /// Takes over the journals of processes that have ended since the last look.
+    pub fn look(&mut self) -> io::Result<Found> {
+        let _lock = lock(&self.path)?;
+        self.scan()
+    }
+
+    fn scan(&mut self) -> io::Result<Found> {
+        let mut found = Found::default();
+        let is_journal = |path: &PathBuf| path.extension().is_some_and(|extension| extension == EXTENSION);
+        let mut paths: Vec<PathBuf> =
+            fs::read_dir(&self.path)?.filter_map(|entry| Some(entry.ok()?.path())).filter(is_journal).collect();
+        self.seen.retain(|seen| paths.contains(seen));
+        paths.retain(|path| !self.seen.contains(path));
+        paths.sort();
+        // Those behind are there at the next look.
+        paths.truncate(JOURNALS_MAX);
+        for path in paths {
+            match look(path.clone()) {
+                Ok(Look::Alive) => {
+                    found.locked += 1;
+                    continue;
+                }
+                Ok(Look::Dead(dead)) => found.dead.push(*dead),
+                Ok(Look::Nothing) => info!(journal = %path.display(), "the journal of a start that failed is deleted"),
+                Ok(Look::Unreadable(why)) => {
+                    found.unreadable += 1;
+                    warn!(journal = %path.display(), "{why}: clients that it names cannot be signed off at their app servers");
+                }
+                Err(error) => {
+                    found.unreadable += 1;
+                    warn!(journal = %path.display(), "a journal cannot be read and is left alone: {error}");
+                }
+            }
+            self.seen.insert(path);
+        }
+        Ok(found)
+    }
 }
 
 fn lock(folder: &Path) -> io::Result<File> {
@@ -78,7 +130,7 @@ fn lock(folder: &Path) -> io::Result<File> {
             Ok(()) => return Ok(file),
             Err(TryLockError::Error(error)) => return Err(error),
             Err(TryLockError::WouldBlock) if Instant::now() >= patience => {
-                let text = "another process has locked it for seconds; end that process, or give this node a folder of its own";
+                let text = "another process has locked it for too long; end that process, or give this node a folder of its own";
                 return Err(io::Error::new(io::ErrorKind::WouldBlock, text));
             }
             Err(TryLockError::WouldBlock) => std::thread::sleep(Duration::from_millis(10)),
@@ -141,34 +193,6 @@ impl Drop for Journal {
             warn!(journal = %self.path.display(), "the journal of this process cannot be deleted: {error}");
         }
     }
-}
-
-fn scan(folder: &Path, own: &Path) -> io::Result<(Vec<Dead>, Findings)> {
-    let (mut dead, mut findings) = (Vec::new(), Findings::default());
-    let is_journal = |path: &PathBuf| path.extension().is_some_and(|extension| extension == EXTENSION) && path != own;
-    let mut paths: Vec<PathBuf> =
-        fs::read_dir(folder)?.filter_map(|entry| Some(entry.ok()?.path())).filter(is_journal).collect();
-    paths.sort();
-    if paths.len() > JOURNALS_MAX {
-        warn!(folder = %folder.display(), "there are {} journals, of which {JOURNALS_MAX} are looked at", paths.len());
-        paths.truncate(JOURNALS_MAX);
-    }
-    for path in paths {
-        match look(path.clone()) {
-            Ok(Look::Dead(found)) => dead.push(*found),
-            Ok(Look::Alive) => findings.locked += 1,
-            Ok(Look::Nothing) => info!(journal = %path.display(), "the journal of a start that failed is deleted"),
-            Ok(Look::Unreadable(why)) => {
-                findings.unreadable += 1;
-                warn!(journal = %path.display(), "{why}: clients that it names cannot be signed off at their app servers");
-            }
-            Err(error) => {
-                findings.unreadable += 1;
-                warn!(journal = %path.display(), "a journal cannot be read and is left alone: {error}");
-            }
-        }
-    }
-    Ok((dead, findings))
 }
 
 enum Look {

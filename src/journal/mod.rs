@@ -14,7 +14,7 @@ mod header;
 mod layout;
 mod read;
 
-pub use directory::{Findings, Journal, Process, open, part_bytes};
+pub use directory::{Folder, Found, Journal, Process, open, part_bytes};
 pub use header::Upstream;
 pub use read::{Clients, Dead};
 

@@ -99,25 +99,33 @@ fn what_a_killed_process_wrote_is_found_by_the_next_and_by_one_only() {
     let folder = tempfile::tempdir().unwrap();
     let (journal, expected) = busy(folder.path(), 1);
     // It runs: nobody takes it over.
-    let (second, dead, findings) = open(folder.path(), &process(2)).unwrap();
-    assert_eq!((dead.len(), findings.locked, findings.unreadable), (0, 1, 0));
+    let (second, mut watched, found) = open(folder.path(), &process(2)).unwrap();
+    assert_eq!((found.dead.len(), found.locked, found.unreadable), (0, 1, 0));
     kill(journal);
-    let (third, mut dead, findings) = open(folder.path(), &process(3)).unwrap();
-    assert_eq!((dead.len(), findings.locked), (1, 1), "the second runs");
-    let dead = dead.remove(0);
+    let (third, _, mut found) = open(folder.path(), &process(3)).unwrap();
+    assert_eq!((found.dead.len(), found.locked), (1, 1), "the second runs");
+    let dead = found.dead.remove(0);
     assert_eq!(ids_of(&dead), expected);
     let (clients, damaged) = dead.clients().unwrap();
     let counts: Vec<_> = clients.iter().map(|of| (of.upstream.as_str(), of.url.as_str(), of.count)).collect();
     assert_eq!((counts, damaged), (vec![("a", "http://a1", 8), ("a", "http://a2", 2), ("b", "http://b", 10)], 0));
     // Whoever has it keeps it until it is done.
-    let (fourth, others, findings) = open(folder.path(), &process(4)).unwrap();
-    assert_eq!((others.len(), findings.locked), (0, 3));
+    let (fourth, _, found) = open(folder.path(), &process(4)).unwrap();
+    assert_eq!((found.dead.len(), found.locked), (0, 3));
     dead.forget(place(0, 0)).unwrap();
     dead.forget(place(1, 0)).unwrap();
     assert_eq!(ids_of(&dead).len(), 2);
-    dead.delete().unwrap();
+    // Given up, it is found by one that looks again, once.
+    drop(dead);
+    let found = watched.look().unwrap();
+    assert_eq!((found.dead.len(), found.locked), (1, 2));
+    assert_eq!(ids_of(&found.dead[0]).len(), 2);
+    drop(found);
+    assert_eq!(watched.look().unwrap().dead.len(), 0, "it has been looked at");
+    let (fifth, _, found) = open(folder.path(), &process(5)).unwrap();
+    found.dead[0].delete().unwrap();
     // Nothing is left of those who leave in order with nobody left behind.
-    drop((second, third, fourth));
+    drop((second, third, fourth, fifth));
     assert_eq!(files(folder.path()), Vec::<PathBuf>::new());
 }
 
@@ -135,12 +143,13 @@ fn only_its_owner_can_read_it_and_it_stays_as_long_as_somebody_is_in_it() {
     assert_eq!(journal.ids(), 1);
     drop(journal);
     assert!(path.exists(), "one was not told");
-    let (journal, dead, findings) = open(folder.path(), &process(2)).unwrap();
-    assert_eq!((dead.len(), findings.locked), (0, 1), "a shard still writes it");
+    let (journal, _, found) = open(folder.path(), &process(2)).unwrap();
+    assert_eq!((found.dead.len(), found.locked), (0, 1), "a shard still writes it");
     drop((journal, part));
-    let (journal, mut dead, _) = open(folder.path(), &process(3)).unwrap();
+    let (journal, _, found) = open(folder.path(), &process(3)).unwrap();
+    let dead = found.dead;
     assert_eq!(ids_of(&dead[0]), Known::from([known(1, 1, place(1, 0), 3, 5)]));
-    dead.remove(0).delete().unwrap();
+    dead[0].delete().unwrap();
     let part = journal.of_shard(ShardId(1));
     let cell = part.bury(place(1, 0), 3, Serial(5)).unwrap();
     part.buried(cell);
@@ -183,10 +192,11 @@ fn whatever_else_lies_in_the_folder_stops_no_start() {
     symlink("/etc/passwd", at("link.journal")).unwrap();
     assert!(std::process::Command::new("mkfifo").arg(at("pipe.journal")).status().unwrap().success());
 
-    let (journal, dead, findings) = open(folder.path(), &process(2)).unwrap();
-    assert_eq!((dead.len(), findings.locked, findings.unreadable), (1, 0, 5));
-    assert_eq!(ids_of(&dead[0]), expected);
-    drop((journal, dead));
+    let (journal, mut watched, found) = open(folder.path(), &process(2)).unwrap();
+    assert_eq!((found.dead.len(), found.locked, found.unreadable), (1, 0, 5));
+    assert_eq!(ids_of(&found.dead[0]), expected);
+    assert_eq!(watched.look().unwrap().unreadable, 0, "each is told once");
+    drop((journal, found));
     let left: Vec<String> =
         files(folder.path()).iter().map(|path| path.file_name().unwrap().to_str().unwrap().to_string()).collect();
     assert_eq!(left.iter().filter(|name| name.starts_with("node-")).count(), 1, "{left:?}");
@@ -220,8 +230,8 @@ fn written() -> &'static (Vec<u8>, Known) {
 fn found_in(bytes: &[u8]) -> Option<Known> {
     let folder = tempfile::tempdir().unwrap();
     fs::write(folder.path().join("node-1.journal"), bytes).unwrap();
-    let (_journal, dead, _) = open(folder.path(), &process(2)).unwrap();
-    dead.first().map(|dead| {
+    let (_journal, _, found) = open(folder.path(), &process(2)).unwrap();
+    found.dead.first().map(|dead| {
         let (clients, _) = dead.clients().unwrap();
         let ids = ids_of(dead);
         assert_eq!(clients.iter().map(|clients| clients.count).sum::<u64>(), ids.len() as u64);
