@@ -11,14 +11,15 @@
 //! lane          the way to the app server, and what waits in front of it       delivery      the way back
 //! forwarding    which upstreams a request goes to, and on which lanes          upstreams     what is known of them, who shares a hub id
 //! socket        lives of sockets, what is in flight for them                   secure        TLS between a socket and the rest
-//! replay        what the loss of a lane means to its clients                   pause         clients from which nothing is read for a while
-//! addresses     how many connections one address has
+//! replay        what the loss of a lane means to its clients                   burial        clients of a process that is dead
+//! pause         clients from which nothing is read for a while                 addresses     how many connections one address has
 //! sight         what the shard shows of itself to who looks at the node
 //! ```
 
 mod accept;
 mod addresses;
 mod authenticate;
+mod burial;
 mod carried;
 mod client;
 mod connections;
@@ -201,6 +202,7 @@ pub struct Shard<I: Io> {
     plain: Vec<u8>,
     /// Looks under way, oldest first.
     looks: Vec<sight::Look>,
+    burials: burial::Burials,
     /// The lane that took the last message that was dealt by itself.
     next_lane: usize,
     /// The second that Observers were last told of.
@@ -332,6 +334,7 @@ impl<I: Io> Shard<I> {
             unserved: Vec::new(),
             plain: Vec::new(),
             looks: Vec::new(),
+            burials: burial::Burials::default(),
             settings,
             io,
         };
