@@ -11,7 +11,7 @@
 //! lane          the way to the app server, and what waits in front of it       delivery      the way back
 //! forwarding    which upstreams a request goes to, and on which lanes          upstreams     what is known of them, who shares a hub id
 //! socket        lives of sockets, what is in flight for them                   secure        TLS between a socket and the rest
-//! sight         what the shard shows of itself to who looks at the node
+//! sight         what the shard shows of itself to who looks at the node           residue        what it keeps
 //! ```
 
 mod accept;
@@ -24,6 +24,7 @@ mod forwarding;
 mod handover;
 mod lane;
 mod quiet;
+mod residue;
 mod secure;
 mod sight;
 mod socket;
@@ -32,6 +33,7 @@ mod upstreams;
 
 pub use accept::Listener;
 pub use authenticate::{Authentication, Required};
+pub use residue::Residue;
 pub use upstreams::{Upstream, Upstreams};
 
 use crate::bus::{ControlOrder, Receiver, Sender, ShardOrder};
@@ -193,6 +195,9 @@ struct QuietLines {
 pub(crate) struct Random(u64);
 
 impl Random {
+    pub(crate) fn new(seed: u64) -> Random {
+        Random(seed)
+    }
     pub(crate) fn next(&mut self) -> u64 {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let mut z = self.0;
@@ -300,6 +305,11 @@ impl<I: Io> Shard<I> {
     /// Runs until the control plane orders it to stop and everybody has been told.
     pub fn run(mut self) {
         while self.turn() {}
+        self.end();
+    }
+
+    /// Lets go of everything, after the last turn.
+    pub fn end(mut self) {
         // Whoever did not close its side in time. The kernel's polls end with the ring, which goes next.
         for slot in 0..self.conns.slots() {
             if let Some(conn) = self.conns.at_mut(slot)
