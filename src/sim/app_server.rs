@@ -369,6 +369,11 @@ impl AppServers {
         let client = invoke.client();
         network
             .note("invoke", [lane as u64, client.map_or(u64::MAX, |client| client as u64), invoke.method.len() as u64]);
+        network.tell(|| {
+            let Invoke { method, arguments, .. } = &invoke;
+            let short: String = format!("{arguments:?}").chars().take(160).collect();
+            format!("  app server {server}, lane {lane}, client {client:?} as {origin}: {method} {short}")
+        });
         if invoke.method == "OnDisconnectedAsync" {
             if invoke.arguments != [Value::Null] {
                 return Err(format!("OnDisconnectedAsync is called with {:?}", invoke.arguments));
@@ -459,14 +464,14 @@ impl AppServers {
     ) -> Result<Vec<Answer>, String> {
         let server = self.lanes[bound].server;
         let upstream = self.upstream(server);
-        ledger.on_request(upstream, client, view, argument)?;
+        let is_in_turn = ledger.on_request(upstream, client, view, argument)?;
         let this = &mut self.servers[server];
         let epoch = this.epoch;
         let controller = this.controllers.get_mut(origin).expect("it was made above");
         if controller.views.insert(view.into()) {
             // A client's view models are asked for in its order, also when they are asked for again.
             let ordinal = argument["o"].as_u64().unwrap_or_default();
-            if ordinal < controller.newest {
+            if is_in_turn && ordinal < controller.newest {
                 return Err(format!("{view} of client {client} is requested behind one that it was requested before"));
             }
             controller.newest = ordinal;

@@ -240,8 +240,9 @@ impl Client {
                 Record::Invocation { id: None, target, arguments } if target == "Response_VM" => {
                     let view = arguments[0][0].as_str().unwrap_or_default().to_string();
                     let data = arguments[0][1].as_str().unwrap_or_default();
+                    network.tell(|| format!("  client {} is told {view} {data}", self.number));
                     let data = serde_json::from_str(data).map_err(|error| format!("a response is no JSON: {error}"))?;
-                    ledger.on_response(self.number, &view, &data)?;
+                    ledger.on_response(self.number, &view, &data, network.now)?;
                     if data["ExceptionType"].is_string() {
                         self.on_refusal(&view, ledger, network);
                     }
@@ -292,6 +293,10 @@ impl Client {
     }
 
     fn sends(&mut self, records: &[Record], network: &mut Network) {
+        network.tell(|| {
+            let short: String = format!("{records:?}").chars().take(300).collect();
+            format!("  client {} sends {short}", self.number)
+        });
         let bytes: Vec<Vec<u8>> = records.iter().map(|record| record.write(self.encoding)).collect();
         if network.chance.happens(500) {
             self.sends_message(self.encoding.opcode(), &bytes.concat(), network);

@@ -18,7 +18,8 @@
 //! none was known yet it is any lane of the client's shard to that upstream. A lane is whole from its connect until either side, or
 //! what lies between, cuts it; one that was cut counts as what a message may have been lost on until the shard has closed it. A
 //! message that the client was told of as refused (an exception of its view model) is not lost. What an app server sends to a group
-//! or to many reaches every member whose lane and connection stay whole.
+//! or to many reaches every member whose lane and connection stay whole; where all lanes share a hub id (contract 6.1), only while none
+//! of them is lost.
 //!
 //! When all is calm again an app server's bindings and view models are those of the clients that are there, and each of them is
 //! answered. When all have left there are none.
@@ -26,8 +27,15 @@ use super::network::{Network, SocketId};
 use super::scenario::letter;
 use crate::ids::Time;
 use crate::session::routing::HubScope;
+use core::time::Duration;
 use serde_json::Value;
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+
+/// How long an app server may be without knowing that a lane is dead.
+const STALE: Duration = Duration::from_secs(45);
+
+/// How long a client may be shown a state and not be in the group yet, where they come over lanes of their own.
+const JOINING: Duration = Duration::from_secs(5);
 
 /// One message of a client and what became of it.
 #[derive(Clone, Debug)]
@@ -51,10 +59,12 @@ pub(super) struct View {
     /// The newest update that an app server has seen, and that was answered.
     last_applied: u64,
     last_answered: u64,
+    /// An update that reached an app server without the view model: its request was refused, as the client may not know yet.
+    missed: Option<u64>,
     pub(super) is_disposed: bool,
     pub(super) is_refused: bool,
-    /// It has shown a state.
-    pub(super) is_shown: bool,
+    /// Since when it has shown a state.
+    shown: Option<Time>,
     /// What a group said: (app server, epoch) and numbers, those that came and those that are not meant for it.
     heard: HashSet<(usize, u64, u64)>,
     newest: HashMap<(usize, u64), u64>,
@@ -161,9 +171,10 @@ impl Ledger {
             updates: Vec::new(),
             last_applied: 0,
             last_answered: 0,
+            missed: None,
             is_disposed: false,
             is_refused: false,
-            is_shown: false,
+            shown: None,
             heard: HashSet::new(),
             newest: HashMap::new(),
             left_out: HashSet::new(),
@@ -171,6 +182,7 @@ impl Ledger {
         if entry.is_disposed {
             // The same name, another view model.
             entry.is_disposed = false;
+            entry.shown = None;
             entry.ordinal = ordinal;
         }
         entry.requests.push(Sent { at: now, lane, applied: false, answered: false });
@@ -213,14 +225,14 @@ impl Ledger {
         client: usize,
         view: &str,
         argument: &Value,
-    ) -> Result<(), String> {
+    ) -> Result<bool, String> {
         self.is_its_own(client, argument, view)?;
         let entry = self.view(upstream, client, view)?;
         let number = argument["r"].as_u64().unwrap_or_default();
         let sent = entry.requests.get_mut(number.wrapping_sub(1) as usize);
         let sent = sent.ok_or_else(|| format!("client {client} never sent request {number} of {view}"))?;
         sent.applied = true;
-        Ok(())
+        Ok(!entry.is_refused)
     }
 
     /// Whoever sees it says whether it has the view model.
@@ -240,12 +252,11 @@ impl Ledger {
             return Err(format!("update {number} of {view} of client {client} comes behind {newest}, or again"));
         }
         entry.last_applied = number;
-        let is_refused = entry.is_refused;
         let sent = entry.updates.get_mut(number as usize - 1);
         let sent = sent.ok_or_else(|| format!("client {client} never sent update {number} of {view}"))?;
         sent.applied = true;
-        if !is_known && !is_refused {
-            return Err(format!("update {number} of {view} of client {client} reached an app server without it"));
+        if !is_known {
+            entry.missed.get_or_insert(number);
         }
         Ok(())
     }
@@ -287,7 +298,7 @@ impl Ledger {
 
     // ---- what clients are told ----------------------------------------------------------------------------------
 
-    pub(super) fn on_response(&mut self, client: usize, view: &str, data: &Value) -> Result<(), String> {
+    pub(super) fn on_response(&mut self, client: usize, view: &str, data: &Value, now: Time) -> Result<(), String> {
         self.delivered += 1;
         let server = data["u"].as_u64().unwrap_or(u64::MAX) as usize;
         let upstream = data["up"].as_u64().unwrap_or(u64::MAX) as usize;
@@ -308,7 +319,7 @@ impl Ledger {
             let sent = entry.requests.get_mut(number.wrapping_sub(1) as usize).filter(|_| is_own);
             let sent = sent.ok_or_else(|| format!("client {client} is shown a state that is not its own: {data}"))?;
             sent.answered = true;
-            entry.is_shown = true;
+            entry.shown.get_or_insert(now);
             return Ok(());
         }
         if let Some(number) = data["s"].as_u64() {
@@ -348,7 +359,19 @@ impl Ledger {
     // ---- judgement ----------------------------------------------------------------------------------------------
 
     /// Has a lane been lost that a message sent then may have been on?
-    fn may_be_lost(&self, network: &Network, sent: &Sent, shard: usize, upstream: usize) -> bool {
+    fn may_be_lost(&self, network: &Network, sent: &Sent, shard: usize, name: &str, view: &View) -> bool {
+        let upstream = view.upstream;
+        let is_shared = !name[1..].starts_with("Echo");
+        if is_shared && self.scopes[upstream] == HubScope::Node {
+            // The app server tells all members over one lane, which may be a dead one until it hears of every end there (contract 3.3).
+            let lately = |fate: &Fate| {
+                let broken = network.socket(fate.socket).broken;
+                fate.upstream == upstream && broken.is_some_and(|broken| broken.after(STALE) >= sent.at)
+            };
+            // Which also may overtake the client's join (contract 3.3).
+            let has_joined = view.shown.is_some_and(|shown| shown.after(JOINING) < sent.at);
+            return !has_joined || self.lanes.iter().any(lately);
+        }
         let was_cut = |fate: &Fate| {
             let socket = network.socket(fate.socket);
             socket.broken.is_some() && socket.closed.is_none_or(|closed| closed >= sent.at)
@@ -373,9 +396,14 @@ impl Ledger {
                 if view.is_refused {
                     continue;
                 }
+                if let Some(number) = view.missed {
+                    return Err(format!(
+                        "update {number} of {name} of client {client} reached an app server without it"
+                    ));
+                }
                 for (what, list) in [("request", &view.requests), ("update", &view.updates)] {
                     for (number, sent) in list.iter().enumerate().filter(|(_, sent)| !sent.answered) {
-                        if self.may_be_lost(network, sent, socket.shard, view.upstream) {
+                        if self.may_be_lost(network, sent, socket.shard, name, view) {
                             excused += 1;
                             continue;
                         }

@@ -195,6 +195,13 @@ impl Network {
         self.trace.add(self.now, what, numbers);
     }
 
+    /// In words, for who looks on.
+    pub(super) fn tell(&self, words: impl FnOnce() -> String) {
+        if self.trace.is_told {
+            println!("{:>13.6} s  {}", self.now.0 as f64 / 1e9, words());
+        }
+    }
+
     /// A rule does not hold. The first one counts.
     pub(super) fn violated(&mut self, rule: String) {
         self.broken.get_or_insert(rule);
@@ -555,11 +562,11 @@ impl Network {
         if self.befalls(self.weather.interrupted, Fault::Interrupted) {
             return self.complete(shard, token, -libc::EINTR, false);
         }
-        let is_starved = self.befalls(self.weather.starved, Fault::NoBuffers);
-        let Some(buffer) = self.kernels[shard].free[group as usize].pop().filter(|_| !is_starved) else {
-            if !is_starved {
-                self.fault(Fault::NoBuffers);
-            }
+        if self.befalls(self.weather.starved, Fault::NoBuffers) {
+            return self.complete(shard, token, -libc::ENOBUFS, false);
+        }
+        let Some(buffer) = self.kernels[shard].free[group as usize].pop() else {
+            self.fault(Fault::NoBuffers);
             return self.complete(shard, token, -libc::ENOBUFS, false);
         };
         let size = if group == BufferGroup::Lane { LANE_RECV_BUFFER_BYTES } else { RECV_BUFFER_BYTES } as usize;
