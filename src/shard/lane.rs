@@ -759,8 +759,7 @@ impl Lane {
         }
     }
 
-    /// A message does not go out. What was a view model's beginning takes what was said to it along, unless it is requested again behind
-    /// it.
+    /// A message does not go out. What was a view model's beginning takes along what was said to it, up to where it is requested again.
     fn refuse(
         &mut self,
         waiting: Waiting,
@@ -770,19 +769,22 @@ impl Lane {
         views: &mut Views,
         gate: &mut Gate<'_>,
     ) {
-        let begins = waiting.call == Call::RequestVm && waiting.opens.is_some();
-        let again = |other: &Waiting| other.call == Call::RequestVm && other.goes_with(&waiting);
-        if begins && let Some(next) = self.waiting.iter_mut().find(|other| again(other)) {
-            next.opens = waiting.opens;
-            return refuse(&Waiting { opens: None, ..waiting }, refusal, socket, client, views, self.upstream(), gate);
-        }
-        refuse(&waiting, refusal, socket, client, views, self.upstream(), gate);
-        while begins && let Some(index) = self.waiting.iter().position(|other| other.goes_with(&waiting)) {
-            let Some(lost) = self.waiting.remove(index) else { return };
+        let upstream = self.upstream();
+        let mut opens = waiting.opens.filter(|_| waiting.call == Call::RequestVm);
+        while opens.is_some()
+            && let Some(index) = self.waiting.iter().position(|other| other.goes_with(&waiting))
+        {
+            if self.waiting[index].call == Call::RequestVm {
+                self.waiting[index].opens = opens.take();
+                break;
+            }
+            let Some(lost) = self.waiting.remove(index) else { break };
             self.waiting_bytes -= lost.cost();
-            client.pins[self.upstream()].waits_no_longer(lost.client, gate.relieved);
-            refuse(&lost, refusal, socket, client, views, self.upstream(), gate);
+            client.pins[upstream].waits_no_longer(lost.client, gate.relieved);
+            refuse(&lost, refusal, socket, client, views, upstream, gate);
         }
+        let waiting = if waiting.call == Call::RequestVm { Waiting { opens, ..waiting } } else { waiting };
+        refuse(&waiting, refusal, socket, client, views, upstream, gate);
     }
 
     /// Takes the connection out; None where it is not up.

@@ -232,7 +232,9 @@ impl Ledger {
         let sent = entry.requests.get_mut(number.wrapping_sub(1) as usize);
         let sent = sent.ok_or_else(|| format!("client {client} never sent request {number} of {view}"))?;
         sent.applied = true;
-        Ok(!entry.is_refused)
+        let is_refused = entry.is_refused;
+        // Who does not read may not have learned that it was refused.
+        Ok(!is_refused && !self.members[&client].is_odd)
     }
 
     /// Whoever sees it says whether it has the view model.
@@ -290,7 +292,10 @@ impl Ledger {
         let upstream_lane = member.pinned.values().any(|pinned| *pinned == lane);
         let Some(entry) = member.views.get_mut(view) else { return };
         if is_left_out {
-            entry.left_out.insert(number);
+            // By an id that it has no more it cannot be left out: it may be a member by the new one already (contract 6.3).
+            if upstream_lane {
+                entry.left_out.insert(number);
+            }
         } else if upstream_lane && network.socket(self.lanes[lane].socket).broken.is_none() {
             self.expected.push(Expected { client, view: view.into(), number, lane });
         }
