@@ -18,6 +18,9 @@ use std::collections::{BTreeMap, BTreeSet, HashSet, VecDeque};
 const PING: Duration = Duration::from_secs(15);
 const SILENCE: Duration = Duration::from_secs(30);
 
+/// `MaximumReceiveMessageSize`, framing included.
+pub(super) const MESSAGE_BYTES_MAX: usize = 32 * 1024;
+
 type Origin = String;
 /// What is said, and over which lane.
 type Answer = (usize, Record);
@@ -193,7 +196,11 @@ impl AppServers {
                         return Err("a lane's records come in the wrong kind of frame".into());
                     }
                     this.records.push(&payload);
-                    while let Some(record) = this.records.next(encoding)? {
+                    while let Some((record, bytes)) = this.records.next_sized(encoding)? {
+                        if bytes > MESSAGE_BYTES_MAX {
+                            // A real one closes the lane with everybody on it (contract 4.6).
+                            return Err(format!("an app server is sent a message of {bytes} bytes"));
+                        }
                         if let Some(invoke) = Invoke::read(record)? {
                             this.inbox.push_back(invoke);
                         }

@@ -1,4 +1,5 @@
 //! What one seed decides before anything happens: the node's settings, its app servers, its clients, and what befalls them.
+use super::app_server::MESSAGE_BYTES_MAX;
 use super::chance::Chance;
 use super::faults::Fault;
 use super::network::Weather;
@@ -40,6 +41,10 @@ pub(super) struct Scenario {
     pub(super) act_every_ms: u64,
     pub(super) weather: Weather,
     pub(super) client_timeout: Duration,
+    /// The shards are stopped while clients are there.
+    pub(super) is_stopped_early: bool,
+    /// Connections of a shard, at most.
+    connections_max: u32,
     lane_queue_timeout: Duration,
     headers: HeaderPolicy,
     secret: [u8; 16],
@@ -101,6 +106,8 @@ impl Scenario {
             fault_every_ms: chance.one_of(&[1_000, 3_000, 8_000]),
             act_every_ms: chance.one_of(&[500, 2_000, 4_000]),
             weather,
+            is_stopped_early: chance.happens(400),
+            connections_max: if chance.happens(100) { 4 } else { 200 },
             client_timeout: Duration::from_secs(chance.one_of(&[8, 20])),
             lane_queue_timeout: Duration::from_secs(chance.one_of(&[1, 5, 15])),
             headers: if chance.happens(500) {
@@ -111,6 +118,11 @@ impl Scenario {
             secret: chance.bytes(),
             seed: chance.next(),
         }
+    }
+
+    /// There may be more users than a node takes.
+    pub(super) fn has_few_places(&self) -> bool {
+        self.connections_max < 200
     }
 
     /// Where the lanes of a shard lead.
@@ -146,7 +158,7 @@ impl Scenario {
                 Encoding::Json => Protocol::Json,
                 Encoding::MessagePack => Protocol::MessagePack,
             },
-            message_bytes_max: 32 * 1024,
+            message_bytes_max: MESSAGE_BYTES_MAX as u32,
             forward_headers: self.headers.clone(),
             shown_host: None,
             dispatch: Dispatch::Client,
@@ -181,7 +193,7 @@ impl Scenario {
             lanes: self.lanes(),
             process: Arc::new(ProcessStats::default()),
             has_tls: false,
-            connections_max: 200,
+            connections_max: self.connections_max,
             send_queue_bytes_max: 16 * 1024,
             send_buffer_bytes: 16 * 1024,
             request_head_timeout: Duration::from_secs(15),

@@ -147,10 +147,22 @@ impl Simulation {
         }
         self.run_for(Duration::from_secs(10))?;
         self.judge()?;
-        self.leave();
-        self.run_for(Duration::from_secs(75))?;
-        self.judge_rest()?;
-        self.stop()
+        let there: Vec<usize> = (0..self.clients.len()).filter(|client| self.clients[*client].is_open()).collect();
+        if !self.scenario.is_stopped_early {
+            self.leave();
+            self.run_for(Duration::from_secs(75))?;
+            self.judge_rest()?;
+            return self.stop();
+        }
+        self.is_leaving = true;
+        self.stop()?;
+        if let Some(client) = there.iter().find(|client| !self.clients[**client].is_asked_back()) {
+            return Err(format!("client {client} is not asked to come back when its node stops"));
+        }
+        match self.servers.is_empty() {
+            true => Ok(()),
+            false => Err("an app server is not told who leaves with its node".into()),
+        }
     }
 
     fn begin(&mut self) {
@@ -184,7 +196,8 @@ impl Simulation {
         self.ledger.judge_messages(&network)?;
         for client in &self.clients {
             let is_whole = network.socket(client.socket()).broken.is_none();
-            if is_whole && !client.is_open() {
+            // Where there is room for few only, some go on trying.
+            if is_whole && !client.is_open() && !self.scenario.has_few_places() {
                 return Err(format!("client {} does not get in", client.number()));
             }
         }
@@ -303,6 +316,7 @@ impl Simulation {
             }
         }
         if !goes_on && let Some(this) = self.runners[shard].shard.take() {
+            self.network.borrow_mut().end_kernel(shard);
             this.end();
         }
         self.control();
