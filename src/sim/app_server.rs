@@ -110,9 +110,17 @@ impl Invoke {
         self.context["HubId"].as_str().unwrap_or_default().into()
     }
 
-    /// Whose it is, as the client's own request said.
+    /// Whose it is, as the client's own request said. None where the context is without headers: of somebody who is gone, or with a
+    /// message that would be too large with them.
     fn client(&self) -> Option<usize> {
         self.context["HttpRequestHeaders"]["UserAgent"].as_str()?.strip_prefix("sim/")?.parse().ok()
+    }
+
+    /// Whose it says it is.
+    fn says(&self) -> Option<usize> {
+        let argument: Value = serde_json::from_str(self.arguments.get(1)?.as_str()?).ok()?;
+        let says = if self.method == "Request_VM" { &argument["$vmArg"]["c"] } else { &argument["c"] };
+        Some(says.as_u64()? as usize)
     }
 }
 
@@ -390,7 +398,11 @@ impl AppServers {
             self.complete(lane, &invoke, None, network);
             return Ok(());
         }
-        let client = client.ok_or_else(|| format!("{} has no client in its context", invoke.method))?;
+        let client = client.or_else(|| {
+            let known = self.servers[server].controllers.get(&origin);
+            known.map(|controller| controller.client).or_else(|| invoke.says())
+        });
+        let client = client.ok_or_else(|| format!("nobody can say whose {} it is", invoke.method))?;
         if self.servers[server].departed.contains(&origin) {
             return Err(format!("{} of client {client} comes behind its end", invoke.method));
         }
@@ -630,10 +642,15 @@ impl AppServers {
             .iter()
             .flat_map(|(client, views)| views.iter().map(|(upstream, views)| ((*client, *upstream), views.clone())))
             .collect();
-        match known == expected {
-            true => Ok(()),
-            false => Err(format!("app servers have the view models {known:?} where clients have {expected:?}")),
+        let none = BTreeSet::new();
+        for key in known.keys().chain(expected.keys()) {
+            let (here, there) = (known.get(key).unwrap_or(&none), expected.get(key).unwrap_or(&none));
+            if here != there {
+                let (client, upstream) = key;
+                return Err(format!("client {client} has {there:?}, and upstream {upstream} has {here:?} of it"));
+            }
         }
+        Ok(())
     }
 
     pub(super) fn is_empty(&self) -> bool {

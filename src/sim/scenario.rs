@@ -6,14 +6,16 @@ use super::network::Weather;
 use super::wire::Encoding;
 use crate::filter::Filter;
 use crate::ids::{LanePlace, OriginKey, ShardId, UpstreamIndex};
+use crate::journal::ShardJournal;
 use crate::metrics::process::ProcessStats;
 use crate::proto::dotnetify::context::HeaderPolicy;
 use crate::proto::http::{HttpPolicy, OriginPolicy, Transports, Trusted};
 use crate::proto::signalr::Protocol;
 use crate::session::client::ClientSettings;
+use crate::session::pace::Rate;
 use crate::session::routing::{Dispatch, HubScope, Route, UpstreamKind};
 use crate::session::token::TokenKey;
-use crate::shard::{Settings, Upstream, Upstreams};
+use crate::shard::{Settings, Upstream, Upstreams, Window};
 use core::time::Duration;
 use std::sync::Arc;
 
@@ -25,6 +27,8 @@ pub(super) struct Plan {
     pub(super) lanes: usize,
     pub(super) encoding: Encoding,
     pub(super) scope: HubScope,
+    /// Invocations under way at the most, and how long they may take; None: they are not acknowledged.
+    pub(super) window: Option<Window>,
 }
 
 #[derive(Clone, Debug)]
@@ -46,6 +50,10 @@ pub(super) struct Scenario {
     /// Connections of a shard, at most.
     connections_max: u32,
     lane_queue_timeout: Duration,
+    rate: Rate,
+    accept_rate: u32,
+    begins_unavailable: bool,
+    replay_bytes_max: u32,
     headers: HeaderPolicy,
     secret: [u8; 16],
     seed: u64,
@@ -65,6 +73,10 @@ impl Scenario {
             lanes: 1 + chance.below(3),
             encoding: if chance.happens(300) { Encoding::MessagePack } else { Encoding::Json },
             scope: if chance.happens(250) { HubScope::Node } else { HubScope::Lane },
+            window: chance.happens(800).then(|| Window {
+                messages: chance.one_of(&[1, 3, 16, 256]),
+                timeout: Duration::from_secs(chance.one_of(&[3, 10, 30])),
+            }),
         };
         let upstreams = (0..if several { 2 } else { 1 }).map(|_| plan(chance)).collect();
         let odds = |chance: &mut Chance, most: usize| if is_fair { 0 } else { chance.below(most) as u32 };
@@ -110,6 +122,10 @@ impl Scenario {
             connections_max: if chance.happens(100) { 4 } else { 200 },
             client_timeout: Duration::from_secs(chance.one_of(&[8, 20])),
             lane_queue_timeout: Duration::from_secs(chance.one_of(&[1, 5, 15])),
+            rate: if chance.happens(200) { Rate { per_second: 5, burst: 10 } } else { Rate::ANY },
+            accept_rate: if chance.happens(200) { 5 } else { 0 },
+            begins_unavailable: chance.happens(700),
+            replay_bytes_max: if chance.happens(150) { 150 } else { 16 * 1024 },
             headers: if chance.happens(500) {
                 HeaderPolicy::All
             } else {
@@ -123,6 +139,11 @@ impl Scenario {
     /// There may be more users than a node takes.
     pub(super) fn has_few_places(&self) -> bool {
         self.connections_max < 200
+    }
+
+    /// A client may have more view models than can be requested again, and is asked to come back where that would be needed.
+    pub(super) fn ends_with_lanes(&self) -> bool {
+        self.replay_bytes_max < 1024
     }
 
     /// Where the lanes of a shard lead.
@@ -163,6 +184,7 @@ impl Scenario {
             shown_host: None,
             dispatch: Dispatch::Client,
             hub_scope: plan.scope,
+            window: plan.window,
             weights: vec![1; usize::from(plan.urls)],
         }
     }
@@ -182,6 +204,7 @@ impl Scenario {
                 client_timeout: self.client_timeout,
                 keep_alive: self.client_timeout / 2,
                 message_bytes_max: 32 * 1024,
+                rate: self.rate,
             },
             trusted: Trusted::default(),
             proxy_protocol: false,
@@ -194,12 +217,18 @@ impl Scenario {
             process: Arc::new(ProcessStats::default()),
             has_tls: false,
             connections_max: self.connections_max,
+            accept_rate: self.accept_rate,
+            addresses: None,
+            begins_unavailable: self.begins_unavailable,
             send_queue_bytes_max: 16 * 1024,
+            send_queue_time: Duration::from_secs(30),
             send_buffer_bytes: 16 * 1024,
             request_head_timeout: Duration::from_secs(15),
             lane_queue_bytes_max: 256 * 1024,
             lane_queue_timeout: self.lane_queue_timeout,
+            replay_bytes_max: self.replay_bytes_max,
             origin_key: OriginKey(self.secret),
+            journal: ShardJournal::default(),
             tokens: TokenKey::new(&self.secret, "sim"),
             seed: self.seed,
         }

@@ -20,9 +20,6 @@ use std::os::fd::AsRawFd;
 use std::rc::Rc;
 use std::sync::Arc;
 
-/// As the node behaves today: a lost lane ends the clients that used it.
-const CLOSES_WITH_LANES: bool = true;
-
 /// A shard on its part of the world.
 struct Runner {
     shard: Option<Shard<World>>,
@@ -324,7 +321,7 @@ impl Simulation {
         match broken {
             Some(rule) => Err(rule),
             None if self.is_leaving => Ok(()),
-            None => self.ledger.judge_ends(&self.network.borrow(), CLOSES_WITH_LANES),
+            None => self.ledger.judge_ends(&self.network.borrow(), self.scenario.ends_with_lanes()),
         }
     }
 
