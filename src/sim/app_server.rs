@@ -74,6 +74,8 @@ pub(super) struct Lane {
     heard: Time,
     /// Open, as far as this end knows.
     pub(super) is_open: bool,
+    /// The other end is gone; nothing is taken from it any more, and what is being worked on delays the end.
+    is_closing: bool,
 }
 
 struct Invoke {
@@ -162,6 +164,7 @@ impl AppServers {
             items: None,
             heard: network.now,
             is_open: true,
+            is_closing: false,
         });
         network.at(network.now.after(PING), Event::LanePing { lane });
     }
@@ -186,16 +189,16 @@ impl AppServers {
     }
 
     /// Something arrived on a lane's socket.
-    pub(super) fn on_bytes(&mut self, lane: usize, ledger: &mut Ledger, network: &mut Network) -> Result<(), String> {
+    pub(super) fn on_bytes(&mut self, lane: usize, network: &mut Network) -> Result<(), String> {
         let (bytes, ended) = network.peer_takes(self.lanes[lane].socket);
         let encoding = self.servers[self.lanes[lane].server].encoding;
         let this = &mut self.lanes[lane];
-        if !this.is_open {
+        if !this.is_open || this.is_closing && bytes.is_empty() {
             return Ok(());
         }
         this.heard = network.now;
         this.reader.push(&bytes);
-        let mut closes = ended;
+        let mut says_goodbye = false;
         while let Some(frame) = self.lanes[lane].reader.next()? {
             let this = &mut self.lanes[lane];
             match frame {
@@ -218,15 +221,16 @@ impl AppServers {
                     network.peer_sends(this.socket, &wire::frame(wire::PONG, true, None, &payload));
                 }
                 Frame::Pong => {}
-                Frame::Close(_) => closes = true,
+                Frame::Close(_) => says_goodbye = true,
             }
         }
         self.tamper(lane, network);
-        self.go_on(lane, network);
-        if closes {
-            // What it brought before is still worked on; then it is closed.
-            self.finish(lane, ledger, network)?;
+        if ended && !says_goodbye {
+            // What an aborted connection brought and nobody has looked at is thrown away.
+            self.lanes[lane].inbox.clear();
         }
+        self.lanes[lane].is_closing |= ended || says_goodbye;
+        self.go_on(lane, network);
         Ok(())
     }
 
@@ -268,7 +272,7 @@ impl AppServers {
 
     fn go_on(&mut self, lane: usize, network: &mut Network) {
         let this = &mut self.lanes[lane];
-        if this.is_busy || this.inbox.is_empty() || !this.is_open {
+        if this.is_busy || this.inbox.is_empty() && !this.is_closing || !this.is_open {
             return;
         }
         this.is_busy = true;
@@ -284,8 +288,13 @@ impl AppServers {
         if !this.is_open {
             return Ok(());
         }
-        if let Some(invoke) = this.inbox.pop_front() {
-            self.invoke(lane, invoke, ledger, network)?;
+        match this.inbox.pop_front() {
+            Some(invoke) => self.invoke(lane, invoke, ledger, network)?,
+            None if this.is_closing => {
+                network.peer_ends(self.lanes[lane].socket);
+                self.lost(lane, network);
+            }
+            None => {}
         }
         self.go_on(lane, network);
         Ok(())
@@ -300,18 +309,6 @@ impl AppServers {
         }
         self.send(lane, &[Record::Ping], network);
         network.at(network.now.after(PING), Event::LanePing { lane });
-    }
-
-    /// The other side has said that it goes: everything before that is worked on.
-    fn finish(&mut self, lane: usize, ledger: &mut Ledger, network: &mut Network) -> Result<(), String> {
-        while self.lanes[lane].is_open
-            && let Some(invoke) = self.lanes[lane].inbox.pop_front()
-        {
-            self.invoke(lane, invoke, ledger, network)?;
-        }
-        network.peer_ends(self.lanes[lane].socket);
-        self.lost(lane, network);
-        Ok(())
     }
 
     /// A lane is gone, as its app server notices: it takes whoever spoke last for gone (contract 4.4).

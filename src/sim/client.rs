@@ -402,7 +402,7 @@ impl Client {
     }
 
     fn dispose(&mut self, name: String, ledger: &mut Ledger, network: &mut Network) {
-        ledger.disposed(self.number, &name);
+        ledger.disposed(self.number, &name, network.now);
         let children = format!("{name}.");
         self.views.retain(|live| *live != name && !live.starts_with(&children));
         let record = self.call("Dispose_VM", vec![json!(name)]);

@@ -62,6 +62,8 @@ pub(super) struct View {
     /// An update that reached an app server without the view model: its request was refused, as the client may not know yet.
     missed: Option<u64>,
     pub(super) is_disposed: bool,
+    /// The last time it was.
+    disposed: Option<Time>,
     pub(super) is_refused: bool,
     /// Since when it has shown a state.
     shown: Option<Time>,
@@ -173,6 +175,7 @@ impl Ledger {
             last_answered: 0,
             missed: None,
             is_disposed: false,
+            disposed: None,
             is_refused: false,
             shown: None,
             heard: HashSet::new(),
@@ -199,13 +202,14 @@ impl Ledger {
         entry.updates.len() as u64
     }
 
-    pub(super) fn disposed(&mut self, client: usize, view: &str) {
+    pub(super) fn disposed(&mut self, client: usize, view: &str, now: Time) {
         self.sent += 1;
         let member = self.members.get_mut(&client).expect("it is open");
         let children = format!("{view}.");
         for (name, entry) in &mut member.views {
             if name == view || name.starts_with(&children) {
                 entry.is_disposed = true;
+                entry.disposed = Some(now);
             }
         }
     }
@@ -255,7 +259,9 @@ impl Ledger {
         let sent = entry.updates.get_mut(number as usize - 1);
         let sent = sent.ok_or_else(|| format!("client {client} never sent update {number} of {view}"))?;
         sent.applied = true;
-        if !is_known {
+        // What was disposed of behind it need not be there, if it has to wait for a lane.
+        let is_wanted = entry.disposed.is_none_or(|disposed| disposed < sent.at);
+        if !is_known && is_wanted {
             entry.missed.get_or_insert(number);
         }
         Ok(())

@@ -335,7 +335,7 @@ impl Simulation {
                         Peer::Client(client) => {
                             self.clients[client].on_bytes(socket, &self.ways, &mut self.ledger, network)?;
                         }
-                        Peer::Lane(lane) => self.servers.on_bytes(lane, &mut self.ledger, network)?,
+                        Peer::Lane(lane) => self.servers.on_bytes(lane, network)?,
                     }
                 }
             }
