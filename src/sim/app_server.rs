@@ -63,12 +63,12 @@ struct Room {
 /// A lane in one of its lives, from the app server's end.
 pub(super) struct Lane {
     server: usize,
-    socket: SocketId,
+    pub(super) socket: SocketId,
     reader: Reader,
     records: Records,
     inbox: VecDeque<Invoke>,
     is_busy: bool,
-    frozen_until: Time,
+    pub(super) frozen_until: Time,
     /// Whose message it carried last.
     items: Option<Origin>,
     heard: Time,
@@ -480,17 +480,17 @@ impl AppServers {
     ) -> Result<Vec<Answer>, String> {
         let server = self.lanes[bound].server;
         let upstream = self.upstream(server);
-        let is_in_turn = ledger.on_request(upstream, client, view, argument)?;
+        ledger.on_request(upstream, client, view, argument)?;
         let this = &mut self.servers[server];
         let epoch = this.epoch;
         let controller = this.controllers.get_mut(origin).expect("it was made above");
         if controller.views.insert(view.into()) {
             // A client's view models are asked for in its order, also when they are asked for again.
             let ordinal = argument["o"].as_u64().unwrap_or_default();
-            if is_in_turn && ordinal < controller.newest {
-                return Err(format!("{view} of client {client} is requested behind one that it was requested before"));
+            if ordinal < controller.newest {
+                ledger.out_of_turn(client, view);
             }
-            controller.newest = ordinal;
+            controller.newest = ordinal.max(controller.newest);
         }
         let state = json!({"c": client, "r": argument["r"], "u": server, "up": upstream, "e": epoch}).to_string();
         let mut answers = vec![(bound, self.response("SendAsync", json!([view, state]), Some(self.full(origin))))];

@@ -61,6 +61,7 @@ pub(super) struct View {
     last_answered: u64,
     /// An update that reached an app server without the view model: its request was refused, as the client may not know yet.
     missed: Option<u64>,
+    is_out_of_turn: bool,
     pub(super) is_disposed: bool,
     /// The last time it was.
     disposed: Option<Time>,
@@ -174,6 +175,7 @@ impl Ledger {
             last_applied: 0,
             last_answered: 0,
             missed: None,
+            is_out_of_turn: false,
             is_disposed: false,
             disposed: None,
             is_refused: false,
@@ -229,14 +231,22 @@ impl Ledger {
         client: usize,
         view: &str,
         argument: &Value,
-    ) -> Result<bool, String> {
+    ) -> Result<(), String> {
         self.is_its_own(client, argument, view)?;
         let entry = self.view(upstream, client, view)?;
         let number = argument["r"].as_u64().unwrap_or_default();
         let sent = entry.requests.get_mut(number.wrapping_sub(1) as usize);
         let sent = sent.ok_or_else(|| format!("client {client} never sent request {number} of {view}"))?;
         sent.applied = true;
-        Ok(!entry.is_refused)
+        Ok(())
+    }
+
+    /// A view model was made behind one that its client had asked for later: the first request of it was refused, as the client may not
+    /// know yet, and another one was not.
+    pub(super) fn out_of_turn(&mut self, client: usize, view: &str) {
+        if let Some(entry) = self.members.get_mut(&client).and_then(|member| member.views.get_mut(view)) {
+            entry.is_out_of_turn = true;
+        }
     }
 
     /// Whoever sees it says whether it has the view model.
@@ -401,6 +411,9 @@ impl Ledger {
             for (name, view) in &member.views {
                 if view.is_refused {
                     continue;
+                }
+                if view.is_out_of_turn {
+                    return Err(format!("{name} of client {client} was requested behind what was requested later"));
                 }
                 if let Some(number) = view.missed {
                     return Err(format!(

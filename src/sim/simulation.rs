@@ -465,7 +465,14 @@ impl Simulation {
             }
             _ => {
                 let lanes = &self.servers.lanes;
-                let open: Vec<usize> = (0..lanes.len()).filter(|lane| lanes[*lane].is_open).collect();
+                // What froze and is cut in silence goes on by itself one day, and nobody can tell it what happened meanwhile.
+                let may_suffer = |lane: &usize| match fault {
+                    Fault::LaneFrozen => !network.socket(lanes[*lane].socket).is_severed,
+                    Fault::LaneSilent => lanes[*lane].frozen_until <= now,
+                    _ => true,
+                };
+                let open = (0..lanes.len()).filter(|lane| lanes[*lane].is_open && may_suffer(lane));
+                let open: Vec<usize> = open.collect();
                 if open.is_empty() {
                     return Ok(());
                 }
