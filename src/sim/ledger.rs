@@ -245,7 +245,8 @@ impl Ledger {
     /// know yet, and another one was not.
     pub(super) fn out_of_turn(&mut self, client: usize, view: &str) {
         if let Some(entry) = self.members.get_mut(&client).and_then(|member| member.views.get_mut(view)) {
-            entry.is_out_of_turn = true;
+            // Nothing of it matters where it has been disposed of since.
+            entry.is_out_of_turn |= !entry.is_disposed;
         }
     }
 
