@@ -8,6 +8,7 @@ use crate::metrics::Counter;
 use crate::sys::Io;
 use core::time::Duration;
 use std::collections::VecDeque;
+use std::sync::Arc;
 use std::vec::IntoIter;
 use tokio::sync::oneshot;
 
@@ -15,7 +16,18 @@ use tokio::sync::oneshot;
 struct Burial {
     place: LanePlace,
     ids: IntoIter<OriginId>,
-    answer: oneshot::Sender<()>,
+    _pledge: Arc<Pledge>,
+}
+
+/// That everybody of one order is told of: whoever still has a part of it to do holds it, and the last who lets go answers. A
+/// shard that ends lets go of what it has not done, too; the control plane, which ended it, knows.
+pub(super) struct Pledge(Option<oneshot::Sender<()>>);
+
+impl Drop for Pledge {
+    fn drop(&mut self) {
+        // Nobody waits for it any more where the control plane has ended.
+        let _ = self.0.take().map(|answer| answer.send(()));
+    }
 }
 
 /// Everything of that kind, first come, first served. The control plane has one of them under way for each place, with
@@ -35,7 +47,8 @@ impl Burials {
 
 impl<I: Io> Shard<I> {
     pub(super) fn on_bury(&mut self, place: LanePlace, ids: Vec<OriginId>, answer: oneshot::Sender<()>) {
-        self.burials.queue.push_back(Burial { place, ids: ids.into_iter(), answer });
+        let pledge = Arc::new(Pledge(Some(answer)));
+        self.burials.queue.push_back(Burial { place, ids: ids.into_iter(), _pledge: pledge });
     }
 
     /// Tells some of them, on lanes that have nothing else to do. Who is not told before the shard ends is told by the next process.
@@ -58,10 +71,6 @@ impl<I: Io> Shard<I> {
                 }
             }
         }
-        while let Some(index) = burials.queue.iter().position(|burial| burial.ids.as_slice().is_empty()) {
-            let done = burials.queue.remove(index);
-            // Nobody waits for it any more where the control plane stops.
-            let _ = done.map(|burial| burial.answer.send(()));
-        }
+        burials.queue.retain(|burial| !burial.ids.as_slice().is_empty());
     }
 }
