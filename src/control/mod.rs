@@ -31,9 +31,10 @@ use crate::metrics::process::ProcessStats;
 use crate::proto::http::{HttpPolicy, OriginPolicy, Trusted};
 use crate::proto::signalr::Protocol;
 use crate::session::client::ClientSettings;
+use crate::session::pace::Rate;
 use crate::session::routing::{Route, UpstreamKind};
 use crate::session::token::TokenKey;
-use crate::shard::{Authentication, Settings, Shard, Upstream, Upstreams};
+use crate::shard::{Addresses, Authentication, Settings, Shard, Upstream, Upstreams, Window};
 use crate::sys::ring::Ring;
 use crate::sys::{probe, socket};
 use core::time::Duration;
@@ -74,6 +75,9 @@ impl Node {
         let recovery::Opened { journal, folder, dead, info } =
             recovery::open(&config, secrets.origin, u64::from_ne_bytes(random()?))?;
         let process = Arc::new(ProcessStats::default());
+        let per_address_max = config.limits.connections_per_address;
+        let addresses = (per_address_max > 0).then(|| Arc::new(Addresses::new(per_address_max)));
+        let shared = Shared { process: process.clone(), addresses };
         let (to_control, from_shards) = bus::channel()?;
         let (commands, commanded) = tokio_mpsc::unbounded_channel();
         let mut shards = Vec::new();
@@ -88,7 +92,7 @@ impl Node {
             let shard = ShardId(index as u8);
             let settings = Settings {
                 journal: journal.as_ref().map_or_else(ShardJournal::default, |journal| journal.of_shard(shard)),
-                ..shard_settings(&config, shard, &secrets, identity.as_ref(), &process)?
+                ..shard_settings(&config, shard, &secrets, identity.as_ref(), &shared)?
             };
             let lane = |(index, place)| (LaneKey { shard, index: LaneIndex(index) }, place);
             let lanes = (0..).zip(config.lanes_of(shard)).map(lane).collect();
@@ -254,12 +258,18 @@ fn random<const N: usize>() -> io::Result<[u8; N]> {
     Ok(bytes)
 }
 
+/// What all shards share beside what they are told.
+struct Shared {
+    process: Arc<ProcessStats>,
+    addresses: Option<Arc<Addresses>>,
+}
+
 fn shard_settings(
     config: &Config,
     shard: ShardId,
     secrets: &Secrets,
     identity: Option<&Arc<Identity>>,
-    process: &Arc<ProcessStats>,
+    shared: &Shared,
 ) -> io::Result<Settings> {
     Ok(Settings {
         shard,
@@ -281,7 +291,7 @@ fn shard_settings(
         disconnect_timeout: config.hub.disconnect_timeout,
         upstreams: upstreams(config, &secrets.node),
         lanes: config.lanes_of(shard),
-        process: process.clone(),
+        process: shared.process.clone(),
         has_tls: config.upstreams.iter().flat_map(|upstream| &upstream.urls).any(|target| target.url.tls)
             || config.listen.iter().any(|listener| listener.tls),
         client: ClientSettings {
@@ -289,13 +299,23 @@ fn shard_settings(
             client_timeout: config.hub.client_timeout_interval,
             keep_alive: config.hub.keep_alive_interval,
             message_bytes_max: config.hub.maximum_receive_message_size,
+            rate: Rate {
+                per_second: config.limits.client_message_rate,
+                // Its range ends far below u16's.
+                burst: config.limits.client_message_burst as u16,
+            },
         },
         connections_max: config.connections_per_shard(),
+        accept_rate: config.limits.accept_rate,
+        addresses: shared.addresses.clone(),
+        begins_unavailable: config.hub.negotiate_when_unavailable,
         send_queue_bytes_max: config.limits.client_send_queue_bytes,
+        send_queue_time: config.limits.client_send_queue_time,
         send_buffer_bytes: config.limits.client_send_buffer_bytes,
         request_head_timeout: config.limits.request_head_timeout,
         lane_queue_bytes_max: config.limits.upstream_queue_bytes,
         lane_queue_timeout: config.limits.upstream_queue_timeout,
+        replay_bytes_max: config.limits.client_replay_bytes,
         origin_key: secrets.origin,
         journal: ShardJournal::default(),
         tokens: secrets.tokens.clone(),
@@ -315,6 +335,9 @@ fn upstreams(config: &Config, node: &str) -> Upstreams {
         shown_host: (upstream.kind == UpstreamKind::Observer).then(|| node.to_string()),
         dispatch: upstream.dispatch,
         hub_scope: upstream.hub_id,
+        window: upstream
+            .acknowledge
+            .then_some(Window { messages: upstream.in_flight_max, timeout: upstream.acknowledge_timeout }),
         weights: upstream.urls.iter().map(|target| target.weight).collect(),
     };
     Upstreams::new(config.upstreams.iter().map(of).collect())

@@ -8,7 +8,6 @@ use crate::metrics::Counter;
 use crate::sys::Io;
 use core::time::Duration;
 use std::collections::VecDeque;
-use std::sync::Arc;
 use std::vec::IntoIter;
 use tokio::sync::oneshot;
 
@@ -16,18 +15,9 @@ use tokio::sync::oneshot;
 struct Burial {
     place: LanePlace,
     ids: IntoIter<OriginId>,
-    _pledge: Arc<Pledge>,
-}
-
-/// That everybody of one order is told of: whoever still has a part of it to do holds it, and the last who lets go answers. A
-/// shard that ends lets go of what it has not done, too; the control plane, which ended it, knows.
-pub(super) struct Pledge(Option<oneshot::Sender<()>>);
-
-impl Drop for Pledge {
-    fn drop(&mut self) {
-        // Nobody waits for it any more where the control plane has ended.
-        let _ = self.0.take().map(|answer| answer.send(()));
-    }
+    /// Lanes that were used, and the number of the last invocation on each.
+    told: Vec<(usize, u64)>,
+    answer: oneshot::Sender<()>,
 }
 
 /// Everything of that kind, first come, first served. The control plane has one of them under way for each place, with
@@ -47,8 +37,7 @@ impl Burials {
 
 impl<I: Io> Shard<I> {
     pub(super) fn on_bury(&mut self, place: LanePlace, ids: Vec<OriginId>, answer: oneshot::Sender<()>) {
-        let pledge = Arc::new(Pledge(Some(answer)));
-        self.burials.queue.push_back(Burial { place, ids: ids.into_iter(), _pledge: pledge });
+        self.burials.queue.push_back(Burial { place, ids: ids.into_iter(), told: Vec::new(), answer });
     }
 
     /// Tells some of them, on lanes that have nothing else to do. Who is not told before the shard ends is told by the next process.
@@ -57,20 +46,31 @@ impl<I: Io> Shard<I> {
             return;
         }
         self.burials.next = now.after(Duration::from_millis(BURIALS_PAUSE_MS));
-        let Shard { burials, lanes, frames, dirty, random, clock, metrics, settings, .. } = self;
-        let mut gate = Gate { settings, frames, dirty, random, clock, metrics };
+        let Shard { burials, lanes, frames, dirty, random, clock, metrics, settings, relieved, .. } = self;
+        let mut gate = Gate { settings, frames, dirty, random, clock, metrics, relieved };
         for burial in &mut burials.queue {
-            for lane in lanes.iter_mut().filter(|lane| lane.place == burial.place) {
+            for (index, lane) in lanes.iter_mut().enumerate().filter(|(_, lane)| lane.place == burial.place) {
                 for _ in 0..BURIALS_AT_ONCE {
-                    if !lane.is_free() {
+                    if !lane.has_nothing_to_tell(gate.settings) {
                         break;
                     }
                     let Some(id) = burial.ids.next() else { break };
+                    let number = lane.flight.next();
                     lane.bury(now, id, &mut gate);
                     gate.metrics.add(Counter::Buried, 1);
+                    burial.told.retain(|(other, _)| *other != index);
+                    burial.told.push((index, number));
                 }
             }
         }
-        burials.queue.retain(|burial| !burial.ids.as_slice().is_empty());
+        let is_done = |burial: &Burial| {
+            let mut told = burial.told.iter();
+            burial.ids.as_slice().is_empty() && told.all(|(lane, number)| lanes[*lane].flight.is_settled(*number))
+        };
+        while let Some(index) = burials.queue.iter().position(is_done) {
+            let done = burials.queue.remove(index);
+            // Nobody waits for it any more where the control plane stops.
+            let _ = done.map(|burial| burial.answer.send(()));
+        }
     }
 }

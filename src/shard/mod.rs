@@ -11,10 +11,13 @@
 //! lane          the way to the app server, and what waits in front of it       delivery      the way back
 //! forwarding    which upstreams a request goes to, and on which lanes          upstreams     what is known of them, who shares a hub id
 //! socket        lives of sockets, what is in flight for them                   secure        TLS between a socket and the rest
-//! burial        clients of a process that is dead                              sight         what the shard shows of itself
+//! replay        what the loss of a lane means to its clients                   burial        clients of a process that is dead
+//! pause         clients from which nothing is read for a while                 addresses     how many connections one address has
+//! sight         what the shard shows of itself to who looks at the node
 //! ```
 
 mod accept;
+mod addresses;
 mod authenticate;
 mod burial;
 mod carried;
@@ -24,7 +27,9 @@ mod delivery;
 mod forwarding;
 mod handover;
 mod lane;
+mod pause;
 mod quiet;
+mod replay;
 mod secure;
 mod sight;
 mod socket;
@@ -32,8 +37,9 @@ mod turn;
 mod upstreams;
 
 pub use accept::Listener;
+pub use addresses::{ADDRESS_BYTES, Addresses};
 pub use authenticate::{Authentication, Required};
-pub use upstreams::{Upstream, Upstreams};
+pub use upstreams::{Upstream, Upstreams, Window};
 
 use crate::bus::{ControlOrder, Receiver, Sender, ShardOrder};
 use crate::ids::{LanePlace, OriginKey, Serial, ShardId, SlotKey, Time};
@@ -107,12 +113,22 @@ pub struct Settings {
     pub has_tls: bool,
     /// Connections this shard holds at most.
     pub connections_max: u32,
+    /// Connections it accepts in a second; 0: any number.
+    pub accept_rate: u32,
+    /// Where one address may have so many connections only.
+    pub addresses: Option<Arc<Addresses>>,
+    /// Clients may begin while no upstream that answers can be reached.
+    pub begins_unavailable: bool,
     pub send_queue_bytes_max: u32,
+    /// How long what is queued may wait for a client that takes nothing.
+    pub send_queue_time: Duration,
     pub send_buffer_bytes: u32,
     pub request_head_timeout: Duration,
     /// Client messages waiting in front of a lane: bytes, and for how long.
     pub lane_queue_bytes_max: u32,
     pub lane_queue_timeout: Duration,
+    /// Bytes of what a client's view models were requested with that are kept to request them again.
+    pub replay_bytes_max: u32,
     pub origin_key: OriginKey,
     /// Where the ids that app servers know its clients by outlive the process; has a place for each of its slots.
     pub journal: ShardJournal,
@@ -128,6 +144,12 @@ pub struct Shard<I: Io> {
     listeners: Vec<Listener>,
     /// Listeners that rest until `accept_again`.
     resting: Vec<usize>,
+    /// Accepts under way, for each listener.
+    accepts: Vec<u16>,
+    /// When the connections accepted so far would have come, at `accept_rate`.
+    accepted_until: Time,
+    /// Whom each place in the table is counted for, if there is a limit for addresses.
+    sites: Vec<Option<addresses::Site>>,
     /// The way to every shard of the node, by id.
     shards: Vec<Sender<ShardOrder>>,
     /// The shard that the last token was for.
@@ -164,6 +186,12 @@ pub struct Shard<I: Io> {
     short: Vec<ShortSend>,
     /// Connections found to be at their end while somebody else's bytes were handled.
     ending: Vec<(SlotKey, End)>,
+    /// What app servers answered with an error.
+    failed: Vec<delivery::Failure>,
+    /// Clients whose messages had to wait and wait no longer.
+    relieved: Vec<SlotKey>,
+    /// The client whose bytes are handled has too much waiting.
+    holds: bool,
     /// Sockets whose receive found no buffer; tried again in the next turn.
     starved: Vec<SlotKey>,
     /// Carried clients with something to move to what carries them.
@@ -179,7 +207,7 @@ pub struct Shard<I: Io> {
     next_lane: usize,
     /// The second that Observers were last told of.
     told_second: u64,
-    /// Accepting stopped for want of descriptors; armed again at this time.
+    /// Accepting rests, for want of descriptors or because enough have come; armed again at this time.
     accept_again: Option<Time>,
     stopping: Option<Time>,
     stopped: bool,
@@ -190,6 +218,12 @@ pub struct Shard<I: Io> {
 #[derive(Default)]
 struct QuietLines {
     accept: quiet::Quiet,
+    accept_rate: quiet::Quiet,
+    address: quiet::Quiet,
+    surplus: quiet::Quiet,
+    rate: quiet::Quiet,
+    unavailable: quiet::Quiet,
+    http_ended: quiet::Quiet,
     origin: quiet::Quiet,
     client_ended: quiet::Quiet,
     headers: quiet::Quiet,
@@ -280,13 +314,19 @@ impl<I: Io> Shard<I> {
             sending: Vec::with_capacity(crate::limits::SEND_BATCH),
             short: Vec::with_capacity(crate::limits::SEND_BATCH),
             ending: Vec::with_capacity(ENDING_KEPT),
+            failed: Vec::new(),
+            relieved: Vec::new(),
+            holds: false,
             starved: Vec::with_capacity(ENDING_KEPT),
             accept_again: None,
             stopping: None,
             stopped: false,
             quiet: QuietLines::default(),
+            accepts: vec![0; listeners.len()],
             listeners,
             resting: Vec::new(),
+            accepted_until: now,
+            sites: Vec::new(),
             shards,
             next_shard: 0,
             connections: connections::Connections::default(),
@@ -298,7 +338,7 @@ impl<I: Io> Shard<I> {
             settings,
             io,
         };
-        shard.arm_accept();
+        shard.arm_accept(now);
         let token = turn::own_token(crate::sys::Op::Doorbell);
         let bell = shard.orders.bell().fd();
         shard.io.arm_readable(bell, token);
