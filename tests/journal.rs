@@ -5,6 +5,7 @@ mod common;
 
 use common::ws::{Socket, record};
 use common::{App, Node, PATIENCE, Process, address, wait_for};
+use serde_json::Value;
 use std::collections::BTreeSet;
 use std::fs;
 use std::net::SocketAddr;
@@ -50,8 +51,21 @@ fn kill(process: &mut Process) {
     process.wait(PATIENCE).expect("nobody survives SIGKILL");
 }
 
+/// As a service manager does, and waits until it has ended in order.
+fn stop(process: &mut Process) {
+    let status = Command::new("kill").args(["-TERM", &process.id().to_string()]).status().expect("kill is there");
+    assert!(status.success() && process.wait(PATIENCE).is_some_and(|status| status.success()));
+}
+
 fn waits_for(app: &App, figure: &str, count: u64) {
     wait_for(&format!("{count} {figure}: {}", app.double()), PATIENCE, || (app.figure(figure) == count).then_some(()));
+}
+
+/// So many ids of killed processes have come to this end.
+fn recovers(node: &Node, result: &str, count: u64) {
+    wait_for(&format!("{count} ids that are {result}"), PATIENCE, || {
+        (node.metric_where("signalring_recovered_ids", result) == count as f64).then_some(())
+    });
 }
 
 fn says_hello(client: &mut Socket, name: &str) {
@@ -85,9 +99,7 @@ fn what_an_app_server_has_of_a_killed_nodes_clients_goes_while_the_next_node_ser
     let mut living = clients(node.address, 20);
     waits_for(&app, "bindings", 20);
     waits_for(&app, "view_models", 40);
-    wait_for("the end of the recovery", PATIENCE, || {
-        (node.metric_where("signalring_recovered_ids", "signed_off") == DEAD as f64).then_some(())
-    });
+    recovers(&node, "signed_off", DEAD as u64);
     wait_for("the old journal to go", PATIENCE, || files(&folder).is_disjoint(&left).then_some(()));
     assert_eq!((node.metric("signalring_recovering_ids"), node.metric("signalring_journal_errors")), (0.0, 0.0));
     assert_eq!(node.metric("signalring_buried"), DEAD as f64);
@@ -102,8 +114,7 @@ fn what_an_app_server_has_of_a_killed_nodes_clients_goes_while_the_next_node_ser
     assert_eq!((app.figure("bindings"), app.figure("leaks")), (20, 0));
 
     // A clean stop tells everybody, and leaves nothing.
-    let stopped = Command::new("kill").args(["-TERM", &node.process.id().to_string()]).status().unwrap();
-    assert!(stopped.success() && node.process.wait(PATIENCE).is_some_and(|status| status.success()));
+    stop(&mut node.process);
     assert_eq!((files(&folder), app.figure("bindings")), (BTreeSet::new(), 0));
 }
 
@@ -122,9 +133,7 @@ fn a_node_that_lives_is_left_alone_by_others_that_share_its_folder_and_buried_by
     // Nobody starts it again, and the other finds out.
     kill(&mut first.process);
     waits_for(&app, "view_models", 0);
-    wait_for("the figures", PATIENCE, || {
-        (second.metric_where("signalring_recovered_ids", "signed_off") == 10.0).then_some(())
-    });
+    recovers(&second, "signed_off", 10);
 }
 
 #[test]
@@ -154,7 +163,7 @@ fn a_recovery_that_is_killed_itself_is_finished_by_the_next_node() {
     waits_for(&app, "view_models", 0);
     wait_for("its journal alone", PATIENCE, || (files(&folder).len() == 1).then_some(()));
     // Of the second none: it had no clients.
-    assert_eq!(node.metric_where("signalring_recovered_ids", "signed_off"), 25.0);
+    recovers(&node, "signed_off", 25);
 }
 
 fn refuse(app: &App, refuse: bool) {
@@ -187,9 +196,8 @@ fn clients_of_an_app_server_that_is_not_configured_wait_for_a_node_that_knows_it
     drop(dead);
     let mut node = Node::configured(&lines(&[&other]));
     waits_for(&other, "bindings", 0);
-    wait_for("a word about it", PATIENCE, || {
-        (node.metric_where("signalring_recovered_ids", "unknown_url") == 8.0).then_some(())
-    });
+    recovers(&node, "unknown_url", 8);
+    recovers(&node, "signed_off", 8);
     let said = node.process.output();
     assert!(said.contains(&format!("leak at {}: no upstream has this url", app.url())), "{said}");
     kill(&mut node.process);
@@ -198,8 +206,45 @@ fn clients_of_an_app_server_that_is_not_configured_wait_for_a_node_that_knows_it
     waits_for(&app, "bindings", 0);
     // Those of the other have been told of and are named no more.
     wait_for("the end", PATIENCE, || (files(&folder).len() == 1).then_some(()));
-    assert_eq!(node.metric_where("signalring_recovered_ids", "signed_off"), 8.0);
+    recovers(&node, "signed_off", 8);
     assert_eq!(node.metric_where("signalring_recovered_ids", "unknown_url"), 0.0);
+}
+
+/// Neither of them says that it has heard of an end.
+#[test]
+fn observers_and_app_servers_that_acknowledge_nothing_are_told_as_well() {
+    let (app, observer, folder) = (App::start(), App::start_with(&["--observer"]), folder());
+    let lines = format!(
+        "shards = 1\njournal = \"{}\"\n[[upstream]]\nname = \"observer\"\nkind = \"observer\"\nurl = \"{}\"\n\
+         [[upstream]]\nname = \"app\"\nurl = \"{}\"\nacknowledge = false\n",
+        text(&folder),
+        observer.url(),
+        app.url()
+    );
+    let start = || {
+        let node = Node::configured(&lines);
+        wait_for("all lanes", PATIENCE, || (node.metric_where("signalring_lanes", "down") == 0.0).then_some(()));
+        node
+    };
+    let shown = |gone: bool| {
+        let seen: Value = serde_json::from_str(&common::get(observer.address, "/__double/observer").body).unwrap();
+        seen["clients"].as_object().unwrap().values().filter(|client| client["gone"] == gone).count()
+    };
+    let mut node = start();
+    let dead = clients(node.address, 20);
+    wait_for("the Observer to see them", PATIENCE, || (shown(false) == 20).then_some(()));
+    kill(&mut node.process);
+    drop(dead);
+    let mut node = start();
+    waits_for(&app, "bindings", 0);
+    wait_for("the Observer to see them gone", PATIENCE, || (shown(true) == 20).then_some(()));
+    recovers(&node, "signed_off", 40);
+    wait_for("its journal alone", PATIENCE, || (files(&folder).len() == 1).then_some(()));
+    let living = clients(node.address, 5);
+    wait_for("the Observer to see others", PATIENCE, || (shown(false) == 5).then_some(()));
+    stop(&mut node.process);
+    drop(living);
+    assert_eq!((files(&folder), app.figure("bindings"), shown(false)), (BTreeSet::new(), 0, 0));
 }
 
 #[test]
