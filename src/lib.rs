@@ -151,6 +151,9 @@ pub mod session;
 #[cfg(feature = "std")]
 pub mod shard;
 #[cfg(feature = "std")]
+#[doc(hidden)]
+pub mod sim;
+#[cfg(feature = "std")]
 pub mod sys;
 #[cfg(feature = "std")]
 pub mod tls;

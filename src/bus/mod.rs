@@ -150,6 +150,13 @@ impl<T> Sender<T> {
     }
 }
 
+impl<T> Sender<T> {
+    /// Has the receiver taken everything?
+    pub fn is_empty(&self) -> bool {
+        self.queue.is_empty()
+    }
+}
+
 /// An order that was not taken.
 #[derive(Debug)]
 pub enum Unsent<T> {
