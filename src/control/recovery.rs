@@ -1,14 +1,14 @@
 //! After a crash (contract 6.4): whom the journals of dead processes name, their app servers are told of over this node's lanes.
 //!
-//! A dead process's file stays until everybody in it has been told of, so that what this process does not finish the next one does. To
-//! tell of somebody twice is harmless (contract 2.5).
+//! Each is told of twice, a minute apart. A dead process's file stays until that is done, so that what this process does not finish the next
+//! one does. To tell of somebody once more is harmless (contract 2.5).
 use super::plane::{ORDER_TRIES, ShardHandle, State, send_order};
 use super::upstreams::Upstreams;
 use crate::bus::{ShardOrder, Unsent};
 use crate::config::Config;
 use crate::ids::{LanePlace, OriginId, OriginKey, UpstreamIndex};
 use crate::journal::{self, Clients, Dead, Folder, Found, Journal};
-use crate::limits::{BURIALS_REST_MS, JOURNAL_KEPT_SECONDS, JOURNAL_LOOK_MS};
+use crate::limits::{BURIALS_AGAIN_MS, BURIALS_REST_MS, JOURNAL_KEPT_SECONDS, JOURNAL_LOOK_MS};
 use crate::metrics::JournalInfo;
 use crate::shard;
 use core::cell::{Cell, RefCell};
@@ -161,15 +161,21 @@ impl Recovery {
         }
         if !known.is_empty() {
             tokio::time::sleep(Duration::from_millis(BURIALS_REST_MS)).await;
-            // Of one place after the other nobody would hear while the first of them is down.
-            for done in join_all(known.iter().map(|(clients, place)| self.sign_off(clients, *place))).await {
-                done?;
-            }
+            self.sign_all_off(&known, true).await?;
+            // Until then the file stays: it is what remembers them.
+            tokio::time::sleep(Duration::from_millis(BURIALS_AGAIN_MS)).await;
+            self.sign_all_off(&known, false).await?;
         }
         if strangers > 0 && self.dead.age() < Duration::from_secs(JOURNAL_KEPT_SECONDS) {
             return known.iter().try_for_each(|(clients, _)| self.dead.forget(clients.place)).map_err(Cut::Fault);
         }
         self.dead.delete().map_err(Cut::Fault)
+    }
+
+    /// Has every place told of all its clients, side by side: one that is down keeps nobody else waiting.
+    async fn sign_all_off(&self, known: &[(Clients, LanePlace)], is_first: bool) -> Result<(), Cut> {
+        let all = known.iter().map(|(clients, place)| self.sign_off(clients, *place, is_first));
+        join_all(all).await.into_iter().collect()
     }
 
     /// Counts clients of an app server that is not configured.
@@ -182,7 +188,7 @@ impl Recovery {
     }
 
     /// Has one place told of all its clients.
-    async fn sign_off(&self, clients: &Clients, to: LanePlace) -> Result<(), Cut> {
+    async fn sign_off(&self, clients: &Clients, to: LanePlace, is_first: bool) -> Result<(), Cut> {
         let turn = self.common.turn(to);
         let _turn = turn.acquire().await;
         let mut told = 0;
@@ -196,7 +202,9 @@ impl Recovery {
                 under_way.push((self.order(to, ids).await?, count));
             }
             if under_way.is_empty() {
-                info!(url = clients.url, "{told} clients of a process that was killed are signed off");
+                if is_first {
+                    info!(url = clients.url, "{told} clients of a process that was killed are signed off");
+                }
                 return Ok(());
             }
             for (answer, count) in under_way {
@@ -205,10 +213,12 @@ impl Recovery {
                     return Err(Cut::Stopping);
                 }
                 told += count;
-                self.common.state.journal(|info| {
-                    info.waiting -= count;
-                    info.signed_off += count;
-                });
+                if is_first {
+                    self.common.state.journal(|info| {
+                        info.waiting -= count;
+                        info.signed_off += count;
+                    });
+                }
             }
         }
     }
