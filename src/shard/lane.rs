@@ -388,15 +388,28 @@ impl Lane {
     /// server that never hears it keeps the client's view models for good (contract 4.5), and hearing it twice is harmless (contract
     /// 2.5).
     fn remember(&mut self, notice: Notice, gate: &mut Gate<'_>) {
+        while !self.is_acknowledged(gate.settings)
+            && self.told.len() + self.notices.len() >= LANE_NOTICES_MAX
+            && let Some(oldest) = self.told.pop_front()
+        {
+            gate.settled(Some(oldest));
+        }
+        self.told.push_back(notice);
+    }
+
+    fn is_acknowledged(&self, settings: &Settings) -> bool {
+        settings.upstreams.of(self.place).window.is_some()
+    }
+
+    /// Without acknowledgements: what has been told is done when the lane has been alive since, or ends in order behind it.
+    fn settle_told(&mut self, now: Time, is_over: bool, gate: &Gate<'_>) {
         let silence = Duration::from_millis(TOLD_KEPT_MS);
-        let is_acknowledged = gate.settings.upstreams.of(self.place).window.is_some();
         while let Some(oldest) = self.told.front()
-            && !is_acknowledged
-            && (oldest.at.after(silence) <= notice.at || self.told.len() + self.notices.len() >= LANE_NOTICES_MAX)
+            && !self.is_acknowledged(gate.settings)
+            && (is_over || oldest.at.after(silence) <= now)
         {
             gate.settled(self.told.pop_front());
         }
-        self.told.push_back(notice);
     }
 
     /// Tells of a client of whom nothing is known but its id.
@@ -974,6 +987,7 @@ impl<I: Io> Shard<I> {
                 lane.drain(now, conns, views, &mut gate);
                 lane.expire(now, conns, views, &mut gate);
             }
+            lane.settle_told(now, false, &gate);
             if lost.is_none() && lane.stuck_at(settings).is_some_and(|at| now >= at) {
                 lost = Some(LaneEnd::Stuck);
             }
@@ -1012,11 +1026,15 @@ impl<I: Io> Shard<I> {
     /// closed.
     pub(super) fn close_lanes(&mut self, now: Time, at_once: bool) -> bool {
         for index in 0..self.lanes.len() {
-            let lane = &self.lanes[index];
+            let Shard { lanes, frames, dirty, random, clock, metrics, settings, relieved, .. } = self;
+            let lane = &mut lanes[index];
             // What nobody acknowledges in time is not waited for: the goodbye itself still has to leave.
             if let State::Up(link) = &lane.state
                 && (at_once || link.socket.queue.is_empty() && lane.notices.is_empty() && lane.flight.is_empty())
             {
+                let is_said = link.socket.queue.is_empty();
+                let gate = Gate { settings, frames, dirty, random, clock, metrics, relieved };
+                lane.settle_told(now, is_said, &gate);
                 self.lane_ends(now, LaneIndex(index as u16), LaneEnd::Stopping);
             }
         }
