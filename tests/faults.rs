@@ -67,7 +67,6 @@ impl Scene {
 
     /// Waits until the bindings of all app servers are those of the clients that there are, each to a lane that lives.
     fn is_exact(&self) {
-        let mut last = (0, 0, 0);
         let deadline = Instant::now() + LONG;
         loop {
             let live: HashSet<String> = self.crowd.by_origin().into_keys().collect();
@@ -77,8 +76,7 @@ impl Scene {
             if dead == 0 && bound == live {
                 return;
             }
-            last = (bound.difference(&live).count(), live.difference(&bound).count(), dead);
-            let (stale, missing, dead) = last;
+            let (stale, missing) = (bound.difference(&live).count(), live.difference(&bound).count());
             assert!(
                 Instant::now() < deadline,
                 "after {LONG:?} {stale} ids are bound that nobody has, {missing} clients are not bound, {dead} dead lanes have bindings"
