@@ -134,6 +134,8 @@ pub mod fuzzing;
 #[cfg(feature = "std")]
 pub mod identity;
 #[cfg(feature = "std")]
+pub mod journal;
+#[cfg(feature = "std")]
 pub mod load;
 #[cfg(feature = "std")]
 pub mod logging;

@@ -11,6 +11,7 @@ use crate::session::client::{ClientEnv, ClientSession, ClientSettings, Note};
 use crate::session::fault::{End, LaneEnd, Refusal};
 use crate::session::form::{Form, Transport};
 use crate::session::lane::{LaneEnv, LaneNote, LaneOut, LaneSession, opcode};
+use crate::session::pace::Rate;
 use core::time::Duration;
 use serde_json::Value;
 
@@ -19,6 +20,7 @@ const SETTINGS: ClientSettings = ClientSettings {
     client_timeout: Duration::from_secs(30),
     keep_alive: Duration::from_secs(15),
     message_bytes_max: 512,
+    rate: Rate { per_second: 10, burst: 20 },
 };
 
 /// How a client comes: the first byte of an input.
@@ -615,6 +617,7 @@ fn honest_life(peer: &mut Peer, live: &mut Live, script: &mut Script) -> Result<
 struct LaneWorld {
     out: Vec<u8>,
     delivered: Vec<(Delivery, Vec<u8>)>,
+    completed: Vec<(u64, Option<String>)>,
     notes: Vec<LaneNote>,
 }
 
@@ -630,6 +633,9 @@ impl LaneOut for LaneWorld {
 impl LaneEnv for LaneWorld {
     fn deliver(&mut self, delivery: &Delivery, record: &[u8]) {
         self.delivered.push((*delivery, record.to_vec()));
+    }
+    fn completed(&mut self, number: u64, error: Option<&str>) {
+        self.completed.push((number, error.map(str::to_string)));
     }
     fn note(&mut self, note: LaneNote) {
         self.notes.push(note);

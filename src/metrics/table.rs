@@ -40,6 +40,7 @@ table! {
     "connections_accepted", "Connections accepted on the listening socket", "" { ConnectionsAccepted = "" }
     "connections_closed", "Connections closed, whichever side began", "" { ConnectionsClosed = "" }
     "accept_errors", "Accepts that failed, mostly for want of file descriptors", "" { AcceptErrors = "" }
+    "accept_pauses", "Pauses in which no connection is accepted, because more than accept_rate came", "" { AcceptPauses = "" }
     "http_requests", "HTTP requests read whole, refused ones included", "" { HttpRequests = "" }
     "negotiations", "Negotiate requests answered with a token", "" { Negotiations = "" }
     "clients_opened", "Clients that began, by transport", "transport" {
@@ -94,7 +95,22 @@ table! {
         BytesFromApps = "app_in",
         BytesToApps = "app_out",
     }
-    "lane_events", "What happened to lanes", "event" { LaneConnected = "connected", LaneLost = "lost" }
+    "lane_events", "What happened to lanes", "event" {
+        LaneConnected = "connected",
+        LaneLost = "lost",
+        // Lost because the app server did nothing on it for too long: an alarm.
+        LaneStuck = "stuck",
+    }
+    "moved_clients", "Clients that lost their lane, by what became of them", "result" {
+        // Their view models are requested again under a new id.
+        MovedReplay = "replay",
+        // They had none.
+        MovedIdle = "idle",
+        // They have more than is kept, and were asked to come back.
+        MovedClosed = "closed",
+    }
+    "replayed_requests", "View models requested again for clients that lost their lane", "" { Replayed = "" }
+    "unknown_fates", "Messages on lanes that were lost before the app server acknowledged them; they are not repeated", "" { UnknownFates = "" }
     "messages_queued", "Client messages that had to wait for a lane", "" { MessagesQueued = "" }
     "unrouted", "Client messages that no upstream took, by call", "call" {
         UnroutedRequestVm = "request_vm",
@@ -133,6 +149,9 @@ table! {
         RefusedHeadTimeout = "head_timeout",
         RefusedProxyProtocol = "proxy_protocol",
         RefusedOverloaded = "overloaded",
+        RefusedTooManyRequests = "too_many_requests",
+        RefusedAddressLimit = "address_limit",
+        RefusedUnavailable = "unavailable",
         // proto::dotnetify::request::RequestError.
         RefusedUnknownMethod = "unknown_method",
         RefusedArgumentCount = "argument_count",
@@ -144,6 +163,8 @@ table! {
         RefusedTooLargeUpstream = "too_large_upstream",
         RefusedUnrouted = "unrouted",
         RefusedTooManyViews = "too_many_views",
+        RefusedStuck = "stuck",
+        RefusedFailed = "app_server_error",
         RefusedOther = "other",
     }
     "tokens", "Bearer tokens verified, by result", "result" {
@@ -179,6 +200,7 @@ table! {
         EndedInactive = "inactive",
         EndedDeleted = "deleted",
         EndedSlowClient = "slow_client",
+        EndedStalledClient = "stalled_client",
         EndedLaneLost = "lane_lost",
         EndedTokenExpired = "token_expired",
         EndedStopping = "stopping",
@@ -196,6 +218,16 @@ table! {
         DroppedRelay = "relay_queue_full",
         DroppedObserverMessage = "observer_message",
     }
+    "http_ends", "HTTP connections that the node ended without an answer, by reason", "reason" {
+        HttpEndedIdle = "idle",
+        HttpEndedSlow = "slow",
+        HttpEndedStalled = "stalled",
+        HttpEndedPipelined = "too_much_behind_a_poll",
+    }
+    "read_pauses", "Pauses in which nothing was read from a client, by reason", "reason" {
+        PausedRate = "message_rate",
+        PausedLane = "lane_full",
+    }
     "receive_buffers_exhausted", "Receives that found no free buffer and were repeated", "" { ReceiveBuffersExhausted = "" }
     "turns", "Turns of the shard's loop", "" { Turns = "" }
 }
@@ -209,6 +241,8 @@ table! {
     "lanes", "Lanes by state; a lane that is down is being dialled", "state" { LanesUp = "up", LanesDown = "down" }
     "queued_messages", "Client messages waiting for a lane", "" { QueuedMessages = "" }
     "queued_bytes", "Bytes of client messages waiting for a lane", "" { QueuedBytes = "" }
+    "in_flight", "Invocations on lanes that app servers have not acknowledged", "" { InFlight = "" }
+    "waiting_replays", "Clients whose view models wait to be requested again", "" { WaitingReplays = "" }
     "queued_disconnects", "Disconnect notices waiting for a lane", "" { QueuedNotices = "" }
     "groups", "Groups with at least one client", "" { Groups = "" }
     "frames", "Frames of outgoing bytes in use", "" { Frames = "" }
@@ -263,6 +297,7 @@ pub const BUCKETS: usize = 12;
 #[repr(usize)]
 pub enum Histogram {
     QueueWait,
+    Answer,
     Turn,
 }
 
@@ -274,7 +309,7 @@ pub struct HistogramSeries {
 }
 
 impl Histogram {
-    pub const ALL: &'static [Histogram] = &[Histogram::QueueWait, Histogram::Turn];
+    pub const ALL: &'static [Histogram] = &[Histogram::QueueWait, Histogram::Answer, Histogram::Turn];
 }
 
 const MS: u64 = 1000;
@@ -296,6 +331,24 @@ pub const HISTOGRAMS: &[HistogramSeries] = &[
             1000 * MS,
             2500 * MS,
             10_000 * MS,
+        ],
+    },
+    HistogramSeries {
+        family: "answer_seconds",
+        help: "How long app servers took to acknowledge invocations",
+        bounds_us: [
+            250,
+            500,
+            MS,
+            2 * MS,
+            5 * MS,
+            10 * MS,
+            25 * MS,
+            100 * MS,
+            500 * MS,
+            1000 * MS,
+            5000 * MS,
+            30_000 * MS,
         ],
     },
     HistogramSeries {

@@ -31,7 +31,9 @@ pub enum End {
     Deleted,
     /// Its send queue was over its bound: it does not read as fast as it is written to.
     SlowClient,
-    /// The lane it was pinned to is gone: it must request its view models again.
+    /// What is queued for it has waited too long: it takes nothing any more.
+    StalledClient,
+    /// The lane it was pinned to is gone, and what it has requested is not all known any more: it must request it again.
     LaneLost,
     /// The token it came with is no longer good: it must come again with a fresh one.
     TokenExpired,
@@ -69,7 +71,7 @@ impl End {
             // It asked for nothing more.
             End::Deleted => nothing,
             // Its queue is full: one more message would wait behind what it does not read.
-            End::SlowClient => nothing,
+            End::SlowClient | End::StalledClient => nothing,
             // ASP.NET ends a connection whose token expires in the same manner (reference 4 and 13.3).
             End::LaneLost | End::TokenExpired | End::Stopping => {
                 Told { hub_close: Some((None, true)), close_code: Some(1000) }
@@ -96,13 +98,14 @@ impl End {
             End::Inactive => "inactive",
             End::Deleted => "deleted",
             End::SlowClient => "slow_client",
+            End::StalledClient => "stalled_client",
             End::LaneLost => "lane_lost",
             End::TokenExpired => "token_expired",
             End::Stopping => "stopping",
         }
     }
 
-    pub const LABELS: [&'static str; 19] = [
+    pub const LABELS: [&'static str; 20] = [
         "peer_close",
         "peer_close_frame",
         "peer_gone",
@@ -119,6 +122,7 @@ impl End {
         "inactive",
         "deleted",
         "slow_client",
+        "stalled_client",
         "lane_lost",
         "token_expired",
         "stopping",
@@ -156,6 +160,10 @@ pub enum Refusal {
     Unrouted,
     /// Its client has as many view models as one may have.
     TooManyViews,
+    /// The app server worked on it for too long, and everybody behind it waited.
+    Stuck,
+    /// The app server could not make anything of it.
+    Failed,
 }
 
 impl Refusal {
@@ -166,9 +174,12 @@ impl Refusal {
             Refusal::Unauthorized => "UnauthorizedAccessException",
             // What dotNetify's own message about it is.
             Refusal::Unrouted => "Exception",
-            Refusal::QueueTimeout | Refusal::QueueFull | Refusal::TooLargeUpstream | Refusal::TooManyViews => {
-                "ForwardingException"
-            }
+            Refusal::QueueTimeout
+            | Refusal::QueueFull
+            | Refusal::TooLargeUpstream
+            | Refusal::TooManyViews
+            | Refusal::Stuck
+            | Refusal::Failed => "ForwardingException",
         }
     }
 
@@ -185,6 +196,9 @@ impl Refusal {
                 "is not a known view model! Its assembly must be registered through VMController.RegisterAssembly."
             }
             Refusal::TooManyViews => "This connection has too many view models.",
+            Refusal::Stuck => "The app server has not answered in time. Please try again.",
+            // Its own words take the place of these.
+            Refusal::Failed => "The app server failed.",
         }
     }
 
@@ -197,16 +211,20 @@ impl Refusal {
             Refusal::Unauthorized => "unauthorized",
             Refusal::Unrouted => "unrouted",
             Refusal::TooManyViews => "too_many_views",
+            Refusal::Stuck => "stuck",
+            Refusal::Failed => "app_server_error",
         }
     }
 
-    pub const ALL: [Refusal; 6] = [
+    pub const ALL: [Refusal; 8] = [
         Refusal::QueueTimeout,
         Refusal::QueueFull,
         Refusal::TooLargeUpstream,
         Refusal::Unauthorized,
         Refusal::Unrouted,
         Refusal::TooManyViews,
+        Refusal::Stuck,
+        Refusal::Failed,
     ];
 }
 
@@ -228,6 +246,8 @@ pub enum LaneEnd {
     Tls(String),
     /// Nothing arrived for `LANE_SILENCE_MS`.
     Silence,
+    /// Nothing that we asked for was done for too long; its pings say nothing of that (contract 6.2).
+    Stuck,
     Stopping,
 }
 
@@ -252,6 +272,7 @@ impl core::fmt::Display for LaneEnd {
             LaneEnd::Silence => {
                 write!(f, "nothing heard from the app server for {} s", crate::limits::LANE_SILENCE_MS / 1000)
             }
+            LaneEnd::Stuck => f.write_str("the app server does nothing of what it was asked on it"),
             LaneEnd::Stopping => f.write_str("this node stops"),
         }
     }
@@ -289,6 +310,7 @@ mod tests {
             End::Inactive,
             End::Deleted,
             End::SlowClient,
+            End::StalledClient,
             End::LaneLost,
             End::TokenExpired,
             End::Stopping,
@@ -306,7 +328,13 @@ mod tests {
         for end in every_end() {
             let told = end.told();
             match end {
-                End::PeerGone | End::SocketError(_) | End::SlowClient | End::Inactive | End::Tls(_) | End::Deleted => {
+                End::PeerGone
+                | End::SocketError(_)
+                | End::SlowClient
+                | End::StalledClient
+                | End::Inactive
+                | End::Tls(_)
+                | End::Deleted => {
                     assert_eq!(told.close_code, None);
                 }
                 End::LaneLost | End::TokenExpired | End::Stopping => {

@@ -11,10 +11,13 @@
 //! lane          the way to the app server, and what waits in front of it       delivery      the way back
 //! forwarding    which upstreams a request goes to, and on which lanes          upstreams     what is known of them, who shares a hub id
 //! socket        lives of sockets, what is in flight for them                   secure        TLS between a socket and the rest
+//! replay        what the loss of a lane means to its clients                   pause         clients from which nothing is read for a while
+//! addresses     how many connections one address has
 //! sight         what the shard shows of itself to who looks at the node
 //! ```
 
 mod accept;
+mod addresses;
 mod authenticate;
 mod carried;
 mod client;
@@ -23,7 +26,9 @@ mod delivery;
 mod forwarding;
 mod handover;
 mod lane;
+mod pause;
 mod quiet;
+mod replay;
 mod secure;
 mod sight;
 mod socket;
@@ -31,11 +36,13 @@ mod turn;
 mod upstreams;
 
 pub use accept::Listener;
+pub use addresses::{ADDRESS_BYTES, Addresses};
 pub use authenticate::{Authentication, Required};
-pub use upstreams::{Upstream, Upstreams};
+pub use upstreams::{Upstream, Upstreams, Window};
 
 use crate::bus::{ControlOrder, Receiver, Sender, ShardOrder};
 use crate::ids::{LanePlace, OriginKey, Serial, ShardId, SlotKey, Time};
+use crate::journal::ShardJournal;
 use crate::limits::CONNECTIONS_SPARE;
 use crate::mem::frames::FramePool;
 use crate::mem::intern::Interner;
@@ -73,6 +80,11 @@ const COMPLETIONS_KEPT: usize = 4096;
 const DIRTY_KEPT: usize = 4096;
 const ENDING_KEPT: usize = 256;
 
+/// Slots of a shard for so many connections; the spare ones are for saying 503 to those over the limit.
+pub const fn places(connections_max: u32) -> u32 {
+    connections_max + CONNECTIONS_SPARE
+}
+
 /// What a shard is told at start. The control plane makes it from the configuration.
 #[derive(Clone)]
 pub struct Settings {
@@ -100,13 +112,25 @@ pub struct Settings {
     pub has_tls: bool,
     /// Connections this shard holds at most.
     pub connections_max: u32,
+    /// Connections it accepts in a second; 0: any number.
+    pub accept_rate: u32,
+    /// Where one address may have so many connections only.
+    pub addresses: Option<Arc<Addresses>>,
+    /// Clients may begin while no upstream that answers can be reached.
+    pub begins_unavailable: bool,
     pub send_queue_bytes_max: u32,
+    /// How long what is queued may wait for a client that takes nothing.
+    pub send_queue_time: Duration,
     pub send_buffer_bytes: u32,
     pub request_head_timeout: Duration,
     /// Client messages waiting in front of a lane: bytes, and for how long.
     pub lane_queue_bytes_max: u32,
     pub lane_queue_timeout: Duration,
+    /// Bytes of what a client's view models were requested with that are kept to request them again.
+    pub replay_bytes_max: u32,
     pub origin_key: OriginKey,
+    /// Where the ids that app servers know its clients by outlive the process; has a place for each of its slots.
+    pub journal: ShardJournal,
     pub tokens: TokenKey,
     /// Seed of frame masks and ids, from the operating system.
     pub seed: u64,
@@ -119,6 +143,12 @@ pub struct Shard<I: Io> {
     listeners: Vec<Listener>,
     /// Listeners that rest until `accept_again`.
     resting: Vec<usize>,
+    /// Accepts under way, for each listener.
+    accepts: Vec<u16>,
+    /// When the connections accepted so far would have come, at `accept_rate`.
+    accepted_until: Time,
+    /// Whom each place in the table is counted for, if there is a limit for addresses.
+    sites: Vec<Option<addresses::Site>>,
     /// The way to every shard of the node, by id.
     shards: Vec<Sender<ShardOrder>>,
     /// The shard that the last token was for.
@@ -155,6 +185,12 @@ pub struct Shard<I: Io> {
     short: Vec<ShortSend>,
     /// Connections found to be at their end while somebody else's bytes were handled.
     ending: Vec<(SlotKey, End)>,
+    /// What app servers answered with an error.
+    failed: Vec<delivery::Failure>,
+    /// Clients whose messages had to wait and wait no longer.
+    relieved: Vec<SlotKey>,
+    /// The client whose bytes are handled has too much waiting.
+    holds: bool,
     /// Sockets whose receive found no buffer; tried again in the next turn.
     starved: Vec<SlotKey>,
     /// Carried clients with something to move to what carries them.
@@ -169,7 +205,7 @@ pub struct Shard<I: Io> {
     next_lane: usize,
     /// The second that Observers were last told of.
     told_second: u64,
-    /// Accepting stopped for want of descriptors; armed again at this time.
+    /// Accepting rests, for want of descriptors or because enough have come; armed again at this time.
     accept_again: Option<Time>,
     stopping: Option<Time>,
     stopped: bool,
@@ -180,6 +216,12 @@ pub struct Shard<I: Io> {
 #[derive(Default)]
 struct QuietLines {
     accept: quiet::Quiet,
+    accept_rate: quiet::Quiet,
+    address: quiet::Quiet,
+    surplus: quiet::Quiet,
+    rate: quiet::Quiet,
+    unavailable: quiet::Quiet,
+    http_ended: quiet::Quiet,
     origin: quiet::Quiet,
     client_ended: quiet::Quiet,
     headers: quiet::Quiet,
@@ -243,8 +285,7 @@ impl<I: Io> Shard<I> {
         published: Arc<Published>,
     ) -> Shard<I> {
         let now = io.now();
-        // The spare places are for saying 503 to the connections over the limit.
-        let places = settings.connections_max + CONNECTIONS_SPARE;
+        let places = places(settings.connections_max);
         let (lanes, hubs) = lane::lanes(&settings);
         let mut shard = Shard {
             conns: Slab::new(places),
@@ -271,13 +312,19 @@ impl<I: Io> Shard<I> {
             sending: Vec::with_capacity(crate::limits::SEND_BATCH),
             short: Vec::with_capacity(crate::limits::SEND_BATCH),
             ending: Vec::with_capacity(ENDING_KEPT),
+            failed: Vec::new(),
+            relieved: Vec::new(),
+            holds: false,
             starved: Vec::with_capacity(ENDING_KEPT),
             accept_again: None,
             stopping: None,
             stopped: false,
             quiet: QuietLines::default(),
+            accepts: vec![0; listeners.len()],
             listeners,
             resting: Vec::new(),
+            accepted_until: now,
+            sites: Vec::new(),
             shards,
             next_shard: 0,
             connections: connections::Connections::default(),
@@ -288,7 +335,7 @@ impl<I: Io> Shard<I> {
             settings,
             io,
         };
-        shard.arm_accept();
+        shard.arm_accept(now);
         let token = turn::own_token(crate::sys::Op::Doorbell);
         let bell = shard.orders.bell().fd();
         shard.io.arm_readable(bell, token);

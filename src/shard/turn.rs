@@ -44,6 +44,7 @@ impl<I: Io> Shard<I> {
         self.on_orders(now);
         self.look();
         self.on_lanes(now);
+        self.relieve(now);
         self.tell_observers();
         self.end_clients(now);
         self.flush();
@@ -98,7 +99,11 @@ impl<I: Io> Shard<I> {
                         socket.arm_readable(io);
                     }
                 }
-                if !matches!(socket.life, Life::Ending | Life::Leaving) {
+                // Nothing is read that would tell it, but a connection that has failed is not kept for that.
+                let failed = i32::from(libc::POLLERR | libc::POLLHUP);
+                if !socket.paused.is_empty() && completion.result & failed != 0 {
+                    self.on_socket_error(now, key, libc::ECONNRESET);
+                } else if !matches!(socket.life, Life::Ending | Life::Leaving) {
                     socket.receive(io, group);
                 }
                 self.join(now, key);
@@ -248,7 +253,7 @@ impl<I: Io> Shard<I> {
             self.on_connection_time(now, key);
         }
         if self.accept_again.is_some_and(|at| now >= at) {
-            self.accept_on();
+            self.accept_on(now);
         }
     }
 
@@ -270,11 +275,12 @@ impl<I: Io> Shard<I> {
 
     /// Sends everything queued in this turn, in batches.
     fn flush(&mut self) {
+        let now = self.io.now();
         while !self.dirty.is_empty() {
             while self.settings.has_tls && self.seal_dirty() {}
             self.sending.clear();
             self.short.clear();
-            let Shard { io, conns, lanes, frames, dirty, sending, short, ending, pumped, settings, .. } = self;
+            let Shard { io, conns, lanes, frames, dirty, sending, short, ending, pumped, wheel, settings, .. } = self;
             let frames = &*frames;
             io.send_batch(
                 |batch| {
@@ -288,6 +294,10 @@ impl<I: Io> Shard<I> {
                         if is_too_slow(socket, frames, settings) {
                             ending.push((key, End::SlowClient));
                             continue;
+                        }
+                        if socket.blocked && lane_of(key).is_none() {
+                            // Another deadline may have been set since.
+                            wheel.set_no_later(key.slot, socket.stalled_at(now, settings.send_queue_time));
                         }
                         let outgoing = socket.outgoing();
                         if socket.blocked || outgoing.is_empty() || socket.life == Life::Ending {
@@ -335,17 +345,23 @@ impl<I: Io> Shard<I> {
             }
             let sent = result.max(0) as u32;
             self.metrics.add(counter, u64::from(sent));
-            let Shard { io, conns, lanes, frames, dirty, ending, settings, .. } = self;
+            let Shard { io, conns, lanes, frames, dirty, ending, wheel, settings, .. } = self;
             let Some(socket) = socket_of(conns, lanes, *key) else { continue };
             socket.sent(sent, frames);
             if sent < *bytes {
                 socket.arm_writable(io);
+                if socket.fell_behind(now) && lane_of(*key).is_none() {
+                    wheel.set_no_later(key.slot, now.after(settings.send_queue_time));
+                }
                 if is_too_slow(socket, frames, settings) {
                     ending.push((*key, End::SlowClient));
                 }
             } else {
                 // More parts than one send takes: again in the next batch.
                 socket.mark(dirty);
+                if !socket.dirty {
+                    socket.caught_up();
+                }
                 if socket.drained(io) {
                     // The peer's end may have been there before ours: it does not become readable twice.
                     socket.receive(io, group_of(*key));
@@ -386,6 +402,7 @@ impl<I: Io> Shard<I> {
             Some(lane) => self.lane_closed(now, lane),
             None => {
                 self.wheel.clear(key.slot);
+                self.uncount_address(key);
                 let closed = self.conns.remove(key);
                 if closed.is_some_and(|conn| conn.socket.has_fd()) {
                     self.metrics.add(Counter::ConnectionsClosed, 1);
@@ -396,6 +413,7 @@ impl<I: Io> Shard<I> {
 
     pub(super) fn publish(&mut self) {
         let (mut waiting, mut bytes, mut notices, mut up) = (0, 0, 0, 0);
+        let (mut in_flight, mut replays) = (0, 0);
         // Those of one upstream stand together.
         for lanes in self.lanes.chunk_by(|lane, next| lane.place.upstream == next.place.upstream) {
             let (mut pinned, mut queued) = (0, 0);
@@ -405,6 +423,8 @@ impl<I: Io> Shard<I> {
                 bytes += u64::from(lane.waiting_bytes());
                 notices += lane.notices() as u64;
                 up += u64::from(lane.is_up());
+                in_flight += lane.flight.len() as u64;
+                replays += lane.replays.len() as u64;
             }
             waiting += queued;
             self.metrics.set_upstream(lanes[0].place.upstream, UpstreamGauge::Clients, pinned);
@@ -420,6 +440,8 @@ impl<I: Io> Shard<I> {
         metrics.set(Gauge::LanesDown, self.lanes.len() as u64 - up);
         metrics.set(Gauge::QueuedMessages, waiting);
         metrics.set(Gauge::QueuedBytes, bytes);
+        metrics.set(Gauge::InFlight, in_flight);
+        metrics.set(Gauge::WaitingReplays, replays);
         metrics.set(Gauge::QueuedNotices, notices);
         metrics.set(Gauge::Groups, groups);
         metrics.set(Gauge::Frames, self.frames.live() as u64);
