@@ -217,10 +217,13 @@ fn app_servers_are_restarted_one_after_the_other(load: Load) {
         });
         scene.goes_on();
         scene.is_exact();
+        scene.crowd.falls_silent(LONG);
         scene.crowd.assert_nobody_was_disconnected();
         // Where those of the other one are healthy.
         scene.crowd.assert_books(&mark, |client| clients.contains(&client), 1);
         scene.tells(&format!("app server {} of 2 restarted", app + 1), &mark, &clients, Duration::from_secs(1));
+        scene.crowd.speaks();
+        scene.goes_on();
     }
     scene.crowd.falls_silent(LONG);
     scene.ends();
@@ -272,43 +275,37 @@ fn requests_and_updates_at_once(load: Load) {
 }
 
 #[test]
-#[ignore = "a lost lane ends its clients"]
 fn a_lane_is_lost_and_only_its_clients_move() {
     one_lane_is_reset(SMALL);
 }
 
 #[test]
-#[ignore = "a lost lane ends its clients"]
 fn all_lanes_are_lost_and_nobody_is_disconnected() {
     all_lanes_are_reset(SMALL);
 }
 
 #[test]
-#[ignore = "a lost lane ends its clients"]
 fn a_half_open_lane_is_found_and_its_late_end_hits_nobody() {
     a_lane_is_half_open(SMALL);
 }
 
 #[test]
-#[ignore = "a lost lane ends its clients"]
 fn an_app_server_is_killed_and_everybody_stays() {
     the_app_server_is_killed(SMALL);
 }
 
 #[test]
-#[ignore = "a lost lane ends its clients"]
 fn a_rolling_restart_keeps_everybody() {
     app_servers_are_restarted_one_after_the_other(SMALL);
 }
 
 #[test]
-#[ignore = "a lost lane ends its clients"]
+#[ignore = "there is no journal yet"]
 fn a_node_is_killed_and_leaves_nothing_behind() {
     the_node_is_killed(SMALL);
 }
 
 #[test]
-#[ignore = "a lost lane ends its clients"]
 fn a_stuck_lane_delays_only_its_own_clients() {
     a_lane_is_stuck(SMALL);
 }

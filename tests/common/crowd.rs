@@ -148,6 +148,21 @@ impl Ledger {
         self.lost.extend(outstanding.map(|(number, sent)| Lost { number, sent, between_lives: true }));
     }
 
+    fn shown(&self) -> String {
+        let seconds = |at: Instant| format!("{:.1} s ago", at.elapsed().as_secs_f64());
+        let lives: Vec<String> = self
+            .lives
+            .iter()
+            .map(|life| format!("{} {}, echo {:?}", life.origin, seconds(life.begun), life.first_echo.map(seconds)))
+            .collect();
+        let outstanding: Vec<String> =
+            self.outstanding.iter().map(|(number, sent)| format!("{number} {}", seconds(*sent))).collect();
+        format!(
+            "lives {lives:?}, sent {}, outstanding {outstanding:?}, ends {:?}, exceptions {:?}",
+            self.sent, self.ends, self.exceptions
+        )
+    }
+
     /// What must not be, whatever happened to its lane.
     fn faults(&self) -> Option<String> {
         let unexplained: Vec<u64> =
@@ -238,15 +253,8 @@ impl Crowd {
         while unserved().next().is_some() {
             if Instant::now() > deadline {
                 let all: Vec<usize> = unserved().collect();
-                let ledger = self.ledger(all[0]);
-                panic!(
-                    "{} clients wait to be served after {patience:?}; client {} has had {} lives, {:?} ends, exceptions {:?}",
-                    all.len(),
-                    all[0],
-                    ledger.lives.len(),
-                    ledger.ends,
-                    ledger.exceptions
-                );
+                let first = self.ledger(all[0]).shown();
+                panic!("{} clients wait to be served after {patience:?}; client {}: {first}", all.len(), all[0]);
             }
             std::thread::sleep(Duration::from_millis(20));
         }
@@ -280,6 +288,11 @@ impl Crowd {
         }
         all.sort_unstable();
         all
+    }
+
+    /// Goes on after a silence.
+    pub fn speaks(&self) {
+        self.phase.send_replace(Phase::Sending);
     }
 
     /// Nobody sends any more; waits until everything is answered that will be.
