@@ -274,6 +274,30 @@ pub const LANE_SILENCE_MS: u64 = 30_000;
 /// Our pings to the app server.
 pub const LANE_KEEP_ALIVE_MS: u64 = 15_000;
 
+// ---- the journal ------------------------------------------------------------------------------------------------
+
+/// Header of a journal: the names and urls of a configuration, which has at most a mebibyte, escaped.
+pub const JOURNAL_HEADER_BYTES_MAX: usize = 4 * 1024 * 1024;
+/// How often a node looks for journals of processes that have ended since: a predecessor that could not tell everybody in time, another node
+/// of the machine that nobody starts again. Reading a folder takes microseconds.
+pub const JOURNAL_LOOK_MS: u64 = 10_000;
+/// Files of processes that have ended that one look takes over. Each is a crash since an app server was last reached.
+pub const JOURNALS_MAX: usize = 256;
+/// How long one waits for another that looks at the same folder, which takes milliseconds. The control plane does nothing else meanwhile.
+pub const JOURNAL_PATIENCE_MS: u64 = 1_000;
+/// Ids that are read of a dead process's journal, and handed to a shard, at once: a page of it.
+pub const JOURNAL_PAGE_IDS: usize = 512;
+/// Ids of a dead process of which a lane is told at once ...
+pub const BURIALS_AT_ONCE: u32 = 20;
+/// ... and then after this time the next: a thousand a second for each lane leaves an app server, which handles one message of a
+/// lane after the other, most of its time for clients that live and have all come back at once.
+pub const BURIALS_PAUSE_MS: u64 = 20;
+/// How long after its start a node begins to tell of them: what the dead process wrote last is handled first. A message that an app
+/// server handles behind the end of its client brings the client back for good (contract 2.5).
+pub const BURIALS_REST_MS: u64 = 2_000;
+/// How long ids are kept for an app server that the configuration does not name: it may be another node's that shares the folder.
+pub const JOURNAL_KEPT_SECONDS: u64 = 7 * 24 * 60 * 60;
+
 // ---- connections ------------------------------------------------------------------------------------------------
 
 /// After our last byte the peer has this long to close its side (ASP.NET's WebSocket `CloseTimeout`).

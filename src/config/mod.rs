@@ -68,6 +68,8 @@ pub struct Config {
     pub hub_path: String,
     /// Origins allowed beside the page's own.
     pub allowed_origins: Vec<String>,
+    /// Folder of the journal. None: there is none.
+    pub journal: Option<PathBuf>,
     /// Level or tracing filter directive.
     pub log: String,
     pub log_format: LogFormat,

@@ -207,6 +207,7 @@ impl Draft {
             proxy_protocol: self.boolean(Key::ProxyProtocol, false),
             hub_path: text(Key::HubPath, "/dotnetify"),
             allowed_origins: self.texts(Key::AllowedOrigins).unwrap_or_default(),
+            journal: self.path(Key::Journal),
             log: text(Key::Log, "info"),
             log_format: match text(Key::LogFormat, "text").as_str() {
                 "json" => LogFormat::Json,

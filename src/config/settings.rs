@@ -18,6 +18,7 @@ pub enum Key {
     ProxyProtocol,
     HubPath,
     AllowedOrigins,
+    Journal,
     Log,
     LogFormat,
     MaximumReceiveMessageSize,
@@ -133,6 +134,8 @@ pub enum Kind {
     /// The path of a file that can be read.
     File,
     Files,
+    /// The path of a folder in which files can be made.
+    Folder,
     Proxies,
     HubPath,
     Origins,
@@ -204,6 +207,8 @@ settings! {
         "Path of the hub, here and at the app server";
     AllowedOrigins, Top, "allowed_origins", "ALLOWED_ORIGINS", "allow-origin", Kind::Origins, "none beside the page's own",
         "Origins of other sites whose pages may connect, exactly as browsers send them, e.g. https://app.example.com";
+    Journal, Top, "journal", "JOURNAL", "journal", Kind::Folder, "none",
+        "Folder in which a node notes the clients that app servers know of, so that the next one can sign them off if it is killed; it has to outlive the process, is best in memory (/run), and nodes of a machine may share it";
     Log, Top, "log", "LOG", "log", Kind::LogFilter, "info",
         "Log level (off, error, warn, info, debug, trace) or a filter such as info,signalring::control=debug";
     LogFormat, Top, "log_format", "LOG_FORMAT", "log-format", Kind::Choice(&["text", "json"]), "text",
@@ -415,6 +420,7 @@ impl Setting {
             Kind::SecretFile { min } => format!("path of a file with one line of at least {min} bytes"),
             Kind::File => "path of a file".into(),
             Kind::Files => "list of paths of files".into(),
+            Kind::Folder => "path of a folder".into(),
             Kind::Proxies => "list of IP, IP/BITS or unix".into(),
             Kind::Transports => "list of WebSockets, ServerSentEvents, LongPolling".into(),
             Kind::Names { .. } => "list of texts".into(),

@@ -78,6 +78,7 @@ impl Config {
             Key::ProxyProtocol => self.proxy_protocol.to_string(),
             Key::HubPath => quoted(&self.hub_path),
             Key::AllowedOrigins => list(&self.allowed_origins),
+            Key::Journal => path(self.journal.as_ref()?),
             Key::Log => quoted(&self.log),
             Key::LogFormat => quoted(self.log_format.name()),
             Key::MaximumReceiveMessageSize => size(self.hub.maximum_receive_message_size),

@@ -14,6 +14,7 @@ mod listen;
 mod picture;
 mod plane;
 mod process;
+mod recovery;
 mod stream;
 mod upstreams;
 
@@ -23,7 +24,7 @@ use crate::bus;
 use crate::config::{self, Config, TrustedProxy};
 use crate::identity::Identity;
 use crate::ids::{LaneIndex, LaneKey, OriginKey, ShardId, base64url};
-use crate::journal::ShardJournal;
+use crate::journal::{Journal, ShardJournal};
 use crate::limits::{NODE_NAME_BYTES_MAX, POST_BODY_MESSAGES_MAX, STOP_GRACE_MS, STOP_MS};
 use crate::metrics::Published;
 use crate::metrics::process::ProcessStats;
@@ -52,6 +53,8 @@ pub struct Node {
     admin: SocketAddr,
     commands: tokio_mpsc::UnboundedSender<plane::Command>,
     threads: Vec<JoinHandle<()>>,
+    /// Whoever is left in it when the node ends is for the next process.
+    journal: Option<Journal>,
     /// Disconnected when every thread has ended; carries nothing.
     ended: mpsc::Receiver<()>,
 }
@@ -69,6 +72,8 @@ impl Node {
 
         let started = Instant::now();
         let secrets = Secrets::new(&config)?;
+        let recovery::Opened { journal, folder, dead, info } =
+            recovery::open(&config, secrets.origin, u64::from_ne_bytes(random()?))?;
         let process = Arc::new(ProcessStats::default());
         let per_address_max = config.limits.connections_per_address;
         let addresses = (per_address_max > 0).then(|| Arc::new(Addresses::new(per_address_max)));
@@ -85,7 +90,10 @@ impl Node {
         for (index, (listeners, (orders, ordered))) in listeners.into_iter().zip(channels).enumerate() {
             let published = Arc::new(Published::new());
             let shard = ShardId(index as u8);
-            let settings = shard_settings(&config, shard, &secrets, identity.as_ref(), &shared)?;
+            let settings = Settings {
+                journal: journal.as_ref().map_or_else(ShardJournal::default, |journal| journal.of_shard(shard)),
+                ..shard_settings(&config, shard, &secrets, identity.as_ref(), &shared)?
+            };
             let lane = |(index, place)| (LaneKey { shard, index: LaneIndex(index) }, place);
             let lanes = (0..).zip(config.lanes_of(shard)).map(lane).collect();
             shards.push(plane::ShardHandle { orders, published: published.clone(), lanes });
@@ -122,6 +130,9 @@ impl Node {
             prepared,
             process,
             ground,
+            journals: folder,
+            dead,
+            journal: info,
         };
         let control = std::thread::Builder::new().name("control".into()).spawn(move || {
             let _alive = alive;
@@ -132,7 +143,7 @@ impl Node {
             });
         })?;
         threads.push(control);
-        let node = Node { listening, admin, commands, threads, ended };
+        let node = Node { listening, admin, commands, threads, journal, ended };
         // A shard that could not start ends the ones that could.
         if let Some(error) = readied.iter().find_map(Result::err) {
             node.stop();
@@ -169,6 +180,9 @@ impl Node {
         }
         for thread in self.threads {
             let _ = thread.join();
+        }
+        if let Some(left) = self.journal.as_ref().map(Journal::ids).filter(|left| *left > 0) {
+            warn!("{left} clients could not be signed off at their app servers in time; the next start does it");
         }
         listen::clean_up(&self.listening);
     }

@@ -6,9 +6,17 @@
 //! is lost here, too.
 //!
 //! ```text
-//! layout     where everything stands in the file, and how an id is written
+//! directory  the folder: one file a process, locked as long as it runs         header   which process a file is of
+//! layout     where everything stands in a file, and how an id is written       read     the files of processes that have ended
 //! ```
+mod directory;
+mod header;
 mod layout;
+mod read;
+
+pub use directory::{Folder, Found, Journal, Process, open, part_bytes};
+pub use header::Upstream;
+pub use read::{Clients, Dead};
 
 use crate::ids::{LanePlace, OriginKey, Serial, ShardId, UpstreamIndex};
 use crate::sys::mapping::Mapping;
@@ -126,6 +134,11 @@ impl ShardJournal {
 }
 
 impl Part {
+    fn new(words: Arc<Mapping>, layout: Layout, shard: ShardId, key: OriginKey) -> Part {
+        let [live, pending, overflowed] = core::array::from_fn(|_| AtomicU64::new(0));
+        Part { words, layout, shard, key, live, pending, overflowed, fresh: AtomicU32::new(0), free: AtomicU32::new(0) }
+    }
+
     fn owner(&self, upstream: UpstreamIndex, slot: u32) -> Owner {
         Owner { shard: self.shard, upstream, slot }
     }
@@ -157,3 +170,6 @@ fn add(count: &AtomicU64, n: u64) {
 fn subtract(count: &AtomicU64, n: u64) {
     count.store(count.load(Relaxed) - n, Relaxed);
 }
+
+#[cfg(test)]
+mod tests;

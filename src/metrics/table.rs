@@ -212,6 +212,7 @@ table! {
         DroppedUnsent = "unsent_bytes",
         DroppedHeaders = "context_headers",
         DroppedNotice = "disconnect_notice",
+        DroppedJournal = "journal_full",
         DroppedAppMessage = "odd_app_message",
         DroppedResume = "resume_buffer",
         DroppedGroupJoin = "too_many_groups",
@@ -229,6 +230,7 @@ table! {
         PausedLane = "lane_full",
     }
     "receive_buffers_exhausted", "Receives that found no free buffer and were repeated", "" { ReceiveBuffersExhausted = "" }
+    "buried", "Clients of processes that were killed, told to their app servers as gone", "" { Buried = "" }
     "turns", "Turns of the shard's loop", "" { Turns = "" }
 }
 
@@ -244,6 +246,10 @@ table! {
     "in_flight", "Invocations on lanes that app servers have not acknowledged", "" { InFlight = "" }
     "waiting_replays", "Clients whose view models wait to be requested again", "" { WaitingReplays = "" }
     "queued_disconnects", "Disconnect notices waiting for a lane", "" { QueuedNotices = "" }
+    "journal_ids", "Ids in the journal by state: of clients that live, and of those whose app server has not taken note of their end", "state" {
+        JournalLive = "live",
+        JournalPending = "pending",
+    }
     "groups", "Groups with at least one client", "" { Groups = "" }
     "frames", "Frames of outgoing bytes in use", "" { Frames = "" }
 }

@@ -125,6 +125,11 @@ impl Flight {
         Some(Answered { cargo, at })
     }
 
+    /// Is nothing owed any more of what was sent up to this number, or the lane it was sent on gone?
+    pub fn is_settled(&self, number: u64) -> bool {
+        number < self.first || number >= self.next()
+    }
+
     /// Since when the app server should have answered something and did not. None: it owes nothing.
     pub fn owed_since(&self) -> Option<Time> {
         self.entries.front().map(|oldest| oldest.at.max(self.heard))

@@ -298,6 +298,11 @@ impl Lane {
         self.flight.notices() < NOTICES_IN_FLIGHT_MAX && self.has_room(settings)
     }
 
+    /// Can the end of somebody else's client be written right now, in nobody's way?
+    pub(super) fn has_nothing_to_tell(&self, settings: &Settings) -> bool {
+        self.is_free(settings) && self.notices.is_empty() && self.may_tell(settings)
+    }
+
     /// The same for a view model that is requested again.
     fn may_replay(&self, now: Time, settings: &Settings) -> bool {
         let is_paced = settings.upstreams.of(self.place).window.is_some()
@@ -380,6 +385,20 @@ impl Lane {
             gate.settled(self.told.pop_front());
         }
         self.told.push_back(notice);
+    }
+
+    /// Tells of a client of whom nothing is known but its id.
+    pub(super) fn bury(&mut self, now: Time, origin: OriginId, gate: &mut Gate<'_>) {
+        let shown = self.unknown(gate.settings);
+        self.disconnected(now, Notice { origin, at: now, hub_id: None, cell: None }, shown, gate);
+    }
+
+    /// What is shown of a client that is gone and was not kept: an Observer wants more than an app server (contract 7.2).
+    fn unknown(&self, settings: &Settings) -> Shown<'static> {
+        let upstreams = &settings.upstreams;
+        let is_observer = upstreams.routes.is_observer(self.upstream());
+        let context = if is_observer { nobody(upstreams.of(self.place).protocol) } else { Tail::Unknown };
+        Shown { context, items: Items::default() }
     }
 
     /// The app server hears of a client's end once it can.
@@ -554,13 +573,9 @@ impl Lane {
         while self.may_tell(gate.settings)
             && let Some(notice) = self.notices.pop_front()
         {
-            let upstreams = &gate.settings.upstreams;
-            let is_observer = upstreams.routes.is_observer(self.upstream());
-            // Cannot be too large: the context has a few dozen bytes.
-            let context = if is_observer { nobody(upstreams.of(self.place).protocol) } else { Tail::Unknown };
-            let shown = Shown { context, items: Items::default() };
+            let shown = self.unknown(gate.settings);
             let (origin, hub_id) = (notice.origin, notice.hub_id);
-            // Not refused: there is room.
+            // Not refused: there is room, and the context has a few dozen bytes.
             let _ = self.write(now, &Forward::Disconnected, hub_id.as_ref(), &origin, shown, Cargo::Notice, gate);
             self.remember(Notice { at: now, ..notice }, gate);
         }

@@ -11,14 +11,15 @@
 //! lane          the way to the app server, and what waits in front of it       delivery      the way back
 //! forwarding    which upstreams a request goes to, and on which lanes          upstreams     what is known of them, who shares a hub id
 //! socket        lives of sockets, what is in flight for them                   secure        TLS between a socket and the rest
-//! replay        what the loss of a lane means to its clients                   pause         clients from which nothing is read for a while
-//! addresses     how many connections one address has
-//! sight         what the shard shows of itself to who looks at the node
+//! replay        what the loss of a lane means to its clients                   burial        clients of a process that is dead
+//! pause         clients from which nothing is read for a while                 addresses     how many connections one address has
+//! sight         what the shard shows of itself to who looks at the node        residue       what it keeps
 //! ```
 
 mod accept;
 mod addresses;
 mod authenticate;
+mod burial;
 mod carried;
 mod client;
 mod connections;
@@ -29,6 +30,7 @@ mod lane;
 mod pause;
 mod quiet;
 mod replay;
+mod residue;
 mod secure;
 mod sight;
 mod socket;
@@ -38,6 +40,7 @@ mod upstreams;
 pub use accept::Listener;
 pub use addresses::{ADDRESS_BYTES, Addresses};
 pub use authenticate::{Authentication, Required};
+pub use residue::Residue;
 pub use upstreams::{Upstream, Upstreams, Window};
 
 use crate::bus::{ControlOrder, Receiver, Sender, ShardOrder};
@@ -201,6 +204,7 @@ pub struct Shard<I: Io> {
     plain: Vec<u8>,
     /// Looks under way, oldest first.
     looks: Vec<sight::Look>,
+    burials: burial::Burials,
     /// The lane that took the last message that was dealt by itself.
     next_lane: usize,
     /// The second that Observers were last told of.
@@ -235,6 +239,9 @@ struct QuietLines {
 pub(crate) struct Random(u64);
 
 impl Random {
+    pub(crate) fn new(seed: u64) -> Random {
+        Random(seed)
+    }
     pub(crate) fn next(&mut self) -> u64 {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let mut z = self.0;
@@ -332,6 +339,7 @@ impl<I: Io> Shard<I> {
             unserved: Vec::new(),
             plain: Vec::new(),
             looks: Vec::new(),
+            burials: burial::Burials::default(),
             settings,
             io,
         };
@@ -347,6 +355,11 @@ impl<I: Io> Shard<I> {
     /// Runs until the control plane orders it to stop and everybody has been told.
     pub fn run(mut self) {
         while self.turn() {}
+        self.end();
+    }
+
+    /// Lets go of everything, after the last turn.
+    pub fn end(mut self) {
         // Whoever did not close its side in time. The kernel's polls end with the ring, which goes next.
         for slot in 0..self.conns.slots() {
             if let Some(conn) = self.conns.at_mut(slot)

@@ -45,6 +45,7 @@ impl<I: Io> Shard<I> {
         self.look();
         self.on_lanes(now);
         self.relieve(now);
+        self.bury(now);
         self.tell_observers();
         self.end_clients(now);
         self.flush();
@@ -55,7 +56,8 @@ impl<I: Io> Shard<I> {
         !self.stopped
     }
 
-    fn next_wake(&self) -> Time {
+    /// When it wants its next turn, if nothing completes before.
+    pub fn next_wake(&self) -> Time {
         let is_busy = !self.starved.is_empty() || !self.ending.is_empty() || !self.unserved.is_empty();
         let is_busy = is_busy || !self.looks.is_empty();
         if is_busy || !self.dirty.is_empty() {
@@ -67,7 +69,13 @@ impl<I: Io> Shard<I> {
         let second = Duration::from_secs(1);
         let fresh = if self.settings.upstreams.routes.has_observers() { self.clock.until_second() } else { second };
         let fresh = self.io.now().after(fresh);
-        self.wheel.next().min(lanes).min(self.accept_again.unwrap_or(Time::NEVER)).min(stop).min(fresh)
+        self.wheel
+            .next()
+            .min(lanes)
+            .min(self.accept_again.unwrap_or(Time::NEVER))
+            .min(stop)
+            .min(fresh)
+            .min(self.burials.next_wake())
     }
 
     fn on_completion(&mut self, now: Time, completion: Completion) {
@@ -268,6 +276,7 @@ impl<I: Io> Shard<I> {
                 ShardOrder::Identity(identity) => self.on_new_keys(identity),
                 ShardOrder::Look { clients_max, answer } => self.on_look(clients_max, answer),
                 ShardOrder::LookAt { client, answer } => self.on_look_at(client, answer),
+                ShardOrder::Bury { place, ids, answer } => self.on_bury(place, ids, answer),
                 ShardOrder::Stop => self.stop(now),
             }
         }
@@ -443,6 +452,9 @@ impl<I: Io> Shard<I> {
         metrics.set(Gauge::InFlight, in_flight);
         metrics.set(Gauge::WaitingReplays, replays);
         metrics.set(Gauge::QueuedNotices, notices);
+        metrics.set(Gauge::JournalLive, self.settings.journal.live_ids());
+        metrics.set(Gauge::JournalPending, self.settings.journal.pending_ids());
+        metrics.add(Counter::DroppedJournal, self.settings.journal.take_overflowed());
         metrics.set(Gauge::Groups, groups);
         metrics.set(Gauge::Frames, self.frames.live() as u64);
         self.metrics.publish(&self.published);
