@@ -271,6 +271,12 @@ pub const NOTICES_IN_FLIGHT_MAX: u32 = 64;
 pub const CLIENT_WAITING_MAX: u16 = 4;
 /// A lane on which nothing at all arrived for this long is dead: SignalR's server timeout, two missed pings.
 pub const LANE_SILENCE_MS: u64 = 30_000;
+/// Without acknowledgements, ends of clients that were told on a lane are kept for so long: it may have been dead as long as nobody noticed, and
+/// a shard may be held up.
+pub const TOLD_KEPT_MS: u64 = LANE_SILENCE_MS + 10_000;
+/// What was on a lane when it was lost may still be worked on by an app server that is slow to notice, behind the end of the client that it heard
+/// elsewhere, which makes the client anew (contract 2.5). So that end is told again, twice.
+pub const TELL_AGAIN_MS: [u64; 2] = [5_000, 60_000];
 /// Our pings to the app server.
 pub const LANE_KEEP_ALIVE_MS: u64 = 15_000;
 

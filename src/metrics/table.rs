@@ -209,6 +209,7 @@ table! {
     "drops", "What was thrown away, by reason", "reason" {
         DroppedUnknownClient = "unknown_client",
         DroppedGoneClient = "gone_client",
+        DroppedDisposal = "needless_disposal",
         DroppedUnsent = "unsent_bytes",
         DroppedHeaders = "context_headers",
         DroppedNotice = "disconnect_notice",

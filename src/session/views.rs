@@ -59,6 +59,8 @@ struct View {
     requested: bool,
     /// Its argument was too much to be kept, so nobody else can request it again.
     unkept: bool,
+    /// Its client has disposed of it, and the app server is yet to be told.
+    leaving: bool,
 }
 
 /// A name or an argument.
@@ -111,7 +113,7 @@ impl Views {
 
     /// What a live view model was last requested with, if it is known.
     pub fn argument(&self, list: ViewList, name: &[u8]) -> Option<&[u8]> {
-        let view = self.all(list).find(|view| *self.names[view.name as usize].text == *name)?;
+        let view = self.all(list).find(|view| *self.names[view.name as usize].text == *name && !view.leaving)?;
         self.text(view.argument)
     }
 
@@ -120,7 +122,7 @@ impl Views {
         let (mut others, mut found, mut at) = (0, NONE, list.0);
         while at != NONE {
             let view = self.views[at as usize];
-            if *self.names[view.name as usize].text == *name {
+            if *self.names[view.name as usize].text == *name && !view.leaving {
                 found = at;
             } else {
                 others += self.text(view.argument).map_or(0, <[u8]>::len);
@@ -156,7 +158,7 @@ impl Views {
         !self.all(list).any(|view| view.requested && view.unkept && view.upstreams.has(upstream))
     }
 
-    /// What was requested from an upstream and is live, with its argument, in the order of the requests.
+    /// What was requested from an upstream and is live, as far as the app server knows, with its argument, in the order of the requests.
     pub fn requested_from(&self, list: ViewList, upstream: usize) -> impl Iterator<Item = (&[u8], Option<&[u8]>)> {
         let requested = self.all(list).filter(move |view| view.requested && view.upstreams.has(upstream));
         requested.map(|view| (&*self.names[view.name as usize].text, self.text(view.argument)))
@@ -177,7 +179,8 @@ impl Views {
 
     /// The client's view models, oldest first.
     pub fn each(&self, list: ViewList) -> impl Iterator<Item = (&[u8], Upstreams)> {
-        self.all(list).map(|view| (&*self.names[view.name as usize].text, view.upstreams))
+        let live = self.all(list).filter(|view| !view.leaving);
+        live.map(|view| (&*self.names[view.name as usize].text, view.upstreams))
     }
 
     pub fn open(&mut self, list: &mut ViewList, name: &[u8], upstreams: Upstreams) -> Opened {
@@ -185,7 +188,7 @@ impl Views {
         while at != NONE {
             let view = self.views[at as usize];
             let text = &self.names[view.name as usize].text;
-            if **text == *name {
+            if **text == *name && !view.leaving {
                 return Opened::Already;
             }
             count += 1;
@@ -200,7 +203,16 @@ impl Views {
         self.last_opening.0 = self.last_opening.0.wrapping_add(1);
         let opening = self.last_opening;
         let name = self.name(name);
-        let view = View { name, next: NONE, upstreams, opening, argument: NONE, requested: false, unkept: false };
+        let view = View {
+            name,
+            next: NONE,
+            upstreams,
+            opening,
+            argument: NONE,
+            requested: false,
+            unkept: false,
+            leaving: false,
+        };
         let index = match self.free_views.pop() {
             Some(index) => {
                 self.views[index as usize] = view;
@@ -218,19 +230,42 @@ impl Views {
         Opened::New(opening)
     }
 
-    /// `Dispose_VM`: the view model is gone and so are those whose names continue its own behind a dot (contract 1.3). Returns where
-    /// they had been requested from.
-    pub fn close(&mut self, list: &mut ViewList, name: &[u8]) -> Upstreams {
-        self.remove(list, |text, _| text.strip_prefix(name).is_some_and(|rest| rest.is_empty() || rest[0] == b'.'))
+    /// `Dispose_VM`: the view model is gone for its client, and so are those whose names continue its own behind a dot (contract 1.3).
+    /// Returns where they had been requested from. They are kept until the app server has been told (`left`): whoever requests its view
+    /// models again before that needs them, because what was said to them goes first.
+    pub fn close(&mut self, list: ViewList, name: &[u8]) -> Upstreams {
+        let mut upstreams = Upstreams::default();
+        let mut at = list.0;
+        while at != NONE {
+            let view = &mut self.views[at as usize];
+            if !view.leaving && is_part_of(&self.names[view.name as usize].text, name) {
+                view.leaving = true;
+                upstreams = upstreams.with(view.upstreams);
+            }
+            at = view.next;
+        }
+        upstreams
     }
 
-    fn remove(&mut self, list: &mut ViewList, is_it: impl Fn(&[u8], Opening) -> bool) -> Upstreams {
-        let mut upstreams = Upstreams::default();
+    /// The last of all openings so far.
+    pub fn last_opening(&self) -> Opening {
+        self.last_opening
+    }
+
+    /// An upstream's app server has been told of a `Dispose_VM` of what was open then, or need not be.
+    pub fn left(&mut self, list: &mut ViewList, upstream: usize, name: &[u8], last: Opening) {
+        // Openings wrap around.
+        let is_older = |opening: Opening| last.0.wrapping_sub(opening.0) < u32::MAX / 2;
+        let has_left = |view: &View| view.leaving && view.upstreams.has(upstream) && is_older(view.opening);
+        self.remove(list, |text, view| has_left(view) && is_part_of(text, name));
+    }
+
+    fn remove(&mut self, list: &mut ViewList, is_it: impl Fn(&[u8], &View) -> bool) {
         let (mut before, mut at) = (NONE, list.0);
         while at != NONE {
-            let View { name: live, next, upstreams: of_view, opening, .. } = self.views[at as usize];
-            if is_it(&self.names[live as usize].text, opening) {
-                upstreams = upstreams.with(of_view);
+            let view = self.views[at as usize];
+            let next = view.next;
+            if is_it(&self.names[view.name as usize].text, &view) {
                 match before {
                     NONE => list.0 = next,
                     before => self.views[before as usize].next = next,
@@ -241,17 +276,16 @@ impl Views {
             }
             at = next;
         }
-        upstreams
     }
 
     /// As if it had never been opened: its request was refused. One that was opened since, after a `Dispose_VM`, stays.
     pub fn cancel(&mut self, list: &mut ViewList, opened: Opening) {
-        self.remove(list, |_, opening| opening == opened);
+        self.remove(list, |_, view| view.opening == opened);
     }
 
     /// As if it had never been opened: the app server has none of this name.
     pub fn forget(&mut self, list: &mut ViewList, name: &[u8]) {
-        self.remove(list, |text, _| text == name);
+        self.remove(list, |text, view| text == name && !view.leaving);
     }
 
     /// The client is gone.
@@ -301,12 +335,26 @@ impl Views {
     }
 }
 
+/// Is it this view model, or inside it?
+fn is_part_of(text: &[u8], name: &[u8]) -> bool {
+    text.strip_prefix(name).is_some_and(|rest| rest.is_empty() || rest[0] == b'.')
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
     fn names(views: &Views, list: ViewList) -> Vec<(String, u16)> {
         views.each(list).map(|(name, upstreams)| (String::from_utf8_lossy(name).into_owned(), upstreams.0)).collect()
+    }
+
+    fn close(views: &mut Views, list: &mut ViewList, name: &[u8]) -> Upstreams {
+        let upstreams = views.close(*list, name);
+        let last = views.last_opening();
+        for upstream in upstreams.each() {
+            views.left(list, upstream, name, last);
+        }
+        upstreams
     }
 
     fn pairs(expected: &[(&str, u16)]) -> Vec<(String, u16)> {
@@ -330,12 +378,12 @@ mod tests {
             names(&views, a),
             pairs(&[("One", 1), ("Page", 2), ("Page.Sub", 4), ("Pages", 1), ("Page.Sub.X", 2)])
         );
-        assert_eq!(views.close(&mut a, b"Page"), Upstreams(6));
+        assert_eq!(close(&mut views, &mut a, b"Page"), Upstreams(6));
         assert_eq!(names(&views, a), pairs(&[("One", 1), ("Pages", 1)]));
-        assert_eq!(views.close(&mut a, b"Page"), Upstreams(0));
+        assert_eq!(close(&mut views, &mut a, b"Page"), Upstreams(0));
         // The end of the list is known after removals, too.
         views.open(&mut a, b"Last", Upstreams(1));
-        assert_eq!(views.close(&mut a, b"Last"), Upstreams(1));
+        assert_eq!(close(&mut views, &mut a, b"Last"), Upstreams(1));
         views.open(&mut a, b"New", Upstreams(1));
         assert_eq!(names(&views, a), pairs(&[("One", 1), ("Pages", 1), ("New", 1)]));
         views.close_all(&mut a);
@@ -352,7 +400,7 @@ mod tests {
         }
         assert_eq!(views.open(&mut list, b"x", Upstreams(1)), Opened::TooMany);
         assert_eq!(views.open(&mut list, b"7", Upstreams(1)), Opened::Already);
-        views.close(&mut list, b"7");
+        close(&mut views, &mut list, b"7");
         assert!(matches!(views.open(&mut list, b"x", Upstreams(1)), Opened::New(_)));
         assert_eq!(views.len(), VIEWS_PER_CLIENT_MAX as usize);
 
@@ -364,7 +412,7 @@ mod tests {
         }
         assert_eq!(views.open(&mut list, b"x", Upstreams(1)), Opened::TooMany);
         assert_eq!(views.open(&mut list, &name(1), Upstreams(1)), Opened::Already);
-        views.close(&mut list, &name(1));
+        close(&mut views, &mut list, &name(1));
         assert!(matches!(views.open(&mut list, b"x", Upstreams(1)), Opened::New(_)));
         assert_eq!(views.names.len() - views.free_names.len(), VIEWS_PER_CLIENT_MAX as usize + 3);
     }
@@ -407,10 +455,28 @@ mod tests {
     }
 
     #[test]
+    fn what_is_disposed_of_is_known_until_the_app_server_has_been_told() {
+        let (mut views, mut list) = (Views::default(), ViewList::default());
+        let Opened::New(first) = views.open(&mut list, b"A", Upstreams(1)) else { panic!("it is new") };
+        views.requested(list, first);
+        assert_eq!(views.close(list, b"A"), Upstreams(1));
+        let told = views.last_opening();
+        assert_eq!((views.upstreams(list, b"A"), views.close(list, b"A")), (None, Upstreams(0)));
+        assert_eq!(views.requested_from(list, 0).count(), 1, "for whoever requests everything again");
+        let Opened::New(second) = views.open(&mut list, b"A", Upstreams(1)) else { panic!("it is new") };
+        views.requested(list, second);
+        views.left(&mut list, 0, b"A", told);
+        assert_eq!(names(&views, list), pairs(&[("A", 1)]));
+        assert_eq!(views.requested_from(list, 0).count(), 1);
+        assert_eq!(close(&mut views, &mut list, b"A"), Upstreams(1));
+        assert!(views.is_empty());
+    }
+
+    #[test]
     fn what_is_cancelled_is_the_view_model_that_its_request_opened() {
         let (mut views, mut list) = (Views::default(), ViewList::default());
         let Opened::New(first) = views.open(&mut list, b"Page", Upstreams(1)) else { panic!("it is new") };
-        views.close(&mut list, b"Page");
+        close(&mut views, &mut list, b"Page");
         let Opened::New(second) = views.open(&mut list, b"Page", Upstreams(2)) else { panic!("it is new") };
         views.cancel(&mut list, first);
         assert_eq!(names(&views, list), pairs(&[("Page", 2)]));

@@ -45,7 +45,7 @@ impl<'a> ClientSide<'a> {
             // It goes where everything goes.
             (Call::UpdateVm, Some(all)) => Some(all),
             (Call::RequestVm | Call::UpdateVm, _) => self.views.upstreams(*self.list, &name),
-            (Call::DisposeVm, _) => Some(self.views.close(self.list, &name)).filter(|live| !live.is_empty()),
+            (Call::DisposeVm, _) => Some(self.views.close(*self.list, &name)).filter(|live| !live.is_empty()),
         };
         let chosen = match (live, routes.plain()) {
             (Some(live), _) => live,
@@ -55,7 +55,8 @@ impl<'a> ClientSide<'a> {
         let is_answered = routes.answering(chosen).is_some();
         let is_new = message.call == Call::RequestVm && live.is_none() && is_answered;
         let bytes_max = self.gate.settings.replay_bytes_max as usize;
-        let mut opens = None;
+        // What a request begins with, and what a disposal ends with.
+        let mut opens = (message.call == Call::DisposeVm).then(|| self.views.last_opening());
         if is_new {
             match self.views.open(self.list, &name, chosen) {
                 Opened::New(opening) => opens = Some(opening),
@@ -69,8 +70,14 @@ impl<'a> ClientSide<'a> {
             Call::RequestVm | Call::DisposeVm => {}
         }
         let sent = self.send(chosen, message, opens);
-        if let (Some(opening), Err(_)) = (opens, &sent) {
-            self.views.cancel(self.list, opening);
+        match (message.call, opens, &sent) {
+            (Call::RequestVm, Some(opening), Err(_)) => self.views.cancel(self.list, opening),
+            (Call::DisposeVm, Some(last), Err(_)) => {
+                for upstream in chosen.each() {
+                    self.views.left(self.list, upstream, &name, last);
+                }
+            }
+            _ => {}
         }
         if is_answered {
             return sent;
@@ -165,10 +172,12 @@ impl<'a> ClientSide<'a> {
         }
         if lane.request(self.now, from, message, &mut self.gate)? {
             self.gate.know(lane.place, self.socket.key, pin);
-            if let Some(opening) = opens
-                && self.gate.settings.upstreams.routes.is_answering(upstream)
-            {
-                self.views.requested(*self.list, opening);
+            if self.gate.settings.upstreams.routes.is_answering(upstream) {
+                match (message.call, opens) {
+                    (Call::RequestVm, Some(opening)) => self.views.requested(*self.list, opening),
+                    (Call::DisposeVm, Some(last)) => self.views.left(self.list, upstream, &plain(message.vm_id), last),
+                    _ => {}
+                }
             }
             return Ok(());
         }

@@ -149,7 +149,7 @@ impl<'a> Message<'a> {
 pub(super) struct Waiting {
     pub(super) client: SlotKey,
     call: Call,
-    /// The view model that began with it, a `Request_VM`.
+    /// The view model that began with it, a `Request_VM`; of a `Dispose_VM` the last one that was there.
     opens: Option<Opening>,
     vm_id_bytes: u32,
     has_argument: bool,
@@ -164,12 +164,24 @@ impl Waiting {
         (self.bytes.len() + size_of::<Waiting>()) as u32
     }
     fn cargo(&self) -> Cargo {
-        Cargo::Message { client: self.client, opens: self.opens, is_request: self.call == Call::RequestVm }
+        cargo(self.client, self.call, self.opens)
+    }
+    fn vm_id(&self) -> &[u8] {
+        &self.bytes[..self.vm_id_bytes as usize]
+    }
+    /// Does it belong to the same view model of the same client?
+    fn goes_with(&self, other: &Waiting) -> bool {
+        self.client == other.client && self.vm_id() == other.vm_id()
     }
     pub(super) fn message(&self) -> Message<'_> {
         let (vm_id, argument) = self.bytes.split_at(self.vm_id_bytes as usize);
         Message { call: self.call, vm_id, argument: self.has_argument.then_some(argument) }
     }
+}
+
+fn cargo(client: SlotKey, call: Call, opens: Option<Opening>) -> Cargo {
+    let is_request = call == Call::RequestVm;
+    Cargo::Message { client, opens: opens.filter(|_| is_request), is_request }
 }
 
 /// A client that is gone, or known by another id.
@@ -189,7 +201,7 @@ pub(super) struct From<'a> {
     pub(super) client: SlotKey,
     pub(super) origin: &'a OriginId,
     pub(super) shown: Shown<'a>,
-    /// The view model that begins with it.
+    /// The view model that begins with it; of a `Dispose_VM` the last one that is there.
     pub(super) opens: Option<Opening>,
 }
 
@@ -322,8 +334,7 @@ impl Lane {
     ) -> Result<bool, Refusal> {
         if self.is_free(gate.settings) {
             self.last = Some(from.client);
-            let is_request = message.call == Call::RequestVm;
-            let cargo = Cargo::Message { client: from.client, opens: from.opens, is_request };
+            let cargo = cargo(from.client, message.call, from.opens);
             return self.write(now, &message.forward(), None, from.origin, from.shown, cargo, gate).map(|()| true);
         }
         if !gate.settings.upstreams.routes.is_answering(self.upstream()) {
@@ -347,7 +358,8 @@ impl Lane {
 
     /// Puts a request into the queue, or gives it back where that is full.
     pub(super) fn wait(&mut self, waiting: Waiting, bytes_max: u32) -> Result<(), Waiting> {
-        if self.waiting_bytes + waiting.cost() > bytes_max {
+        // What is not wanted any more must come to be known as such. It is short, and whoever has several waiting is read no further.
+        if self.waiting_bytes + waiting.cost() > bytes_max && waiting.call != Call::DisposeVm {
             return Err(waiting);
         }
         self.waiting_bytes += waiting.cost();
@@ -376,7 +388,7 @@ impl Lane {
     /// server that never hears it keeps the client's view models for good (contract 4.5), and hearing it twice is harmless (contract
     /// 2.5).
     fn remember(&mut self, notice: Notice, gate: &mut Gate<'_>) {
-        let silence = Duration::from_millis(LANE_SILENCE_MS);
+        let silence = Duration::from_millis(TOLD_KEPT_MS);
         let is_acknowledged = gate.settings.upstreams.of(self.place).window.is_some();
         while let Some(oldest) = self.told.front()
             && !is_acknowledged
@@ -399,6 +411,12 @@ impl Lane {
         let is_observer = upstreams.routes.is_observer(self.upstream());
         let context = if is_observer { nobody(upstreams.of(self.place).protocol) } else { Tail::Unknown };
         Shown { context, items: Items::default() }
+    }
+
+    /// The end of a client on a lane that is given up: behind everything that was said on it, however much that is.
+    pub(super) fn say_end(&mut self, now: Time, origin: &OriginId, gate: &mut Gate<'_>) {
+        let shown = self.unknown(gate.settings);
+        let _ = self.write(now, &Forward::Disconnected, None, origin, shown, Cargo::Notice, gate);
     }
 
     /// The app server hears of a client's end once it can.
@@ -677,11 +695,15 @@ impl Lane {
         match self.write(now, &waiting.message().forward(), None, &origin, shown, waiting.cargo(), gate) {
             Ok(()) => {
                 gate.know(self.place, waiting.client, &mut client.pins[upstream]);
-                if let Some(opening) = waiting.opens {
-                    views.requested(client.views, opening);
+                match (waiting.call, waiting.opens) {
+                    (Call::RequestVm, Some(opening)) => views.requested(client.views, opening),
+                    (Call::DisposeVm, Some(last)) => {
+                        views.left(&mut client.views, upstream, &plain(waiting.vm_id()), last);
+                    }
+                    _ => {}
                 }
             }
-            Err(refusal) => refuse(&waiting, refusal, socket, client, views, gate),
+            Err(refusal) => self.refuse(waiting, refusal, socket, client, views, gate),
         }
     }
 
@@ -721,12 +743,45 @@ impl Lane {
             self.waiting_bytes -= waiting.cost();
             match conns.get_mut(waiting.client) {
                 Some(Conn { socket, stage: Stage::Client(client) }) => {
+                    let upstream = self.upstream();
+                    if waiting.call == Call::DisposeVm && client.pins[upstream].tie == Tie::Known {
+                        // The app server has what is not wanted any more, and is told whenever that can be.
+                        self.waiting_bytes += waiting.cost();
+                        self.waiting.push_front(Waiting { since: now, ..waiting });
+                        return;
+                    }
                     gate.metrics.observe_us(Histogram::QueueWait, now.since(waiting.since).as_micros() as u64);
-                    client.pins[self.upstream()].waits_no_longer(waiting.client, gate.relieved);
-                    refuse(&waiting, Refusal::QueueTimeout, socket, client, views, gate);
+                    client.pins[upstream].waits_no_longer(waiting.client, gate.relieved);
+                    self.refuse(waiting, Refusal::QueueTimeout, socket, client, views, gate);
                 }
                 _ => gate.metrics.add(Counter::DroppedGoneClient, 1),
             }
+        }
+    }
+
+    /// A message does not go out. What was a view model's beginning takes what was said to it along, unless it is requested again behind
+    /// it.
+    fn refuse(
+        &mut self,
+        waiting: Waiting,
+        refusal: Refusal,
+        socket: &mut Socket,
+        client: &mut Client,
+        views: &mut Views,
+        gate: &mut Gate<'_>,
+    ) {
+        let begins = waiting.call == Call::RequestVm && waiting.opens.is_some();
+        let again = |other: &Waiting| other.call == Call::RequestVm && other.goes_with(&waiting);
+        if begins && let Some(next) = self.waiting.iter_mut().find(|other| again(other)) {
+            next.opens = waiting.opens;
+            return refuse(&Waiting { opens: None, ..waiting }, refusal, socket, client, views, self.upstream(), gate);
+        }
+        refuse(&waiting, refusal, socket, client, views, self.upstream(), gate);
+        while begins && let Some(index) = self.waiting.iter().position(|other| other.goes_with(&waiting)) {
+            let Some(lost) = self.waiting.remove(index) else { return };
+            self.waiting_bytes -= lost.cost();
+            client.pins[self.upstream()].waits_no_longer(lost.client, gate.relieved);
+            refuse(&lost, refusal, socket, client, views, self.upstream(), gate);
         }
     }
 
@@ -779,11 +834,18 @@ pub(super) fn refuse(
     socket: &mut Socket,
     client: &mut Client,
     views: &mut Views,
+    upstream: usize,
     gate: &mut Gate<'_>,
 ) {
-    if let Some(opening) = waiting.opens {
+    match (waiting.call, waiting.opens) {
         // As if it had not been asked for: the next request of it is decided anew.
-        views.cancel(&mut client.views, opening);
+        (Call::RequestVm, Some(opening)) => views.cancel(&mut client.views, opening),
+        // Nobody knows it under the client's present id, and nobody will be told of it.
+        (Call::DisposeVm, Some(last)) => {
+            views.left(&mut client.views, upstream, &plain(waiting.vm_id()), last);
+            return gate.metrics.add(Counter::DroppedDisposal, 1);
+        }
+        _ => {}
     }
     gate.metrics.add(Counter::refusal(refusal.label()), 1);
     if socket.life == Life::Open {

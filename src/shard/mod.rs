@@ -190,6 +190,8 @@ pub struct Shard<I: Io> {
     ending: Vec<(SlotKey, End)>,
     /// What app servers answered with an error.
     failed: Vec<delivery::Failure>,
+    /// Ends that are told again.
+    again: replay::AgainQueues,
     /// Clients whose messages had to wait and wait no longer.
     relieved: Vec<SlotKey>,
     /// The client whose bytes are handled has too much waiting.
@@ -320,6 +322,7 @@ impl<I: Io> Shard<I> {
             short: Vec::with_capacity(crate::limits::SEND_BATCH),
             ending: Vec::with_capacity(ENDING_KEPT),
             failed: Vec::new(),
+            again: replay::AgainQueues::default(),
             relieved: Vec::new(),
             holds: false,
             starved: Vec::with_capacity(ENDING_KEPT),

@@ -13,19 +13,23 @@ use super::lane::{Gate, Lane, Notice, Pinger, refuse};
 use super::pause::Pause;
 use super::socket::{Client, Conn, Stage, Tie};
 use super::upstreams::Hub;
-use crate::ids::{LaneIndex, LaneKey, Serial, SlotKey, Time, UpstreamIndex};
-use crate::limits::{LANE_SILENCE_MS, REPLAYS_IN_FLIGHT_MAX};
+use crate::ids::{LaneIndex, LaneKey, OriginId, Serial, SlotKey, Time, UpstreamIndex};
+use crate::limits::{REPLAYS_IN_FLIGHT_MAX, TELL_AGAIN_MS, TOLD_KEPT_MS};
 use crate::metrics::Counter;
 use crate::session::fault::{End, LaneEnd, Refusal};
 use crate::session::flight::Cargo;
 use crate::session::views::Views;
 use crate::sys::Io;
 use core::time::Duration;
+use std::collections::VecDeque;
 use tracing::warn;
 
 impl<I: Io> Shard<I> {
     /// A lane is lost, or closed because this node stops.
     pub(super) fn lane_ends(&mut self, now: Time, index: LaneIndex, end: LaneEnd) {
+        if end == LaneEnd::Stuck {
+            self.say_ends(now, index);
+        }
         let lane = &mut self.lanes[usize::from(index.0)];
         let Some(mut link) = lane.take_link() else {
             // Already lost: the peer's end after ours. The socket stays the lane's until the kernel has let go of it (`join`).
@@ -35,7 +39,7 @@ impl<I: Io> Shard<I> {
             return;
         };
         let stopping = end == LaneEnd::Stopping;
-        if stopping || matches!(end, LaneEnd::ServerClose { .. } | LaneEnd::CloseFrame(_)) {
+        if stopping || matches!(end, LaneEnd::ServerClose { .. } | LaneEnd::CloseFrame(_) | LaneEnd::Stuck) {
             let Shard { frames, dirty, random, pool, .. } = self;
             link.session.close(pool, &mut Pinger { socket: &mut link.socket, frames, dirty, random });
             link.socket.drain(&mut self.io, &mut self.dirty);
@@ -56,6 +60,33 @@ impl<I: Io> Shard<I> {
             self.move_waiting(index);
         }
         self.join(now, key);
+    }
+
+    /// An app server that is stuck will work on what it has of this lane, some day: behind that it is to find the ends of those who go.
+    fn say_ends(&mut self, now: Time, index: LaneIndex) {
+        let Shard { conns, lanes, frames, dirty, random, clock, metrics, settings, relieved, .. } = self;
+        let lane = &mut lanes[usize::from(index.0)];
+        let mut gate = Gate { settings, frames, dirty, random, clock, metrics, relieved };
+        for slot in 0..conns.slots() {
+            let Some(Conn { socket, stage: Stage::Client(client) }) = conns.at(slot) else { continue };
+            let pin = &client.pins[lane.upstream()];
+            if pin.lane == Some(index) && pin.tie == Tie::Known {
+                let origin = client.origin_at(gate.settings, socket.key.slot, lane.upstream());
+                lane.say_end(now, &origin, &mut gate);
+            }
+        }
+    }
+
+    /// Ends that are told again are due.
+    pub(super) fn tell_again(&mut self, now: Time) {
+        let Shard { lanes, frames, dirty, random, clock, metrics, settings, relieved, again, .. } = self;
+        let mut gate = Gate { settings, frames, dirty, random, clock, metrics, relieved };
+        for queue in again.iter_mut() {
+            while let Some(Again { lane, notice, .. }) = queue.pop_front_if(|again| now >= again.at) {
+                let other = on_way(lanes, lane);
+                lanes[other].notice(notice, &mut gate);
+            }
+        }
     }
 
     /// What a stuck app server works on would make the next lane stick as well, if it is the request of a view model: that one is not
@@ -92,6 +123,7 @@ impl<I: Io> Shard<I> {
             ending,
             relieved,
             serials,
+            again,
             ..
         } = self;
         let settings = &*settings;
@@ -113,11 +145,12 @@ impl<I: Io> Shard<I> {
         lanes[own].flight.clear();
         strangers.sort_unstable_by_key(|key| (key.slot, key.generation));
         strangers.dedup();
-        let silence = Duration::from_millis(LANE_SILENCE_MS);
-        let other = lanes[own].siblings.clone().find(|other| lanes[*other].is_up()).unwrap_or(own);
+        let silence = Duration::from_millis(TOLD_KEPT_MS);
+        let other = on_way(lanes, own);
         let is_acknowledged = settings.upstreams.get(upstream).window.is_some();
         for notice in core::mem::take(&mut lanes[own].told) {
             if is_acknowledged || notice.at.after(silence) > now {
+                repeat(again, now, own, notice.origin);
                 lanes[other].notice(notice, &mut gate);
             } else {
                 gate.settled(Some(notice));
@@ -129,12 +162,13 @@ impl<I: Io> Shard<I> {
             let Some(Conn { socket, stage: Stage::Client(client) }) = conns.at_mut(slot) else { continue };
             let (key, pin) = (socket.key, client.pins[upstream]);
             let is_own = pin.lane == Some(index);
-            if !is_own
-                && strangers
-                    .binary_search_by_key(&(key.slot, key.generation), |key| (key.slot, key.generation))
-                    .is_err()
-            {
+            let place = (key.slot, key.generation);
+            let has_fate = strangers.binary_search_by_key(&place, |key| (key.slot, key.generation)).is_ok();
+            if !is_own && !has_fate {
                 continue;
+            }
+            if pin.tie == Tie::Known && (has_fate || !is_acknowledged) {
+                repeat(again, now, own, client.origin_at(settings, slot, upstream));
             }
             match pin.tie {
                 Tie::Known if !views.is_replayable(client.views, upstream) => {
@@ -146,6 +180,8 @@ impl<I: Io> Shard<I> {
                 Tie::Known => {
                     let to =
                         if is_own { choose_lane(lanes, settings, upstream) } else { pin_lane(client, upstream, own) };
+                    let notice = gate.bury(lanes[own].place, key, &pin, &client.origin);
+                    lanes[other].notice(notice, &mut gate);
                     renew(key, client, upstream, to, serials, views, lanes, hubs, &mut gate);
                     moved += 1;
                 }
@@ -200,7 +236,7 @@ impl<I: Io> Shard<I> {
             let lane = pin.lane.map_or(own, |lane| usize::from(lane.0));
             if let Err(waiting) = lanes[lane].wait(waiting, settings.lane_queue_bytes_max) {
                 client.pins[upstream].waits_no_longer(waiting.client, gate.relieved);
-                refuse(&waiting, Refusal::QueueFull, socket, client, views, &mut gate);
+                refuse(&waiting, Refusal::QueueFull, socket, client, views, upstream, &mut gate);
             }
         }
     }
@@ -259,6 +295,30 @@ fn pin_lane(client: &Client, upstream: usize, otherwise: usize) -> usize {
     client.pins[upstream].lane.map_or(otherwise, |lane| usize::from(lane.0))
 }
 
+/// The end of an id that is told again.
+pub(super) struct Again {
+    at: Time,
+    /// The lane that was lost.
+    lane: usize,
+    notice: Notice,
+}
+
+/// Those that are due the same time after the loss of their lane stand in one queue, in order.
+pub(super) type AgainQueues = [VecDeque<Again>; TELL_AGAIN_MS.len()];
+
+fn repeat(queues: &mut AgainQueues, now: Time, lane: usize, origin: OriginId) {
+    for (queue, ms) in queues.iter_mut().zip(TELL_AGAIN_MS) {
+        // The journal has it from the first time.
+        let notice = Notice { origin, at: now, hub_id: None, cell: None };
+        queue.push_back(Again { at: now.after(Duration::from_millis(ms)), lane, notice });
+    }
+}
+
+/// A lane to where this one leads, itself if no other is up.
+fn on_way(lanes: &[Lane], lane: usize) -> usize {
+    lanes[lane].siblings.clone().find(|other| lanes[*other].is_up()).unwrap_or(lane)
+}
+
 /// A client is known at an upstream by a new id from now on, on this lane: what the old one is bound to is dead (contract 3.3, 4.4).
 #[allow(clippy::too_many_arguments)] // The parts of a shard that it needs, each borrowed by itself.
 fn renew(
@@ -275,9 +335,7 @@ fn renew(
     let settings = gate.settings;
     let old = client.pins[upstream];
     let serial = serials.take();
-    let notice = gate.bury(lanes[to].place, key, &old, &client.origin);
     settings.journal.gone(UpstreamIndex(upstream as u8), key.slot);
-    lanes[to].notice(notice, gate);
     // An Observer is to know it by the same id (contract 7.2).
     for observer in 0..client.pins.len() {
         let (pin, is_observer) = (client.pins[observer], settings.upstreams.routes.is_observer(observer));

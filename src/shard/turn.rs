@@ -45,6 +45,7 @@ impl<I: Io> Shard<I> {
         self.look();
         self.on_lanes(now);
         self.relieve(now);
+        self.tell_again(now);
         self.bury(now);
         self.tell_observers();
         self.end_clients(now);

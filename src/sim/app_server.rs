@@ -384,11 +384,15 @@ impl AppServers {
             return Ok(());
         }
         let client = client.ok_or_else(|| format!("{} has no client in its context", invoke.method))?;
-        if self.servers[server].departed.contains(&origin) {
+        // Of a lane that is gone it may work on what it has, whatever has become of the client meanwhile (contract 4.4).
+        let is_late = network.socket(self.lanes[lane].socket).broken.is_some();
+        if self.servers[server].departed.contains(&origin) && !is_late {
             return Err(format!("{} of client {client} comes behind its end", invoke.method));
         }
         let upstream = self.upstream(server);
-        ledger.seen(client, upstream, lane);
+        if !is_late {
+            ledger.seen(client, upstream, lane);
+        }
         let this = &mut self.servers[server];
         if !this.bindings.iter().any(|binding| binding.origin == origin) {
             this.bindings.push(Binding { origin: origin.clone(), client, hub_id: invoke.hub_id(), lane });
@@ -414,7 +418,7 @@ impl AppServers {
         };
         let answers = match invoke.method.as_str() {
             "Request_VM" => self.request(bound, &origin, client, &view, &argument["$vmArg"], ledger)?,
-            "Update_VM" => self.update(bound, &origin, client, &view, &argument, ledger, network)?,
+            "Update_VM" => self.update(lane, bound, &origin, client, &view, &argument, ledger, network)?,
             "Dispose_VM" => self.dispose(bound, &origin, &view),
             other => return Err(format!("an app server is asked for {other}")),
         };
@@ -491,6 +495,7 @@ impl AppServers {
     #[allow(clippy::too_many_arguments)] // A hub method's own, and the world around it.
     fn update(
         &mut self,
+        on: usize,
         bound: usize,
         origin: &Origin,
         client: usize,
@@ -502,7 +507,10 @@ impl AppServers {
         let server = self.lanes[bound].server;
         let upstream = self.upstream(server);
         let is_known = self.servers[server].controllers[origin].views.contains(view);
-        ledger.on_update(upstream, client, view, data, is_known)?;
+        // The lane that it came on is gone: it counts for nothing any more, and its answer reaches nobody.
+        if network.socket(self.lanes[on].socket).broken.is_none() {
+            ledger.on_update(upstream, client, view, data, is_known)?;
+        }
         if !is_known {
             return Ok(Vec::new());
         }
