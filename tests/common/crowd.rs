@@ -148,7 +148,7 @@ impl Ledger {
         self.lost.extend(outstanding.map(|(number, sent)| Lost { number, sent, between_lives: true }));
     }
 
-    fn shown(&self) -> String {
+    pub fn shown(&self) -> String {
         let seconds = |at: Instant| format!("{:.1} s ago", at.elapsed().as_secs_f64());
         let lives: Vec<String> = self
             .lives
