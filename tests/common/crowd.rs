@@ -338,11 +338,13 @@ impl Crowd {
     }
 
     fn assert_each(&self, mut fault: impl FnMut(usize, &Ledger) -> Option<String>) {
-        let wrong: Vec<String> = self
-            .all()
-            .enumerate()
-            .filter_map(|(client, ledger)| Some(format!("client {client}: {}", fault(client, &ledger)?)))
-            .collect();
+        let mut wrong = Vec::new();
+        for (client, ledger) in self.all().enumerate() {
+            if let Some(fault) = fault(client, &ledger) {
+                let whole = if wrong.is_empty() { ledger.shown() } else { String::new() };
+                wrong.push(format!("client {client}: {fault} {whole}"));
+            }
+        }
         let shown: Vec<&str> = wrong.iter().take(20).map(String::as_str).collect();
         assert!(wrong.is_empty(), "{} of {} clients:\n{}", wrong.len(), self.load.clients, shown.join("\n"));
     }
