@@ -11,7 +11,9 @@ use super::common::ws::Socket;
 use super::common::{App, Node, PATIENCE, Process, wait_for};
 use futures_util::{SinkExt, StreamExt};
 use std::collections::{BTreeMap, VecDeque};
+use std::io;
 use std::net::{Ipv4Addr, SocketAddr};
+use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -67,9 +69,10 @@ pub const BAD_SOURCE: Ipv4Addr = Ipv4Addr::new(127, 66, 0, 1);
 pub struct Arena {
     pub name: &'static str,
     pub scale: Scale,
-    pub app: App,
-    pub node: Node,
+    /// Before the node, so that a test that fails does not have each of them complain about the node's end.
     crowd: Crowd,
+    pub node: Node,
+    pub app: App,
     runtime: Runtime,
     budget: Budget,
     start: Books,
@@ -110,33 +113,72 @@ fn alone() -> MutexGuard<'static, ()> {
     ALONE.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-impl Arena {
-    /// A node with these settings and the good clients on it. `places` is its `max_clients` beside them.
-    pub fn open(name: &'static str, scale: Scale, places: usize, flags: &[&str]) -> Arena {
-        Arena::with(name, scale, places, flags, |app, flags| Node::start(app, flags))
+/// What an arena is to be like.
+pub struct Setup {
+    name: &'static str,
+    scale: Scale,
+    places: Option<usize>,
+    flags: Vec<String>,
+    upstreams: String,
+    descriptors: Option<usize>,
+}
+
+impl Setup {
+    pub fn new(name: &'static str, scale: Scale) -> Setup {
+        Setup { name, scale, places: None, flags: Vec::new(), upstreams: String::new(), descriptors: None }
     }
 
-    pub fn with(
-        name: &'static str,
-        scale: Scale,
-        places: usize,
-        flags: &[&str],
-        start: impl FnOnce(&App, &[&str]) -> Node,
-    ) -> Arena {
+    /// Room for so many clients beside the good ones; what the node's memory is to stay within depends on it.
+    pub fn places(self, count: usize) -> Setup {
+        Setup { places: Some(count), ..self }
+    }
+
+    pub fn flags(mut self, flags: &[&str]) -> Setup {
+        self.flags.extend(flags.iter().map(|flag| flag.to_string()));
+        self
+    }
+
+    /// Lines of the configuration for upstreams in front of the good clients' app server.
+    pub fn upstreams(mut self, lines: &str) -> Setup {
+        self.upstreams.push_str(lines);
+        self
+    }
+
+    /// The node may have so many open files, and decides for itself what that is enough for.
+    pub fn descriptors(self, count: usize) -> Setup {
+        Setup { descriptors: Some(count), ..self }
+    }
+
+    /// The node is up and the good clients are on it.
+    pub fn open(self) -> Arena {
+        let Setup { name, scale, places, mut flags, upstreams, descriptors } = self;
         let alone = alone();
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
         let runtime = runtime.expect("a runtime starts");
         let app = App::start();
-        // Places are shared out over the shards, and the kernel does not deal connections evenly.
-        let max_clients = ((scale.good_clients + places) * 5 / 4 + 100).to_string();
-        let flags = [&["--shards", "2", "--max-clients", &max_clients], flags].concat();
-        let budget = Budget::printed(&[&["--app-server", &app.url()], &flags[..]].concat());
-        let node = start(&app, &flags);
+        flags.extend(["--shards".into(), "2".into()]);
+        if let Some(places) = places {
+            // They are shared out over the shards, and the kernel does not deal connections evenly.
+            flags.extend(["--max-clients".into(), ((scale.good_clients + places) * 5 / 4 + 100).to_string()]);
+        }
+        let lines = format!("{upstreams}\n[[upstream]]\nname = \"good\"\nurl = \"{}\"\n", app.url());
+        let path = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("arena-{}.toml", std::process::id()));
+        std::fs::write(&path, lines).expect("the folder for tests' files is there");
+        flags.extend(["--config".into(), path.to_str().expect("it is UTF-8").into()]);
+        let flags: Vec<&str> = flags.iter().map(String::as_str).collect();
+        let budget = Budget::printed(&flags);
+        let node = match descriptors {
+            Some(count) => Node::run_with_descriptors(count, &flags),
+            None => Node::run(&flags),
+        };
+        let _ = std::fs::remove_file(&path);
         let crowd = Crowd::gather(&runtime, node.address, scale);
         let start = Books::balanced(&node, false);
         Arena { name, scale, app, node, crowd, runtime, budget, start, _alone: alone }
     }
+}
 
+impl Arena {
     pub fn address(&self) -> SocketAddr {
         self.node.address
     }
@@ -147,28 +189,32 @@ impl Arena {
 
     /// A connection from the attackers' `number`th address.
     pub fn dial(&self, number: usize) -> std::net::TcpStream {
-        self.try_dial(number, None).expect("the listener accepts")
+        self.dial_with(number, |_| Ok(()))
     }
 
     /// ... whose kernel holds little of what it does not read.
     pub fn dial_narrow(&self, number: usize) -> std::net::TcpStream {
-        self.try_dial(number, Some(4096)).expect("the listener accepts")
+        self.dial_with(number, |socket| socket.set_recv_buffer_size(4096))
     }
 
-    fn try_dial(&self, number: usize, receive_buffer: Option<u32>) -> std::io::Result<std::net::TcpStream> {
+    /// ... that is reset when it is dropped.
+    pub fn dial_to_reset(&self, number: usize) -> std::net::TcpStream {
+        self.dial_with(number, TcpSocket::set_zero_linger)
+    }
+
+    fn dial_with(&self, number: usize, set: impl FnOnce(&TcpSocket) -> io::Result<()>) -> std::net::TcpStream {
         let [a, b, ..] = BAD_SOURCE.octets();
         let source = Ipv4Addr::new(a, b, (number / 200) as u8, (number % 200 + 1) as u8);
-        self.runtime.block_on(async {
+        let dialled: io::Result<std::net::TcpStream> = self.runtime.block_on(async {
             let socket = TcpSocket::new_v4()?;
-            if let Some(bytes) = receive_buffer {
-                socket.set_recv_buffer_size(bytes)?;
-            }
+            set(&socket)?;
             socket.bind((source, 0).into())?;
-            let stream = socket.connect(self.node.address).await?.into_std()?;
-            stream.set_nonblocking(false)?;
-            stream.set_nodelay(true)?;
-            Ok(stream)
-        })
+            socket.connect(self.node.address).await?.into_std()
+        });
+        let stream = dialled.unwrap_or_else(|error| panic!("attacker {number} cannot connect: {error}"));
+        stream.set_nonblocking(false).expect("it can wait");
+        stream.set_nodelay(true).expect("TCP_NODELAY can be set");
+        stream
     }
 
     /// How far a series of the node has risen since the good clients were there; of all its labels with none.
@@ -222,7 +268,7 @@ impl Arena {
         let connections = books.get("connections_accepted", "") - books.get("connections_closed", "");
         assert_eq!(connections, self.good_clients() as f64, "{}: only the good clients are connected", self.name);
 
-        let Arena { name, scale, app, node, crowd, runtime, budget, .. } = self;
+        let Arena { name, scale, app, node, mut crowd, runtime, budget, .. } = self;
         let answered = crowd.leave(&runtime, name);
         let between = |from: Instant, to: Instant| {
             let inside = answered.iter().filter(|(due, _)| (from..to).contains(due));
@@ -394,16 +440,22 @@ impl Crowd {
     }
 
     /// Everybody gets the answers that are still due, and leaves.
-    fn leave(self, runtime: &Runtime, name: &str) -> Vec<Answered> {
+    fn leave(&mut self, runtime: &Runtime, name: &str) -> Vec<Answered> {
         self.stop.store(true, Relaxed);
         let mut all = Vec::new();
-        for (number, client) in self.clients.into_iter().enumerate() {
+        for (number, client) in self.clients.iter_mut().enumerate() {
             match runtime.block_on(client) {
                 Ok(answered) => all.extend(answered),
                 Err(error) => panic!("{name}: good client {number} was lost: {error}"),
             }
         }
         all
+    }
+}
+
+impl Drop for Crowd {
+    fn drop(&mut self) {
+        self.clients.iter().for_each(JoinHandle::abort);
     }
 }
 
