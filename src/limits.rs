@@ -69,6 +69,29 @@ pub const DESCRIPTORS_SLACK: u32 = 64;
 pub const DESCRIPTORS_PER_SHARD: u32 = 8;
 /// Descriptors of one lane: its socket, and the one that is being dialled to replace it.
 pub const DESCRIPTORS_PER_LANE: u32 = 2;
+/// How long what is queued for a client may wait for a client that takes nothing: SignalR's clients give up a server from which they have
+/// heard nothing whole for 30 s, so whoever waits longer waits for nobody. (Seconds.)
+pub const CLIENT_SEND_QUEUE_SECONDS_DEFAULT: u64 = 30;
+/// Messages a second that one client may send in the long run, and at once. A person at a page makes tens, a drag that reports
+/// every move 60; a page that opens asks for each of its view models. Over it nothing is lost, it is read later.
+pub const MESSAGE_RATE_DEFAULT: u32 = 1000;
+pub const MESSAGE_BURST_DEFAULT: u32 = 2000;
+pub const MESSAGE_RATE_MAX: u32 = 1_000_000;
+/// What is over the burst is counted in 16 bits as well, and one POST may carry thousands of small messages.
+pub const MESSAGE_BURST_MAX: u32 = 30_000;
+/// Connections a second that one shard accepts in the long run, and that many at once. Others wait in the kernel's queue. Each takes
+/// some 60 us of the shard until it is a client, and over TLS several times that: a storm leaves most of the core to who is served.
+pub const ACCEPT_RATE_DEFAULT: u32 = 2000;
+pub const ACCEPT_RATE_MAX: u32 = 1_000_000;
+/// Accepts that a shard has under way for one listener, which is what one turn can bring of new connections.
+pub const ACCEPTS_AT_ONCE: u16 = 16;
+/// How long a client's machine may leave unanswered what TCP sends it, probes of a connection that is quiet among it. (Seconds; then
+/// the limits, in milliseconds.)
+pub const TCP_TIMEOUT_SECONDS_DEFAULT: u64 = 60;
+pub const TCP_TIMEOUT_MS_MIN: u64 = 6_000;
+pub const TCP_TIMEOUT_MS_MAX: u64 = 60 * 60 * 1000;
+/// Probes of a quiet connection in that time.
+pub const TCP_PROBES: u32 = 3;
 /// Bytes queued for one client before it counts as too slow.
 pub const CLIENT_SEND_QUEUE_BYTES_DEFAULT: u32 = 256 * 1024;
 /// Below this, one large group message would disconnect healthy clients.
@@ -238,6 +261,10 @@ pub const HTTP_IDLE_MS: u64 = 60_000;
 /// Bodies of POSTs that came before their connection's first poll or event stream, of one shard together. Python's signalrcore sends
 /// its handshake that early.
 pub const EARLY_BODIES_BYTES_MAX: usize = 4 * 1024 * 1024;
+/// A POST of a client that is not to be read at present waits this long for its answer. Well below what clients wait for one (100 s) ...
+pub const POST_PATIENCE_MS: u64 = 10_000;
+/// ... and is tried again this often.
+pub const POST_AGAIN_MS: u64 = 100;
 /// Used tokens a shard remembers so that each begins one connection only; an entry takes about 100 bytes.
 pub const USED_TOKENS_MAX: usize = 65_536;
 /// Groups one client may be in.

@@ -245,12 +245,19 @@ stateful_reconnect_buffer_size = 200000
 poll_timeout = "50s"
 disconnect_timeout = "20s"
 close_on_authentication_expiration = true
+negotiate_when_unavailable = true
 
 [limits]
 max_clients = 500
 client_send_queue_bytes = "256KiB"
 client_send_buffer_bytes = "32KiB"
 request_head_timeout = "5s"
+client_send_queue_time = "30s"
+client_message_rate = 1000
+client_message_burst = 2000
+client_tcp_timeout = "1m"
+connections_per_address = 0
+accept_rate = 2000
 upstream_queue_bytes = "4MiB"
 upstream_queue_timeout = "10s"
 

@@ -113,6 +113,8 @@ pub struct Hub {
     pub disconnect_timeout: Duration,
     /// Only with an identity. Default false.
     pub close_on_authentication_expiration: bool,
+    /// May clients begin while no app server that answers can be reached? Default true.
+    pub negotiate_when_unavailable: bool,
 }
 
 /// The certificate of https listeners.
@@ -156,6 +158,18 @@ pub struct Limits {
     pub client_send_buffer_bytes: u32,
     /// How long a request head may take. Default 5 s.
     pub request_head_timeout: Duration,
+    /// How long what is queued for a client may wait while it takes nothing. Default 30 s.
+    pub client_send_queue_time: Duration,
+    /// Messages a second of one client; 0: any number. Default 1000.
+    pub client_message_rate: u32,
+    /// ... and at once. Default 2000.
+    pub client_message_burst: u32,
+    /// How long a client's machine may acknowledge nothing. Default 60 s.
+    pub client_tcp_timeout: Duration,
+    /// Connections at once from one address; 0: any number, the default.
+    pub connections_per_address: u32,
+    /// Connections a second that each shard accepts; 0: any number. Default 2000.
+    pub accept_rate: u32,
     /// Client messages waiting for a lane that is not up, per lane: bytes. Default 4 MiB.
     pub upstream_queue_bytes: u32,
     /// ... and how long one may wait before it is answered with an error. Default 10 s.

@@ -30,10 +30,17 @@ pub enum Key {
     PollTimeout,
     DisconnectTimeout,
     CloseOnAuthenticationExpiration,
+    NegotiateWhenUnavailable,
     MaxClients,
     ClientSendQueueBytes,
     ClientSendBufferBytes,
     RequestHeadTimeout,
+    ClientSendQueueTime,
+    ClientMessageRate,
+    ClientMessageBurst,
+    ClientTcpTimeout,
+    ConnectionsPerAddress,
+    AcceptRate,
     UpstreamQueueBytes,
     UpstreamQueueTimeout,
     TlsCertificateFile,
@@ -222,6 +229,8 @@ settings! {
     CloseOnAuthenticationExpiration, Hub, "close_on_authentication_expiration", "CLOSE_ON_AUTHENTICATION_EXPIRATION",
         "close-on-authentication-expiration", Kind::Boolean, "false",
         "Whether a client is disconnected when the token expires that it connected with; needs a key in [identity]";
+    NegotiateWhenUnavailable, Hub, "negotiate_when_unavailable", "NEGOTIATE_WHEN_UNAVAILABLE", "negotiate-when-unavailable", Kind::Boolean, "true",
+        "Whether clients may begin while no app server that answers can be reached, and wait for one; otherwise they get 503 with Retry-After";
     MaxClients, Limits, "max_clients", "MAX_CLIENTS", "max-clients", Kind::Count { min: 1, max: CLIENTS_MAX },
         "what the open-files limit allows, at most 100000",
         "Connections held at once, shared out over the shards; more are refused with 503";
@@ -233,6 +242,21 @@ settings! {
         "Kernel send buffer of a client socket (SO_SNDBUF)";
     RequestHeadTimeout, Limits, "request_head_timeout", "REQUEST_HEAD_TIMEOUT", "request-head-timeout", SETUP_TIMEOUT, "5s",
         "How long a request head may take to arrive";
+    ClientSendQueueTime, Limits, "client_send_queue_time", "CLIENT_SEND_QUEUE_TIME", "client-send-queue-time", SETUP_TIMEOUT, "30s",
+        "How long what is queued for a client may wait while it takes nothing, before it is disconnected";
+    ClientMessageRate, Limits, "client_message_rate", "CLIENT_MESSAGE_RATE", "client-message-rate", Kind::Count { min: 0, max: MESSAGE_RATE_MAX }, "1000",
+        "Messages a second that one client may send in the long run, pings among them; more are read later; 0 for any number";
+    ClientMessageBurst, Limits, "client_message_burst", "CLIENT_MESSAGE_BURST", "client-message-burst",
+        Kind::Count { min: 1, max: MESSAGE_BURST_MAX }, "2000",
+        "Messages that one client may send at once";
+    ClientTcpTimeout, Limits, "client_tcp_timeout", "CLIENT_TCP_TIMEOUT", "client-tcp-timeout",
+        Kind::Duration { min_ms: TCP_TIMEOUT_MS_MIN, max_ms: TCP_TIMEOUT_MS_MAX }, "60s",
+        "How long a client's machine may leave what it is sent unacknowledged, probes of a quiet connection among it, before the client counts as gone";
+    ConnectionsPerAddress, Limits, "connections_per_address", "CONNECTIONS_PER_ADDRESS", "connections-per-address",
+        Kind::Count { min: 0, max: CLIENTS_MAX }, "0",
+        "Connections at once from one client address (of IPv6, from one /64), more are refused with 429; 0 for any number. Needs trusted_proxies where there is a proxy in front, or all are the proxy's";
+    AcceptRate, Limits, "accept_rate", "ACCEPT_RATE", "accept-rate", Kind::Count { min: 0, max: ACCEPT_RATE_MAX }, "2000",
+        "Connections a second that each shard accepts in the long run; more wait in the kernel's queue; 0 for any number";
     UpstreamQueueBytes, Limits, "upstream_queue_bytes", "UPSTREAM_QUEUE_BYTES", "upstream-queue-bytes",
         Kind::Size { min: UPSTREAM_QUEUE_BYTES_MIN, max: UPSTREAM_QUEUE_BYTES_MAX }, "4MiB",
         "Bytes of client messages that may wait for a lane that is not up, per lane";

@@ -5,7 +5,7 @@ use super::exchange::within;
 use super::random;
 use super::stream::Stream;
 use crate::config::UpstreamUrl;
-use crate::limits::INTERIM_REPLIES_MAX;
+use crate::limits::{INTERIM_REPLIES_MAX, LANE_SILENCE_MS};
 use crate::proto::http;
 use crate::proto::signalr::handshake::{self, Protocol};
 use crate::proto::signalr::negotiate::{NegotiateAnswer, parse_negotiate_answer};
@@ -59,6 +59,9 @@ pub(super) async fn dial(
     .await?;
     // The copy is the shard's; tokio-uring closes its own when the stream is dropped, which leaves the connection alone.
     let socket = socket::duplicate(tcp.as_raw_fd()).map_err(|error| format!("cannot hand the socket over: {error}"))?;
+    // Silence of the app server is noticed anyway; what we say and nobody takes is noticed only so.
+    socket::find_gone_peers(&socket, Duration::from_millis(LANE_SILENCE_MS))
+        .map_err(|error| format!("cannot watch the connection: {error}"))?;
     Ok(Dialled { socket, tls: stream.tls, early })
 }
 

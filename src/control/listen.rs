@@ -45,7 +45,8 @@ pub(super) fn open(
         let tls = listener.tls.then(|| tls.expect("an https listener has a certificate").clone());
         match &listener.address {
             ListenAddress::Tcp(address) => {
-                let (sockets, address) = tcp(*address, shards.len()).map_err(words)?;
+                let timeout = config.limits.client_tcp_timeout;
+                let (sockets, address) = tcp(*address, shards.len(), timeout).map_err(words)?;
                 for (shard, socket) in shards.iter_mut().zip(sockets) {
                     shard.push(Listener { socket: OwnedFd::from(socket), tls: tls.clone(), is_unix: false });
                 }
@@ -65,8 +66,8 @@ pub(super) fn open(
     Ok((shards, places))
 }
 
-/// One socket a shard on the same address; the kernel spreads the connections.
-fn tcp(address: SocketAddr, shards: usize) -> io::Result<(Vec<TcpListener>, SocketAddr)> {
+/// One socket a shard on the same address; the kernel spreads the connections, which inherit the options.
+fn tcp(address: SocketAddr, shards: usize, timeout: Duration) -> io::Result<(Vec<TcpListener>, SocketAddr)> {
     patiently(|| socket::probe_free(address))?;
     let first = socket::listen(address)?;
     // Port 0 became a real one.
@@ -74,6 +75,9 @@ fn tcp(address: SocketAddr, shards: usize) -> io::Result<(Vec<TcpListener>, Sock
     let mut listeners = vec![first];
     while listeners.len() < shards {
         listeners.push(socket::listen(address)?);
+    }
+    for listener in &listeners {
+        socket::find_gone_peers(listener, timeout)?;
     }
     Ok((listeners, address))
 }

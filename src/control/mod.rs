@@ -29,9 +29,10 @@ use crate::metrics::process::ProcessStats;
 use crate::proto::http::{HttpPolicy, OriginPolicy, Trusted};
 use crate::proto::signalr::Protocol;
 use crate::session::client::ClientSettings;
+use crate::session::pace::Rate;
 use crate::session::routing::{Route, UpstreamKind};
 use crate::session::token::TokenKey;
-use crate::shard::{Authentication, Settings, Shard, Upstream, Upstreams};
+use crate::shard::{Addresses, Authentication, Settings, Shard, Upstream, Upstreams};
 use crate::sys::ring::Ring;
 use crate::sys::{probe, socket};
 use core::time::Duration;
@@ -68,6 +69,9 @@ impl Node {
         let started = Instant::now();
         let secrets = Secrets::new(&config)?;
         let process = Arc::new(ProcessStats::default());
+        let per_address_max = config.limits.connections_per_address;
+        let addresses = (per_address_max > 0).then(|| Arc::new(Addresses::new(per_address_max)));
+        let shared = Shared { process: process.clone(), addresses };
         let (to_control, from_shards) = bus::channel()?;
         let (commands, commanded) = tokio_mpsc::unbounded_channel();
         let mut shards = Vec::new();
@@ -80,7 +84,7 @@ impl Node {
         for (index, (listeners, (orders, ordered))) in listeners.into_iter().zip(channels).enumerate() {
             let published = Arc::new(Published::new());
             let shard = ShardId(index as u8);
-            let settings = shard_settings(&config, shard, &secrets, identity.as_ref(), &process)?;
+            let settings = shard_settings(&config, shard, &secrets, identity.as_ref(), &shared)?;
             let lane = |(index, place)| (LaneKey { shard, index: LaneIndex(index) }, place);
             let lanes = (0..).zip(config.lanes_of(shard)).map(lane).collect();
             shards.push(plane::ShardHandle { orders, published: published.clone(), lanes });
@@ -239,12 +243,18 @@ fn random<const N: usize>() -> io::Result<[u8; N]> {
     Ok(bytes)
 }
 
+/// What all shards share beside what they are told.
+struct Shared {
+    process: Arc<ProcessStats>,
+    addresses: Option<Arc<Addresses>>,
+}
+
 fn shard_settings(
     config: &Config,
     shard: ShardId,
     secrets: &Secrets,
     identity: Option<&Arc<Identity>>,
-    process: &Arc<ProcessStats>,
+    shared: &Shared,
 ) -> io::Result<Settings> {
     Ok(Settings {
         shard,
@@ -266,7 +276,7 @@ fn shard_settings(
         disconnect_timeout: config.hub.disconnect_timeout,
         upstreams: upstreams(config, &secrets.node),
         lanes: config.lanes_of(shard),
-        process: process.clone(),
+        process: shared.process.clone(),
         has_tls: config.upstreams.iter().flat_map(|upstream| &upstream.urls).any(|target| target.url.tls)
             || config.listen.iter().any(|listener| listener.tls),
         client: ClientSettings {
@@ -274,9 +284,18 @@ fn shard_settings(
             client_timeout: config.hub.client_timeout_interval,
             keep_alive: config.hub.keep_alive_interval,
             message_bytes_max: config.hub.maximum_receive_message_size,
+            rate: Rate {
+                per_second: config.limits.client_message_rate,
+                // Its range ends far below u16's.
+                burst: config.limits.client_message_burst as u16,
+            },
         },
         connections_max: config.connections_per_shard(),
+        accept_rate: config.limits.accept_rate,
+        addresses: shared.addresses.clone(),
+        begins_unavailable: config.hub.negotiate_when_unavailable,
         send_queue_bytes_max: config.limits.client_send_queue_bytes,
+        send_queue_time: config.limits.client_send_queue_time,
         send_buffer_bytes: config.limits.client_send_buffer_bytes,
         request_head_timeout: config.limits.request_head_timeout,
         lane_queue_bytes_max: config.limits.upstream_queue_bytes,

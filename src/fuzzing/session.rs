@@ -11,6 +11,7 @@ use crate::session::client::{ClientEnv, ClientSession, ClientSettings, Note};
 use crate::session::fault::{End, LaneEnd, Refusal};
 use crate::session::form::{Form, Transport};
 use crate::session::lane::{LaneEnv, LaneNote, LaneOut, LaneSession, opcode};
+use crate::session::pace::Rate;
 use core::time::Duration;
 use serde_json::Value;
 
@@ -19,6 +20,7 @@ const SETTINGS: ClientSettings = ClientSettings {
     client_timeout: Duration::from_secs(30),
     keep_alive: Duration::from_secs(15),
     message_bytes_max: 512,
+    rate: Rate { per_second: 10, burst: 20 },
 };
 
 /// How a client comes: the first byte of an input.

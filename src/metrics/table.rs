@@ -40,6 +40,7 @@ table! {
     "connections_accepted", "Connections accepted on the listening socket", "" { ConnectionsAccepted = "" }
     "connections_closed", "Connections closed, whichever side began", "" { ConnectionsClosed = "" }
     "accept_errors", "Accepts that failed, mostly for want of file descriptors", "" { AcceptErrors = "" }
+    "accept_pauses", "Pauses in which no connection is accepted, because more than accept_rate came", "" { AcceptPauses = "" }
     "http_requests", "HTTP requests read whole, refused ones included", "" { HttpRequests = "" }
     "negotiations", "Negotiate requests answered with a token", "" { Negotiations = "" }
     "clients_opened", "Clients that began, by transport", "transport" {
@@ -133,6 +134,9 @@ table! {
         RefusedHeadTimeout = "head_timeout",
         RefusedProxyProtocol = "proxy_protocol",
         RefusedOverloaded = "overloaded",
+        RefusedTooManyRequests = "too_many_requests",
+        RefusedAddressLimit = "address_limit",
+        RefusedUnavailable = "unavailable",
         // proto::dotnetify::request::RequestError.
         RefusedUnknownMethod = "unknown_method",
         RefusedArgumentCount = "argument_count",
@@ -179,6 +183,7 @@ table! {
         EndedInactive = "inactive",
         EndedDeleted = "deleted",
         EndedSlowClient = "slow_client",
+        EndedStalledClient = "stalled_client",
         EndedLaneLost = "lane_lost",
         EndedTokenExpired = "token_expired",
         EndedStopping = "stopping",
@@ -195,6 +200,16 @@ table! {
         DroppedGroupJoin = "too_many_groups",
         DroppedRelay = "relay_queue_full",
         DroppedObserverMessage = "observer_message",
+    }
+    "http_ends", "HTTP connections that the node ended without an answer, by reason", "reason" {
+        HttpEndedIdle = "idle",
+        HttpEndedSlow = "slow",
+        HttpEndedStalled = "stalled",
+        HttpEndedPipelined = "too_much_behind_a_poll",
+    }
+    "read_pauses", "Pauses in which nothing was read from a client, by reason", "reason" {
+        PausedRate = "message_rate",
+        PausedLane = "lane_full",
     }
     "receive_buffers_exhausted", "Receives that found no free buffer and were repeated", "" { ReceiveBuffersExhausted = "" }
     "turns", "Turns of the shard's loop", "" { Turns = "" }

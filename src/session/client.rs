@@ -9,6 +9,7 @@
 use super::assembler::{Assembler, Framing};
 use super::fault::{End, Refusal};
 use super::form::{Form, Transport};
+use super::pace::{Pace, Rate};
 use super::resume::Inbound;
 use crate::ids::Time;
 use crate::limits::HANDSHAKE_BYTES_MAX;
@@ -29,6 +30,8 @@ pub struct ClientSettings {
     pub keep_alive: Duration,
     /// Largest message, framing included.
     pub message_bytes_max: u32,
+    /// Messages it may send, WebSocket's control frames among them.
+    pub rate: Rate,
 }
 
 /// Effects of a client's session.
@@ -74,6 +77,8 @@ struct State {
     unchecked: bool,
     /// A deadline is nearer than the last one that was given out.
     hurried: bool,
+    /// Of everything that is worth an answer or a look, pings and control frames among it.
+    pace: Pace,
     /// Stateful reconnect: what has arrived. None: the client did not ask for it.
     inbound: Option<Box<Inbound>>,
 }
@@ -100,7 +105,7 @@ impl ClientSession {
         ClientSession {
             ws: Decoder::new(Role::Server),
             assembler: Assembler::default(),
-            state: State { phase, form, unchecked: false, hurried: false, inbound },
+            state: State { phase, form, unchecked: false, hurried: false, pace: Pace::default(), inbound },
         }
     }
 
@@ -126,6 +131,25 @@ impl ClientSession {
         }
     }
 
+    /// The client's silence was ours: nothing was read from it.
+    pub fn excuse(&mut self, now: Time) {
+        if let Phase::Open { heard, .. } = &mut self.state.phase
+            && *heard != Time::NEVER
+        {
+            *heard = now;
+        }
+    }
+
+    /// Something came that is thrown away unseen.
+    pub fn count(&mut self) {
+        self.state.pace.count();
+    }
+
+    /// If it has sent more than it may: when it may be read again.
+    pub fn too_fast_until(&mut self, now: Time, settings: &ClientSettings) -> Option<Time> {
+        self.state.pace.full_until(now, settings.rate)
+    }
+
     /// Has a deadline come nearer since the last call? Then `on_time` wants to be called, which says when next.
     pub fn take_hurry(&mut self) -> bool {
         core::mem::take(&mut self.state.hurried)
@@ -144,19 +168,17 @@ impl ClientSession {
         self.ws = Decoder::new(Role::Server);
         // Half a record that was cut off with the old socket comes again, whole.
         self.assembler.release(pool);
-        let State { phase, form, unchecked, hurried, inbound } = &mut self.state;
+        let State { phase, form, unchecked, hurried, inbound, .. } = &mut self.state;
         *unchecked = false;
         *hurried = true;
         if let Some(inbound) = inbound {
             inbound.resumed();
         }
-        if let Phase::Open { ping_due, heard } = phase {
+        if let Phase::Open { ping_due, .. } = phase {
             *ping_due = now.after(settings.keep_alive);
-            if *heard != Time::NEVER {
-                *heard = now;
-            }
         }
         let form = *form;
+        self.excuse(now);
         env.out(|out| form.write(out, |out| encode::sequence(form.protocol, sequence, out)));
     }
 
@@ -177,13 +199,17 @@ impl ClientSession {
             match event {
                 None => {}
                 Some(Event::Data { binary, range, .. }) => {
+                    if range.is_empty() {
+                        self.state.pace.count();
+                    }
                     self.on_data(now, &piece[range], binary, settings, pool, env)?;
                 }
                 Some(Event::Ping) => {
+                    self.state.pace.count();
                     let payload = self.ws.control_payload();
                     env.out(|out| write_frame(out, Opcode::Pong, None, |out| out.extend_from_slice(payload)));
                 }
-                Some(Event::Pong) => {}
+                Some(Event::Pong) => self.state.pace.count(),
                 Some(Event::Close { code }) => return Err(End::PeerCloseFrame(code)),
             }
         }
@@ -341,6 +367,7 @@ impl State {
         pool: &mut BytePool,
         env: &mut impl ClientEnv,
     ) -> Result<(), End> {
+        self.pace.count();
         let protocol = self.form.protocol;
         let message = signalr::parse(protocol, record).map_err(End::Message)?;
         if let Phase::Open { heard, .. } = &mut self.phase
@@ -460,6 +487,7 @@ mod tests {
         client_timeout: Duration::from_secs(30),
         keep_alive: Duration::from_secs(15),
         message_bytes_max: 1024,
+        rate: Rate { per_second: 10, burst: 20 },
     };
 
     #[derive(Default)]

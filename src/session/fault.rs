@@ -31,6 +31,8 @@ pub enum End {
     Deleted,
     /// Its send queue was over its bound: it does not read as fast as it is written to.
     SlowClient,
+    /// What is queued for it has waited too long: it takes nothing any more.
+    StalledClient,
     /// The lane it was pinned to is gone: it must request its view models again.
     LaneLost,
     /// The token it came with is no longer good: it must come again with a fresh one.
@@ -69,7 +71,7 @@ impl End {
             // It asked for nothing more.
             End::Deleted => nothing,
             // Its queue is full: one more message would wait behind what it does not read.
-            End::SlowClient => nothing,
+            End::SlowClient | End::StalledClient => nothing,
             // ASP.NET ends a connection whose token expires in the same manner (reference 4 and 13.3).
             End::LaneLost | End::TokenExpired | End::Stopping => {
                 Told { hub_close: Some((None, true)), close_code: Some(1000) }
@@ -96,13 +98,14 @@ impl End {
             End::Inactive => "inactive",
             End::Deleted => "deleted",
             End::SlowClient => "slow_client",
+            End::StalledClient => "stalled_client",
             End::LaneLost => "lane_lost",
             End::TokenExpired => "token_expired",
             End::Stopping => "stopping",
         }
     }
 
-    pub const LABELS: [&'static str; 19] = [
+    pub const LABELS: [&'static str; 20] = [
         "peer_close",
         "peer_close_frame",
         "peer_gone",
@@ -119,6 +122,7 @@ impl End {
         "inactive",
         "deleted",
         "slow_client",
+        "stalled_client",
         "lane_lost",
         "token_expired",
         "stopping",
@@ -289,6 +293,7 @@ mod tests {
             End::Inactive,
             End::Deleted,
             End::SlowClient,
+            End::StalledClient,
             End::LaneLost,
             End::TokenExpired,
             End::Stopping,
@@ -306,7 +311,13 @@ mod tests {
         for end in every_end() {
             let told = end.told();
             match end {
-                End::PeerGone | End::SocketError(_) | End::SlowClient | End::Inactive | End::Tls(_) | End::Deleted => {
+                End::PeerGone
+                | End::SocketError(_)
+                | End::SlowClient
+                | End::StalledClient
+                | End::Inactive
+                | End::Tls(_)
+                | End::Deleted => {
                     assert_eq!(told.close_code, None);
                 }
                 End::LaneLost | End::TokenExpired | End::Stopping => {

@@ -1,5 +1,5 @@
 //! The pure lives of connections: a client's (`client`, over any transport: `form`; over several sockets: `resume`), a lane's (`lane`),
-//! what they share, and what their ends mean. `token` is how several requests are known to be of one connection.
+//! what they share, and what their ends mean. `pace` is how fast a client sends. `token` is how several requests are known to be of one connection.
 //!
 //! The contract of a session, written once:
 //! - It has no socket, clock, thread, random or log. Bytes and time come in as arguments; what is to happen goes out through the
@@ -16,6 +16,7 @@ pub mod fault;
 pub mod form;
 pub mod groups;
 pub mod lane;
+pub mod pace;
 pub mod resume;
 pub mod routing;
 pub mod token;

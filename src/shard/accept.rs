@@ -1,6 +1,8 @@
 //! New connections, and their requests until one of them makes a client.
 use super::Shard;
 use super::carried::Begun;
+use super::lane::Lane;
+use super::pause::Pause;
 use super::secure::Secure;
 use super::socket::{Conn, HttpStage, Input, Life, Socket, Stage, linger_until};
 use super::turn::own_token;
@@ -15,10 +17,10 @@ use crate::session::token::{Opened, Token};
 use crate::sys::{Completion, Io, Op, Token as Operation};
 use crate::tls::Tls;
 use core::time::Duration;
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::sync::Arc;
-use tracing::{error, warn};
+use tracing::{error, info, warn};
 
 /// Where a shard's connections come from.
 pub struct Listener {
@@ -38,6 +40,8 @@ enum Served {
     Elsewhere(ShardId),
     /// So many bytes of body are still to come.
     Incomplete { body_bytes: u64 },
+    /// It is there, with so many bytes of body, but nothing is taken from its client at present.
+    Later { body_bytes: u64 },
 }
 
 /// A request as it is served.
@@ -56,33 +60,62 @@ struct Reply {
 }
 
 impl<I: Io> Shard<I> {
-    pub(super) fn arm_accept(&mut self) {
+    pub(super) fn arm_accept(&mut self, now: Time) {
         for index in 0..self.listeners.len() {
-            self.arm_listener(index);
+            self.arm_listener(now, index);
         }
     }
 
-    fn arm_listener(&mut self, index: usize) {
-        if let Some(listener) = self.listeners.get(index) {
+    /// Has as many accepts under way as one turn may bring connections, if so many may come now. Not a multishot accept: in a storm that
+    /// brings everything the kernel has in one turn, and who is served waits for all of it.
+    fn arm_listener(&mut self, now: Time, index: usize) {
+        while self.accepts.get(index).is_some_and(|under_way| *under_way < ACCEPTS_AT_ONCE) {
+            let Some(listener) = self.listeners.get(index) else { return };
+            if let Err(again) = may_accept(&mut self.accepted_until, now, self.settings.accept_rate) {
+                // What is under way may bring some still.
+                if self.accepts[index] == 0 {
+                    self.metrics.add(Counter::AcceptPauses, 1);
+                    if let Some(suppressed) = self.quiet.accept_rate.admit(now) {
+                        let rate = self.settings.accept_rate;
+                        info!(
+                            "accepting pauses: more than {rate} connections a second (accept_rate) come to this shard, the others wait in the kernel's queue{suppressed}"
+                        );
+                    }
+                }
+                return self.rest(index, again);
+            }
+            self.accepts[index] += 1;
             self.io.arm_accept(listener.socket.as_raw_fd(), accept_token(index));
+        }
+    }
+
+    /// No accept is begun for this listener until then, or a little earlier.
+    fn rest(&mut self, index: usize, until: Time) {
+        self.accept_again = Some(self.accept_again.map_or(until, |again| again.min(until)));
+        if !self.resting.contains(&index) {
+            self.resting.push(index);
         }
     }
 
     pub(super) fn on_accepted(&mut self, now: Time, completion: Completion) {
         // The shard's own operations have no connection: their generation says which listener it is.
         let index = completion.token.key.generation as usize;
+        if let Some(under_way) = self.accepts.get_mut(index)
+            && !completion.more
+        {
+            *under_way -= 1;
+        }
         if completion.result < 0 {
             self.on_accept_error(now, index, -completion.result);
         } else {
             self.on_accepted_socket(now, index, completion.result);
         }
-        if !completion.more && !self.resting.contains(&index) {
-            self.arm_listener(index);
+        if !self.resting.contains(&index) {
+            self.arm_listener(now, index);
         }
     }
 
-    /// Mostly out of descriptors or memory: the kernel ended the multishot accept. Rest a moment instead of spinning; connections wait
-    /// in the backlog meanwhile.
+    /// Mostly out of descriptors or memory. Rest a moment instead of spinning; connections wait in the backlog meanwhile.
     fn on_accept_error(&mut self, now: Time, index: usize, errno: i32) {
         if self.listeners.is_empty() {
             return;
@@ -92,10 +125,7 @@ impl<I: Io> Shard<I> {
         if matches!(errno, libc::ECONNABORTED | libc::EINTR | libc::EAGAIN) {
             return;
         }
-        self.accept_again = Some(now.after(Duration::from_millis(ACCEPT_REST_MS)));
-        if !self.resting.contains(&index) {
-            self.resting.push(index);
-        }
+        self.rest(index, now.after(Duration::from_millis(ACCEPT_REST_MS)));
         let Some(suppressed) = self.quiet.accept.admit(now) else { return };
         let error = std::io::Error::from_raw_os_error(errno);
         match errno {
@@ -107,10 +137,10 @@ impl<I: Io> Shard<I> {
     }
 
     /// The rest is over.
-    pub(super) fn accept_on(&mut self) {
+    pub(super) fn accept_on(&mut self, now: Time) {
         self.accept_again = None;
         for index in core::mem::take(&mut self.resting) {
-            self.arm_listener(index);
+            self.arm_listener(now, index);
         }
     }
 
@@ -149,9 +179,10 @@ impl<I: Io> Shard<I> {
         secure: Option<Box<Secure>>,
         mut http: HttpStage,
     ) -> Option<SlotKey> {
-        let (until, is_secure) = (http.until, secure.is_some());
-        let is_surplus = self.conns.len() >= self.settings.connections_max;
-        http.is_surplus = is_surplus;
+        let (until, is_secure, peer) = (http.until, secure.is_some(), http.peer);
+        http.surplus = (self.conns.len() >= self.settings.connections_max).then_some(HttpError::Overloaded);
+        let surplus = http.surplus;
+        let is_proxied = http.proxied;
         let conn = |key| {
             let mut socket = Socket::new(key, fd);
             socket.secure = secure;
@@ -159,19 +190,70 @@ impl<I: Io> Shard<I> {
         };
         let Some(key) = self.conns.insert_with(conn) else {
             // Even the spare places are taken.
+            self.note_surplus(now, HttpError::Overloaded, peer.remote.ip());
             self.metrics.add(Counter::refusal(HttpError::Overloaded.label()), 1);
             self.metrics.add(Counter::ConnectionsClosed, 1);
             self.io.close(fd);
             return None;
         };
         self.wheel.set(key.slot, until);
-        // Over TLS nothing can be said before the handshake: then its first request is answered so.
-        if is_surplus && !is_secure {
-            self.refuse_request(now, key, HttpError::Overloaded, Cors::None);
-            return None;
+        let surplus = surplus.or_else(|| if is_proxied { None } else { self.count_peer(key, &peer) });
+        if let Some(error) = surplus {
+            self.note_surplus(now, error, peer.remote.ip());
+            // Over TLS nothing can be said before the handshake: then its first request is answered so.
+            if !is_secure {
+                self.refuse_request(now, key, error, Cors::None);
+                return None;
+            }
         }
         self.conns.get_mut(key)?.socket.arm_readable(&mut self.io);
         Some(key)
+    }
+
+    /// Counts a connection for the address it comes from, unless that is a proxy's: then its clients count.
+    fn count_peer(&mut self, key: SlotKey, peer: &Peer) -> Option<HttpError> {
+        let address = peer.remote.ip();
+        if peer.is_unix || self.settings.trusted.admits(Some(address)) || self.count_address(key, address) {
+            return None;
+        }
+        if let Some(Conn { stage: Stage::Http(http), .. }) = self.conns.get_mut(key) {
+            http.surplus = Some(HttpError::AddressLimit);
+        }
+        Some(HttpError::AddressLimit)
+    }
+
+    /// A client begins at the place `key`, in a request that came on `begun.key`. It counts for who sent it, if that is known.
+    pub(super) fn count_client(&mut self, now: Time, key: SlotKey, begun: &Begun<'_, '_>) -> Result<(), HttpError> {
+        if self.settings.addresses.is_none() {
+            return Ok(());
+        }
+        let address = match (begun.client, self.conns.get(begun.key)) {
+            (Some(client), _) => client.ip,
+            (None, Some(Conn { stage: Stage::Http(http), .. })) => {
+                let address = http.peer.remote.ip();
+                if http.peer.is_unix || self.settings.trusted.admits(Some(address)) {
+                    return Ok(());
+                }
+                address
+            }
+            (None, _) => return Ok(()),
+        };
+        if self.count_address(key, address) {
+            return Ok(());
+        }
+        self.note_surplus(now, HttpError::AddressLimit, address);
+        Err(HttpError::AddressLimit)
+    }
+
+    fn note_surplus(&mut self, now: Time, error: HttpError, address: IpAddr) {
+        let quiet = if error == HttpError::AddressLimit { &mut self.quiet.address } else { &mut self.quiet.surplus };
+        let Some(suppressed) = quiet.admit(now) else { return };
+        match error {
+            HttpError::AddressLimit => {
+                info!(%address, "refused: it has as many connections as one address may (connections_per_address){suppressed}")
+            }
+            _ => warn!(%address, "refused: there are as many connections as there may be (max_clients){suppressed}"),
+        }
     }
 
     pub(super) fn wants_proxy_header(&self, key: SlotKey) -> bool {
@@ -195,7 +277,11 @@ impl<I: Io> Shard<I> {
                 if let Some(addresses) = addresses {
                     http.peer = Peer { local: addresses.destination, remote: addresses.source, is_unix: false };
                 }
+                let peer = http.peer;
                 let mut rest = core::mem::take(&mut http.buffer);
+                if let Some(error) = self.count_peer(key, &peer) {
+                    self.note_surplus(now, error, peer.remote.ip());
+                }
                 if used < rest.len() {
                     self.on_raw_bytes(now, key, Input::Bytes(&mut rest[used..]));
                 }
@@ -218,6 +304,7 @@ impl<I: Io> Shard<I> {
         let bytes = input.bytes(io);
         if http.parked.is_some() && http.buffer.len() + bytes.len() > HTTP_HEAD_BYTES_MAX {
             // Requests behind one that waits: more than any client has a reason for.
+            self.metrics.add(Counter::HttpEndedPipelined, 1);
             return self.connection_ends(now, key, End::PeerGone);
         }
         if http.buffer.capacity() == 0 {
@@ -239,8 +326,8 @@ impl<I: Io> Shard<I> {
             if socket.life != Life::Open || http.parked.is_some() || http.buffer.len() < http.wanted {
                 return;
             }
-            if http.is_surplus {
-                return self.refuse_request(now, key, HttpError::Overloaded, Cors::None);
+            if let Some(error) = http.surplus {
+                return self.refuse_request(now, key, error, Cors::None);
             }
             let skipped = http.body_left.min(http.buffer.len() as u64);
             http.buffer.drain(..skipped as usize);
@@ -263,14 +350,20 @@ impl<I: Io> Shard<I> {
             http.wanted = 0;
             let buffer = core::mem::take(&mut http.buffer);
             let outcome = self.serve_request(now, key, &buffer, head_bytes);
-            if let Some(Conn { stage: Stage::Http(http), .. }) = self.conns.get_mut(key) {
+            if let Some(Conn { socket, stage: Stage::Http(http) }) = self.conns.get_mut(key) {
                 http.buffer = buffer;
+                if core::mem::take(&mut http.waits) && !matches!(outcome, Served::Later { .. }) {
+                    socket.read_on(&mut self.io, Pause::Request);
+                }
                 match outcome {
                     // What follows the head: the body, the next request.
                     Served::Answered | Served::Done => drop(http.buffer.drain(..head_bytes)),
                     Served::Incomplete { body_bytes } => {
                         http.wanted = head_bytes + body_bytes as usize;
                         return self.request_begins(now, key);
+                    }
+                    Served::Later { body_bytes } => {
+                        return self.request_waits(now, key, head_bytes + body_bytes as usize);
                     }
                     Served::Elsewhere(shard) => return self.begin_leaving(now, key, shard),
                 }
@@ -291,6 +384,29 @@ impl<I: Io> Shard<I> {
         }
     }
 
+    /// A whole request of so many bytes is there and waits for its client to be read again. Nothing behind it is read meanwhile.
+    fn request_waits(&mut self, now: Time, key: SlotKey, bytes: usize) {
+        let Some(Conn { socket, stage: Stage::Http(http) }) = self.conns.get_mut(key) else { return };
+        http.waits = true;
+        if !socket.paused.has(Pause::Request) {
+            http.until = now.after(Duration::from_millis(POST_PATIENCE_MS));
+            socket.paused.add(Pause::Request);
+        }
+        http.wanted = bytes;
+        self.wheel.set(key.slot, now.after(Duration::from_millis(POST_AGAIN_MS)).min(http.until));
+    }
+
+    /// Tries a request again that waited, or refuses it if that has taken too long.
+    fn request_again(&mut self, now: Time, key: SlotKey) {
+        let Some(Conn { stage: Stage::Http(http), .. }) = self.conns.get(key) else { return };
+        if now < http.until {
+            self.serve_requests(now, key);
+        } else {
+            let cors = self.cors_of(key, &http.buffer);
+            self.refuse_request(now, key, HttpError::TooManyRequests, cors.as_cors());
+        }
+    }
+
     /// Answers one request.
     fn serve_request(&mut self, now: Time, key: SlotKey, buffer: &[u8], head_bytes: usize) -> Served {
         let head = match http::parse_head(&buffer[..head_bytes]) {
@@ -305,7 +421,7 @@ impl<I: Io> Shard<I> {
         let action = http::route(&head, &self.settings.http, https, &mut reply.bytes);
         let asked = Asked { head: &head, rest: &buffer[head_bytes..], client };
         let outcome = self.act(now, key, asked, action, &mut reply);
-        if !matches!(outcome, Ok(Served::Incomplete { .. } | Served::Elsewhere(_))) {
+        if !matches!(outcome, Ok(Served::Incomplete { .. } | Served::Later { .. } | Served::Elsewhere(_))) {
             self.metrics.add(Counter::HttpRequests, 1);
         }
         let served = match outcome {
@@ -317,12 +433,28 @@ impl<I: Io> Shard<I> {
                 Served::Answered
             }
         };
+        // RFC 9110 section 10.1.1: a client that asks first sends its body when it is told to, or keeps it and what follows is no body.
+        let is_kept =
+            matches!(served, Served::Incomplete { .. }) || matches!(served, Served::Answered) && reply.keep_alive;
+        if is_kept && head.content_length > (buffer.len() - head_bytes) as u64 && http::asks_to_continue(&head) {
+            self.say_continue(key);
+        }
         let Reply { bytes, keep_alive } = reply;
         if matches!(served, Served::Answered) {
             self.send_reply(now, key, &bytes, keep_alive, head.content_length);
         }
         self.pool.give(bytes);
         served
+    }
+
+    /// Answers `Expect: 100-continue`.
+    fn say_continue(&mut self, key: SlotKey) {
+        let Shard { conns, frames, dirty, .. } = self;
+        if let Some(Conn { socket, .. }) = conns.get_mut(key)
+            && socket.life == Life::Open
+        {
+            socket.out(frames, dirty, |out| out.extend_from_slice(http::CONTINUE));
+        }
     }
 
     /// Who a request's client is behind trusted proxies, and whether it came over TLS, where that is known.
@@ -377,10 +509,14 @@ impl<I: Io> Shard<I> {
             }
         }
         if let Action::Post { body_bytes, .. } = action
-            && token.is_some()
-            && (rest.len() as u64) < body_bytes
+            && let Some(token) = &token
         {
-            return Ok(Served::Incomplete { body_bytes });
+            if (rest.len() as u64) < body_bytes {
+                return Ok(Served::Incomplete { body_bytes });
+            }
+            if !self.takes_posts(token) {
+                return Ok(Served::Later { body_bytes });
+            }
         }
         // First of all: who may not ask does not learn what there is.
         let authenticated = self.authenticate(head).map_err(refused)?;
@@ -390,6 +526,7 @@ impl<I: Io> Shard<I> {
         match action {
             Action::Replied { .. } => unreachable!("answered above"),
             Action::Negotiate { version, stateful_reconnect, .. } => {
+                self.check_available(now).map_err(refused)?;
                 let stateful_reconnect = stateful_reconnect && self.settings.resume_bytes_max.is_some();
                 let (id, token) = self.new_token(stateful_reconnect);
                 let id = core::str::from_utf8(&id).expect("base64url is ASCII");
@@ -404,7 +541,10 @@ impl<I: Io> Shard<I> {
                 http::negotiate_reply(&negotiated, cors, keep_alive, out);
                 self.metrics.add(Counter::Negotiations, 1);
             }
-            Action::Upgrade { accept, .. } => {
+            Action::Upgrade { accept, id, .. } => {
+                if id.is_none() {
+                    self.check_available(now).map_err(refused)?;
+                }
                 let who = Begun { key, head, client, authenticated, cors };
                 self.on_upgrade(now, who, &accept, token, rest).map_err(refused)?;
                 return Ok(Served::Done);
@@ -433,6 +573,24 @@ impl<I: Io> Shard<I> {
         }
         reply.keep_alive = keep_alive;
         Ok(Served::Answered)
+    }
+
+    /// Clients may be told to come back when somebody is there to answer them.
+    fn check_available(&mut self, now: Time) -> Result<(), HttpError> {
+        if self.settings.begins_unavailable {
+            return Ok(());
+        }
+        let routes = &self.settings.upstreams.routes;
+        let answers = |lane: &Lane| lane.is_up() && routes.is_answering(usize::from(lane.place.upstream.0));
+        if self.lanes.iter().any(answers) {
+            return Ok(());
+        }
+        if let Some(suppressed) = self.quiet.unavailable.admit(now) {
+            warn!(
+                "a client is told to come back: no app server that answers can be reached (negotiate_when_unavailable = false){suppressed}"
+            );
+        }
+        Err(HttpError::Unavailable)
     }
 
     /// Sends the reply to a request. With `keep_alive` the connection waits for the next one, behind the body of this one.
@@ -480,8 +638,24 @@ impl<I: Io> Shard<I> {
 
     /// A deadline of a connection has come.
     pub(super) fn on_connection_time(&mut self, now: Time, key: SlotKey) {
+        let patience = self.settings.send_queue_time;
+        let Some(conn) = self.conns.get(key) else { return };
+        if conn.socket.life == Life::Open && conn.socket.stalled_at(now, patience) <= now {
+            return self.connection_ends(now, key, End::StalledClient);
+        }
+        self.on_deadline(now, key);
+        // Of what carries a client nothing else has a deadline.
+        let Some(conn) = self.conns.get(key) else { return };
+        let stalled_at = conn.socket.stalled_at(now, patience);
+        if conn.socket.life == Life::Open && stalled_at < Time::NEVER {
+            self.wheel.set_no_later(key.slot, stalled_at);
+        }
+    }
+
+    fn on_deadline(&mut self, now: Time, key: SlotKey) {
         let Some(conn) = self.conns.get(key) else { return };
         match (conn.socket.life, &conn.stage) {
+            (Life::Open, Stage::Http(http)) if http.waits => self.request_again(now, key),
             (Life::Open | Life::Leaving, Stage::Http(http)) if now < http.until => {
                 self.wheel.set(key.slot, http.until);
             }
@@ -496,7 +670,10 @@ impl<I: Io> Shard<I> {
             // An idle HTTP connection; or a peer that does not close its side in time.
             _ => {
                 let Shard { conns, io, frames, metrics, .. } = self;
-                if let Some(Conn { socket, .. }) = conns.get_mut(key) {
+                if let Some(Conn { socket, stage }) = conns.get_mut(key) {
+                    if matches!((socket.life, stage), (Life::Open, Stage::Http(_))) {
+                        metrics.add(Counter::HttpEndedIdle, 1);
+                    }
                     socket.end(io, frames, metrics);
                 }
                 self.join(now, key);
@@ -516,6 +693,7 @@ impl<I: Io> Shard<I> {
                 if let Some(parked) = http.parked.take() {
                     self.poll_gone(now, key, parked.client);
                 }
+                self.note_http_end(now, &end);
             }
             Stage::Over => {}
         }
@@ -530,6 +708,19 @@ impl<I: Io> Shard<I> {
         }
         socket.end(io, frames, metrics);
         self.join(now, key);
+    }
+
+    /// A connection that is no client's ends because its peer does not read the answers to its requests.
+    fn note_http_end(&mut self, now: Time, end: &End) {
+        let counter = match end {
+            End::SlowClient => Counter::HttpEndedSlow,
+            End::StalledClient => Counter::HttpEndedStalled,
+            _ => return,
+        };
+        self.metrics.add(counter, 1);
+        if let Some(suppressed) = self.quiet.http_ended.admit(now) {
+            info!("an HTTP connection ended: {}, its peer does not read the answers{suppressed}", end.label());
+        }
     }
 
     /// What a page is shown of the answer to a request whose body does not come.
@@ -586,6 +777,20 @@ struct Refused<'h> {
     error: HttpError,
     cors: Cors<'h>,
     keep_alive: bool,
+}
+
+/// May one more connection be accepted now, or from when on? At most a second's worth comes at once.
+fn may_accept(until: &mut Time, now: Time, per_second: u32) -> Result<(), Time> {
+    const SECOND: Duration = Duration::from_secs(1);
+    if per_second == 0 {
+        return Ok(());
+    }
+    let next = (*until).max(now).after(SECOND / per_second);
+    if next > now.after(SECOND) {
+        return Err(Time(next.0 - SECOND.as_nanos() as u64));
+    }
+    *until = next;
+    Ok(())
 }
 
 pub(super) fn accept_token(listener: usize) -> Operation {

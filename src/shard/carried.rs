@@ -93,7 +93,7 @@ impl<I: Io> Shard<I> {
     ) -> Result<(), HttpError> {
         let key = begun.key;
         let Some(token) = token else {
-            self.upgrade(now, begun, accept);
+            self.upgrade(now, begun, accept)?;
             self.early_bytes(now, key, early);
             return Ok(());
         };
@@ -113,8 +113,8 @@ impl<I: Io> Shard<I> {
                 self.carry(key, client, |out| http::upgrade_reply(accept, out));
             }
             _ => {
+                self.upgrade(now, begun, accept)?;
                 self.connections.used(now, connection, key);
-                self.upgrade(now, begun, accept);
             }
         }
         self.early_bytes(now, key, early);
@@ -210,6 +210,11 @@ impl<I: Io> Shard<I> {
         Ok(None)
     }
 
+    /// May a POST for this connection be taken now, as far as its client goes?
+    pub(super) fn takes_posts(&mut self, token: &Opened) -> bool {
+        !self.owner(&token.token.connection).is_some_and(|owner| self.is_paused(owner.key))
+    }
+
     pub(super) fn on_post(
         &mut self,
         now: Time,
@@ -233,6 +238,7 @@ impl<I: Io> Shard<I> {
         if owner.transport == Transport::WebSockets {
             return Err(HttpError::PostToWebSocket);
         }
+        debug_assert!(!self.is_paused(owner.key), "`takes_posts` is asked first");
         if let Some(user) = authenticated {
             self.set_user(owner.key, user);
         }
@@ -270,6 +276,10 @@ impl<I: Io> Shard<I> {
         }
         let over = |key| Conn { socket: Socket::new(key, NO_SOCKET), stage: Stage::Over };
         let key = self.conns.insert_with(over).ok_or(HttpError::Overloaded)?;
+        if let Err(error) = self.count_client(now, key, begun) {
+            self.conns.remove(key);
+            return Err(error);
+        }
         let is_resumable = transport == Transport::WebSockets;
         let session = ClientSession::new(now, transport, is_resumable, &self.settings.client);
         let outbound = is_resumable.then(Outbound::default);
@@ -283,7 +293,9 @@ impl<I: Io> Shard<I> {
     /// The connection is the client's socket from now on; `reply` begins what is sent on it.
     fn carry(&mut self, key: SlotKey, client: SlotKey, reply: impl FnOnce(&mut Vec<u8>)) {
         let Shard { conns, frames, dirty, wheel, pool, .. } = self;
+        let paused = conns.get(client).map(|conn| conn.socket.paused).unwrap_or_default();
         if let Some(Conn { socket, stage }) = conns.get_mut(key) {
+            socket.paused = paused;
             socket.out(frames, dirty, reply);
             if let Stage::Http(http) = core::mem::replace(stage, Stage::Carrier(client)) {
                 pool.give(http.buffer);
@@ -350,6 +362,8 @@ impl<I: Io> Shard<I> {
         // Nothing is awaited on an event stream's connection; what comes anyway is thrown away.
         if is_socket {
             self.on_client_bytes(now, client, input);
+        } else {
+            self.on_useless_bytes(now, client);
         }
     }
 
@@ -359,7 +373,7 @@ impl<I: Io> Shard<I> {
             return self.drop_carrier(now, key);
         }
         // Whatever ends a socket but a word of its client (reference 14); TLS that breaks is no word.
-        let survives = matches!(end, End::PeerGone | End::SocketError(_) | End::Tls(_))
+        let survives = matches!(end, End::PeerGone | End::SocketError(_) | End::StalledClient | End::Tls(_))
             && matches!(self.conns.get(client), Some(Conn { stage: Stage::Client(Client { session, carried: Some(carried), .. }), .. })
                 if session.is_resumable() && carried.outbound.as_ref().is_some_and(Outbound::is_whole));
         if survives {
@@ -390,7 +404,11 @@ impl<I: Io> Shard<I> {
     fn wait_until(&mut self, now: Time, key: SlotKey, carrier: Option<SlotKey>, until: Time) {
         let Some(Conn { stage: Stage::Client(client), .. }) = self.conns.get(key) else { return };
         // It still has its handshake to do, and a token that may expire.
-        let next = until.min(client.session.handshake_until()).min(self.token_expires(now, client));
+        let mut next = until.min(client.session.handshake_until()).min(self.token_expires(now, client));
+        if self.is_paused(key) {
+            // Its next deadline may be the end of the pause.
+            next = next.min(now);
+        }
         self.wheel.set(key.slot, next);
         if let Some(Conn { stage: Stage::Client(Client { carried: Some(carried), .. }), .. }) = self.conns.get_mut(key)
         {
@@ -589,6 +607,7 @@ impl<I: Io> Shard<I> {
         if let Some(mut conn) = self.conns.remove(key) {
             debug_assert!(!conn.socket.has_fd());
             self.wheel.clear(key.slot);
+            self.uncount_address(key);
             self.metrics.add(Counter::DroppedUnsent, u64::from(self.frames.clear(&mut conn.socket.queue)));
         }
     }

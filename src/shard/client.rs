@@ -1,6 +1,7 @@
 //! Clients of this shard: from the start of their transport to the end.
 use super::carried::Begun;
 use super::lane::{Gate, Lane};
+use super::pause::Pause;
 use super::quiet::Quiet;
 use super::socket::{Carried, Client, Conn, Input, Life, Pin, Socket, Stage, User, linger_until};
 use super::upstreams::{Hub, Seen};
@@ -10,7 +11,7 @@ use crate::mem::frames::{FramePool, FrameRef};
 use crate::metrics::{Counter, ShardMetrics};
 use crate::proto::dotnetify::context::Peer;
 use crate::proto::dotnetify::request::{Call, Request};
-use crate::proto::http;
+use crate::proto::http::{self, HttpError};
 use crate::proto::signalr::Protocol;
 use crate::session::client::{ClientEnv, ClientSession, Note};
 use crate::session::fault::{self, End, Refusal};
@@ -224,15 +225,30 @@ macro_rules! with_client {
 }
 pub(super) use with_client;
 
+/// What came of received bytes, beside what they said.
+struct Heard {
+    /// A deadline has come nearer.
+    hurries: bool,
+    too_fast_until: Option<Time>,
+}
+
+impl Heard {
+    fn of(session: &mut ClientSession, now: Time, settings: &Settings) -> Heard {
+        Heard { hurries: session.take_hurry(), too_fast_until: session.too_fast_until(now, &settings.client) }
+    }
+}
+
 impl<I: Io> Shard<I> {
     /// A valid upgrade of a client that lives and ends with this socket.
-    pub(super) fn upgrade(&mut self, now: Time, mut begun: Begun<'_, '_>, accept: &[u8; 28]) {
+    pub(super) fn upgrade(&mut self, now: Time, mut begun: Begun<'_, '_>, accept: &[u8; 28]) -> Result<(), HttpError> {
         let key = begun.key;
+        self.count_client(now, key, &begun)?;
         let Shard { conns, frames, dirty, settings, .. } = self;
-        let Some(Conn { socket, .. }) = conns.get_mut(key) else { return };
+        let Some(Conn { socket, .. }) = conns.get_mut(key) else { return Ok(()) };
         socket.out(frames, dirty, |out| http::upgrade_reply(accept, out));
         let session = ClientSession::new(now, Transport::WebSockets, false, &settings.client);
         self.make_client(now, key, &mut begun, session, None);
+        Ok(())
     }
 
     /// The place in the table is a client's from now on. Its context is that of the request that began it.
@@ -308,7 +324,7 @@ impl<I: Io> Shard<I> {
     pub(super) fn on_client_bytes(&mut self, now: Time, key: SlotKey, mut input: Input<'_>) {
         let result = with_client!(self, now, key, |session, side, io, pool| {
             let result = session.on_bytes(now, input.bytes(io), &side.gate.settings.client, pool, &mut side);
-            result.map(|()| session.take_hurry())
+            result.map(|()| Heard::of(session, now, side.gate.settings))
         });
         self.after_bytes(now, key, result);
     }
@@ -317,20 +333,44 @@ impl<I: Io> Shard<I> {
     pub(super) fn on_client_body(&mut self, now: Time, key: SlotKey, body: &[u8]) {
         let result = with_client!(self, now, key, |session, side, _io, pool| {
             let result = session.on_body(now, body, &side.gate.settings.client, pool, &mut side);
-            result.map(|()| session.take_hurry())
+            result.map(|()| Heard::of(session, now, side.gate.settings))
         });
         self.after_bytes(now, key, result);
     }
 
-    /// `result`: has a deadline come nearer?
-    fn after_bytes(&mut self, now: Time, key: SlotKey, result: Option<Result<bool, End>>) {
-        match result {
-            Some(Ok(true)) => {
-                self.keep_no_more(key);
-                self.on_client_time(now, key);
-            }
-            Some(Ok(false)) | None => {}
-            Some(Err(end)) => self.client_ends(now, key, end),
+    /// Something came that is not looked at, but not for nothing.
+    pub(super) fn on_useless_bytes(&mut self, now: Time, key: SlotKey) {
+        let Shard { conns, settings, .. } = self;
+        let Some(Conn { stage: Stage::Client(client), .. }) = conns.get_mut(key) else { return };
+        client.session.count();
+        let heard = Heard::of(&mut client.session, now, settings);
+        self.after_bytes(now, key, Some(Ok(heard)));
+    }
+
+    fn after_bytes(&mut self, now: Time, key: SlotKey, result: Option<Result<Heard, End>>) {
+        let heard = match result {
+            Some(Ok(heard)) => heard,
+            Some(Err(end)) => return self.client_ends(now, key, end),
+            None => return,
+        };
+        if let Some(until) = heard.too_fast_until {
+            self.too_fast(now, key, until);
+        }
+        if heard.hurries {
+            self.keep_no_more(key);
+            self.on_client_time(now, key);
+        }
+    }
+
+    /// A client has sent more than it may: the rest is read then.
+    fn too_fast(&mut self, now: Time, key: SlotKey, until: Time) {
+        self.pause(key, Pause::Rate);
+        self.wheel.set_no_later(key.slot, until);
+        if let Some(Conn { stage: Stage::Client(client), .. }) = self.conns.get(key)
+            && let Some(suppressed) = self.quiet.rate.admit(now)
+        {
+            let rate = self.settings.client.rate.per_second;
+            info!(client = ?client.origin, "a client sends more than {rate} messages a second (client_message_rate): it is read more slowly{suppressed}");
         }
     }
 
@@ -349,8 +389,19 @@ impl<I: Io> Shard<I> {
 
     /// Does what is due for a client, and sets its next deadline.
     pub(super) fn on_client_time(&mut self, now: Time, key: SlotKey) {
+        let Some(Conn { socket, stage: Stage::Client(client) }) = self.conns.get_mut(key) else { return };
+        let mut next = socket.stalled_at(now, self.settings.send_queue_time);
+        if !socket.paused.is_empty() {
+            client.session.excuse(now);
+        }
+        if socket.paused.has(Pause::Rate) {
+            match client.session.too_fast_until(now, &self.settings.client) {
+                Some(until) => next = next.min(until),
+                None => self.read_on(now, key, Pause::Rate),
+            }
+        }
         let Some(Conn { stage: Stage::Client(client), .. }) = self.conns.get(key) else { return };
-        let mut next = self.token_expires(now, client);
+        next = next.min(self.token_expires(now, client));
         if next <= now {
             return self.client_ends(now, key, End::TokenExpired);
         }
@@ -438,9 +489,11 @@ impl<I: Io> Shard<I> {
             return;
         }
         self.stopping = Some(now.after(core::time::Duration::from_millis(crate::limits::STOP_MS)));
-        // Closing a listener while the multishot accept holds it would keep the port: call the accept back.
+        // Closing a listener while an accept holds it would keep the port: call the accepts back.
         for (index, listener) in core::mem::take(&mut self.listeners).into_iter().enumerate() {
-            self.io.cancel(super::accept::accept_token(index));
+            for _ in 0..self.accepts[index] {
+                self.io.cancel(super::accept::accept_token(index));
+            }
             // A Unix socket is the other shards' as well.
             if !listener.is_unix {
                 self.io.shutdown(std::os::fd::AsRawFd::as_raw_fd(&listener.socket));

@@ -50,6 +50,7 @@ impl<I: Io> Shard<I> {
                 self.metrics.add(Counter::HandedOver, 1);
                 wheel.clear(key.slot);
                 conns.remove(key);
+                self.uncount_address(key);
             }
             // Its queue is full, or it has ended: the connection stays, and is told to try later.
             Some(ShardOrder::Connection(handover)) => {

@@ -11,10 +11,12 @@
 //! lane          the way to the app server, and what waits in front of it       delivery      the way back
 //! forwarding    which upstreams a request goes to, and on which lanes          upstreams     what is known of them, who shares a hub id
 //! socket        lives of sockets, what is in flight for them                   secure        TLS between a socket and the rest
+//! pause         clients from which nothing is read for a while                 addresses     how many connections one address has
 //! sight         what the shard shows of itself to who looks at the node
 //! ```
 
 mod accept;
+mod addresses;
 mod authenticate;
 mod carried;
 mod client;
@@ -23,6 +25,7 @@ mod delivery;
 mod forwarding;
 mod handover;
 mod lane;
+mod pause;
 mod quiet;
 mod secure;
 mod sight;
@@ -31,6 +34,7 @@ mod turn;
 mod upstreams;
 
 pub use accept::Listener;
+pub use addresses::{ADDRESS_BYTES, Addresses};
 pub use authenticate::{Authentication, Required};
 pub use upstreams::{Upstream, Upstreams};
 
@@ -100,7 +104,15 @@ pub struct Settings {
     pub has_tls: bool,
     /// Connections this shard holds at most.
     pub connections_max: u32,
+    /// Connections it accepts in a second; 0: any number.
+    pub accept_rate: u32,
+    /// Where one address may have so many connections only.
+    pub addresses: Option<Arc<Addresses>>,
+    /// Clients may begin while no upstream that answers can be reached.
+    pub begins_unavailable: bool,
     pub send_queue_bytes_max: u32,
+    /// How long what is queued may wait for a client that takes nothing.
+    pub send_queue_time: Duration,
     pub send_buffer_bytes: u32,
     pub request_head_timeout: Duration,
     /// Client messages waiting in front of a lane: bytes, and for how long.
@@ -119,6 +131,12 @@ pub struct Shard<I: Io> {
     listeners: Vec<Listener>,
     /// Listeners that rest until `accept_again`.
     resting: Vec<usize>,
+    /// Accepts under way, for each listener.
+    accepts: Vec<u16>,
+    /// When the connections accepted so far would have come, at `accept_rate`.
+    accepted_until: Time,
+    /// Whom each place in the table is counted for, if there is a limit for addresses.
+    sites: Vec<Option<addresses::Site>>,
     /// The way to every shard of the node, by id.
     shards: Vec<Sender<ShardOrder>>,
     /// The shard that the last token was for.
@@ -169,7 +187,7 @@ pub struct Shard<I: Io> {
     next_lane: usize,
     /// The second that Observers were last told of.
     told_second: u64,
-    /// Accepting stopped for want of descriptors; armed again at this time.
+    /// Accepting rests, for want of descriptors or because enough have come; armed again at this time.
     accept_again: Option<Time>,
     stopping: Option<Time>,
     stopped: bool,
@@ -180,6 +198,12 @@ pub struct Shard<I: Io> {
 #[derive(Default)]
 struct QuietLines {
     accept: quiet::Quiet,
+    accept_rate: quiet::Quiet,
+    address: quiet::Quiet,
+    surplus: quiet::Quiet,
+    rate: quiet::Quiet,
+    unavailable: quiet::Quiet,
+    http_ended: quiet::Quiet,
     origin: quiet::Quiet,
     client_ended: quiet::Quiet,
     headers: quiet::Quiet,
@@ -276,8 +300,11 @@ impl<I: Io> Shard<I> {
             stopping: None,
             stopped: false,
             quiet: QuietLines::default(),
+            accepts: vec![0; listeners.len()],
             listeners,
             resting: Vec::new(),
+            accepted_until: now,
+            sites: Vec::new(),
             shards,
             next_shard: 0,
             connections: connections::Connections::default(),
@@ -288,7 +315,7 @@ impl<I: Io> Shard<I> {
             settings,
             io,
         };
-        shard.arm_accept();
+        shard.arm_accept(now);
         let token = turn::own_token(crate::sys::Op::Doorbell);
         let bell = shard.orders.bell().fd();
         shard.io.arm_readable(bell, token);

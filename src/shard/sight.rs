@@ -159,6 +159,7 @@ mod tests {
     use crate::ids::{Address, OriginKey, Serial, ShardId, SlotKey, Time};
     use crate::session::client::{ClientSession, ClientSettings};
     use crate::session::form::Transport;
+    use crate::session::pace::Rate;
     use crate::session::views::ViewList;
     use core::time::Duration;
     use std::rc::Rc;
@@ -170,6 +171,7 @@ mod tests {
             client_timeout: Duration::from_secs(30),
             keep_alive: Duration::from_secs(15),
             message_bytes_max: 32 * 1024,
+            rate: Rate::ANY,
         };
         let mut conns = Slab::new(clients);
         let headers: Rc<[u8]> = Rc::from(&b"{}"[..]);

@@ -6,15 +6,17 @@
 //! ```
 //! A descriptor is closed and a slot freed only in the last step, when no operation of it is in the kernel any more.
 use super::lane::Shown;
+use super::pause::Pauses;
 use super::secure::Secure;
 use super::upstreams::{Seen, Upstreams};
 use crate::bus::Peer;
 use crate::ids::{LaneIndex, OriginId, Serial, ShardId, SlotKey, Time};
-use crate::limits::LINGER_MS;
+use crate::limits::{LINGER_MS, SETUP_TIMEOUT_MS_MAX};
 use crate::mem::frames::{FramePool, SendQueue};
+use crate::mem::wheel::TICK_NS;
 use crate::metrics::{Counter, ShardMetrics};
 use crate::proto::dotnetify::context::{Items, Tail};
-use crate::proto::http::OwnedCors;
+use crate::proto::http::{HttpError, OwnedCors};
 use crate::proto::signalr::Protocol;
 use crate::session::client::ClientSession;
 use crate::session::groups::Memberships;
@@ -75,8 +77,14 @@ pub(super) struct Socket {
     pub(super) dirty: bool,
     /// The kernel's buffer is full; `Op::Writable` is armed.
     pub(super) blocked: bool,
-    /// Something became readable while a receive was in flight.
+    /// Something became readable while a receive was in flight, or while nothing was to be read.
     pub(super) again: bool,
+    /// Why nothing is received at present, if so.
+    pub(super) paused: Pauses,
+    /// What the kernel did not take at a full buffer, in KiB, as far as it has not left since ...
+    behind: u16,
+    /// ... and when that was, in ticks; wraps around.
+    behind_since: u16,
     /// What is to be sent; with TLS, in plain.
     pub(super) queue: SendQueue,
     pub(super) secure: Option<Box<Secure>>,
@@ -112,6 +120,9 @@ impl Socket {
             dirty: false,
             blocked: false,
             again: false,
+            paused: Pauses::default(),
+            behind: 0,
+            behind_since: 0,
             queue: SendQueue::default(),
             secure: None,
         }
@@ -127,7 +138,7 @@ impl Socket {
     }
 
     pub(super) fn receive(&mut self, io: &mut impl Io, group: BufferGroup) {
-        if self.ops.has(Ops::RECEIVE) {
+        if self.ops.has(Ops::RECEIVE) || !self.paused.is_empty() {
             self.again = true;
             return;
         }
@@ -180,6 +191,33 @@ impl Socket {
     pub(super) fn sent(&mut self, count: u32, frames: &mut FramePool) {
         let queue = self.secure.as_mut().map_or(&mut self.queue, |secure| &mut secure.sealed);
         frames.advance(queue, count);
+        self.behind = self.behind.saturating_sub(kib(count));
+    }
+
+    /// The kernel's buffer is full. What waits behind it is watched as a whole: nothing in a queue waits longer than until the next one is
+    /// watched and that has waited as long, and no frame needs a time of its own. True: it is watched from now on.
+    pub(super) fn fell_behind(&mut self, now: Time) -> bool {
+        let is_new = self.behind == 0;
+        if is_new {
+            let sealed = self.secure.as_ref().map_or(0, |secure| secure.sealed.bytes());
+            self.behind = kib(self.queue.bytes().saturating_add(sealed)).max(1);
+            self.behind_since = ticks(now);
+        }
+        is_new
+    }
+
+    /// Everything has left.
+    pub(super) fn caught_up(&mut self) {
+        self.behind = 0;
+    }
+
+    /// When what is watched has waited for so long; never while the peer takes what it is sent.
+    pub(super) fn stalled_at(&self, now: Time, patience: Duration) -> Time {
+        if !self.blocked || self.behind == 0 {
+            return Time::NEVER;
+        }
+        let waited = Duration::from_nanos(u64::from(ticks(now).wrapping_sub(self.behind_since)) * TICK_NS);
+        now.after(patience.saturating_sub(waited))
     }
 
     /// The last bytes are queued: send them, then wait for the peer's end.
@@ -189,6 +227,10 @@ impl Socket {
         }
         self.mark(dirty);
         self.drained(io);
+        // What still comes is thrown away, up to the peer's end, which must be met.
+        if !core::mem::take(&mut self.paused).is_empty() && self.has_fd() {
+            self.receive(io, BufferGroup::Client);
+        }
     }
 
     /// Shuts our side once everything has left. True when it just did.
@@ -223,6 +265,18 @@ impl Socket {
         self.life == Life::Ending && self.ops.is_empty()
     }
 }
+
+/// Rounded up; as much as fits.
+fn kib(bytes: u32) -> u16 {
+    bytes.div_ceil(1024).min(u16::MAX.into()) as u16
+}
+
+/// The wheel's; a patience that can be configured is far shorter than it takes them to wrap around.
+fn ticks(now: Time) -> u16 {
+    (now.0 / TICK_NS) as u16
+}
+
+const _: () = assert!(SETUP_TIMEOUT_MS_MAX * 1_000_000 / TICK_NS < u16::MAX as u64 / 2);
 
 pub(super) fn linger_until(now: Time) -> Time {
     now.after(Duration::from_millis(LINGER_MS))
@@ -261,7 +315,9 @@ pub(super) struct HttpStage {
     /// A PROXY header has to come first.
     pub(super) proxied: bool,
     /// One too many: its first request is answered so.
-    pub(super) is_surplus: bool,
+    pub(super) surplus: Option<HttpError>,
+    /// Its request is there, and waits until there is no pause of its client.
+    pub(super) waits: bool,
     pub(super) parked: Option<Parked>,
     /// The shard it is on its way to.
     pub(super) leaving_to: Option<ShardId>,
@@ -277,7 +333,8 @@ impl HttpStage {
             wanted: 0,
             until,
             proxied: false,
-            is_surplus: false,
+            surplus: None,
+            waits: false,
             parked: None,
             leaving_to: None,
         }

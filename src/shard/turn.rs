@@ -98,7 +98,11 @@ impl<I: Io> Shard<I> {
                         socket.arm_readable(io);
                     }
                 }
-                if !matches!(socket.life, Life::Ending | Life::Leaving) {
+                // Nothing is read that would tell it, but a connection that has failed is not kept for that.
+                let failed = i32::from(libc::POLLERR | libc::POLLHUP);
+                if !socket.paused.is_empty() && completion.result & failed != 0 {
+                    self.on_socket_error(now, key, libc::ECONNRESET);
+                } else if !matches!(socket.life, Life::Ending | Life::Leaving) {
                     socket.receive(io, group);
                 }
                 self.join(now, key);
@@ -248,7 +252,7 @@ impl<I: Io> Shard<I> {
             self.on_connection_time(now, key);
         }
         if self.accept_again.is_some_and(|at| now >= at) {
-            self.accept_on();
+            self.accept_on(now);
         }
     }
 
@@ -335,17 +339,23 @@ impl<I: Io> Shard<I> {
             }
             let sent = result.max(0) as u32;
             self.metrics.add(counter, u64::from(sent));
-            let Shard { io, conns, lanes, frames, dirty, ending, settings, .. } = self;
+            let Shard { io, conns, lanes, frames, dirty, ending, wheel, settings, .. } = self;
             let Some(socket) = socket_of(conns, lanes, *key) else { continue };
             socket.sent(sent, frames);
             if sent < *bytes {
                 socket.arm_writable(io);
+                if socket.fell_behind(now) && lane_of(*key).is_none() {
+                    wheel.set_no_later(key.slot, now.after(settings.send_queue_time));
+                }
                 if is_too_slow(socket, frames, settings) {
                     ending.push((*key, End::SlowClient));
                 }
             } else {
                 // More parts than one send takes: again in the next batch.
                 socket.mark(dirty);
+                if !socket.dirty {
+                    socket.caught_up();
+                }
                 if socket.drained(io) {
                     // The peer's end may have been there before ours: it does not become readable twice.
                     socket.receive(io, group_of(*key));
@@ -386,6 +396,7 @@ impl<I: Io> Shard<I> {
             Some(lane) => self.lane_closed(now, lane),
             None => {
                 self.wheel.clear(key.slot);
+                self.uncount_address(key);
                 let closed = self.conns.remove(key);
                 if closed.is_some_and(|conn| conn.socket.has_fd()) {
                     self.metrics.add(Counter::ConnectionsClosed, 1);

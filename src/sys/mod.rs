@@ -25,7 +25,7 @@ pub struct Token {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
 pub enum Op {
-    /// Multishot accept on the shard's listener.
+    /// One of several accepts on a listener.
     Accept = 1,
     /// Multishot poll of the shard's doorbell.
     Doorbell = 2,
@@ -110,6 +110,7 @@ pub trait Io {
     /// 100 ns units since 1970-01-01 UTC, for the contexts' time stamps.
     fn wall_ticks(&self) -> u64;
 
+    /// One connection more. There may be several under way for one listener: `cancel` ends one of them.
     fn arm_accept(&mut self, listener: RawFd, token: Token);
     fn arm_readable(&mut self, fd: RawFd, token: Token);
     fn arm_writable(&mut self, fd: RawFd, token: Token);

@@ -24,7 +24,7 @@ pub fn io_uring() -> io::Result<()> {
     let mut probe = Probe::new();
     ring.submitter().register_probe(&mut probe)?;
     for (code, name) in [
-        (opcode::AcceptMulti::CODE, "ACCEPT"),
+        (opcode::Accept::CODE, "ACCEPT"),
         (opcode::PollAdd::CODE, "POLL_ADD"),
         (opcode::Recv::CODE, "RECV"),
         (opcode::Send::CODE, "SEND"),

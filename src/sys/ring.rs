@@ -1,4 +1,4 @@
-//! A shard's io_uring: single issuer, deferred task work, provided-buffer rings, multishot accept and poll, and sends that are
+//! A shard's io_uring: single issuer, deferred task work, provided-buffer rings, multishot polls, and sends that are
 //! resolved at submit.
 //!
 //! A send carries `MSG_DONTWAIT | MSG_WAITALL` and skips its completion on success. So the kernel either took all of it while the
@@ -178,7 +178,8 @@ impl Io for Ring {
 
     fn arm_accept(&mut self, listener: RawFd, token: Token) {
         let flags = libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK;
-        self.push(opcode::AcceptMulti::new(Fd(listener)).flags(flags).build().user_data(token.pack()));
+        let entry = opcode::Accept::new(Fd(listener), core::ptr::null_mut(), core::ptr::null_mut());
+        self.push(entry.flags(flags).build().user_data(token.pack()));
     }
 
     fn arm_readable(&mut self, fd: RawFd, token: Token) {

@@ -1,7 +1,9 @@
 //! Sockets as plain descriptors: listening, options, addresses, the ends.
+use crate::limits::TCP_PROBES;
+use core::time::Duration;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener};
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd, RawFd};
 
 /// Connections the kernel completes before they are accepted. The kernel caps it at `net.core.somaxconn`.
 const BACKLOG: i32 = 4096;
@@ -52,6 +54,25 @@ pub fn prepare_client(fd: RawFd, send_buffer_bytes: u32) {
     // Both can only fail on a socket that is already dead; the next receive says so.
     let _ = set_option(fd, libc::IPPROTO_TCP, libc::TCP_NODELAY, 1);
     let _ = set_option(fd, libc::SOL_SOCKET, libc::SO_SNDBUF, send_buffer_bytes as i32);
+}
+
+/// Has the kernel find out, within about `timeout`, that a peer is gone without a word: a machine that lost its power or its network leaves
+/// a connection that is open for ever on our side. What is not acknowledged for so long ends it with ETIMEDOUT (tcp(7), TCP_USER_TIMEOUT),
+/// and one that is quiet is probed. Of a listener its connections inherit it.
+pub fn find_gone_peers(socket: &impl AsFd, timeout: Duration) -> io::Result<()> {
+    let fd = socket.as_fd().as_raw_fd();
+    let seconds = timeout.as_secs().max(1) as i32;
+    let probes = TCP_PROBES as i32;
+    // Half of the time quiet, the other half for probes.
+    let interval = (seconds / 2 / probes).max(1);
+    let options = [
+        (libc::SOL_SOCKET, libc::SO_KEEPALIVE, 1),
+        (libc::IPPROTO_TCP, libc::TCP_KEEPIDLE, (seconds - interval * probes).max(1)),
+        (libc::IPPROTO_TCP, libc::TCP_KEEPINTVL, interval),
+        (libc::IPPROTO_TCP, libc::TCP_KEEPCNT, probes),
+        (libc::IPPROTO_TCP, libc::TCP_USER_TIMEOUT, timeout.as_millis() as i32),
+    ];
+    options.into_iter().try_for_each(|(level, name, value)| set_option(fd, level, name, value))
 }
 
 /// (local, peer) of a connected socket.
@@ -173,6 +194,33 @@ mod tests {
         assert!(probe_free(address).is_err());
         drop((first, second));
         assert!(probe_free(address).is_ok());
+    }
+
+    fn option(fd: RawFd, level: i32, name: i32) -> i32 {
+        let (mut value, mut len) = (0i32, size_of::<i32>() as libc::socklen_t);
+        // SAFETY: `value` and `len` live through the call, and `len` is the size of `value`.
+        let done = unsafe { libc::getsockopt(fd, level, name, (&raw mut value).cast(), &mut len) };
+        assert_eq!(done, 0);
+        value
+    }
+
+    #[test]
+    fn connections_inherit_that_gone_peers_are_found() {
+        let listener = listen("127.0.0.1:0".parse().unwrap()).unwrap();
+        find_gone_peers(&listener, Duration::from_secs(60)).unwrap();
+        let client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let (accepted, _) = listener.accept().unwrap();
+        let all = |fd| {
+            let tcp = |name| option(fd, libc::IPPROTO_TCP, name);
+            let timeout = tcp(libc::TCP_USER_TIMEOUT);
+            let keep = option(fd, libc::SOL_SOCKET, libc::SO_KEEPALIVE);
+            (keep, tcp(libc::TCP_KEEPIDLE), tcp(libc::TCP_KEEPINTVL), tcp(libc::TCP_KEEPCNT), timeout)
+        };
+        assert_eq!(all(accepted.as_raw_fd()), (1, 30, 10, 3, 60_000));
+        assert_eq!(option(client.as_raw_fd(), libc::SOL_SOCKET, libc::SO_KEEPALIVE), 0);
+        for seconds in [1, 6, 7, 3600] {
+            find_gone_peers(&client, Duration::from_secs(seconds)).unwrap();
+        }
     }
 
     #[test]

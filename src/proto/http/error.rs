@@ -44,6 +44,12 @@ pub enum HttpError {
     /// A bad PROXY header, or none where every connection begins with one. The connection is just closed, this is for the metric.
     ProxyProtocol,
     Overloaded,
+    /// A POST of a client that has sent too much already, and that it was not worth to wait for.
+    TooManyRequests,
+    /// The client's address has as many connections as one may.
+    AddressLimit,
+    /// No app server that answers can be reached, and clients are to come back rather than wait.
+    Unavailable,
 }
 
 impl HttpError {
@@ -77,6 +83,9 @@ impl HttpError {
         HttpError::HeadTimeout,
         HttpError::ProxyProtocol,
         HttpError::Overloaded,
+        HttpError::TooManyRequests,
+        HttpError::AddressLimit,
+        HttpError::Unavailable,
     ];
 
     /// Does it say something of the hub, which only those learn who may use it? In ASP.NET authentication stands before the hub, and
@@ -118,10 +127,12 @@ impl HttpError {
             HttpError::TargetTooLong => 414,
             // RFC 6455 §4.2.2: the answer to a version we do not speak, with the one we do.
             HttpError::WebSocketVersion => 426,
+            // RFC 6585 §4.
+            HttpError::TooManyRequests | HttpError::AddressLimit => 429,
             HttpError::HeadTooLarge | HttpError::TooManyHeaders => 431,
             // RFC 9112 §6.1: "a server that receives a transfer coding it does not understand SHOULD respond with 501".
             HttpError::TransferEncoding => 501,
-            HttpError::Overloaded => 503,
+            HttpError::Overloaded | HttpError::Unavailable => 503,
             HttpError::Version => 505,
         }
     }
@@ -157,6 +168,9 @@ impl HttpError {
             HttpError::HeadTimeout => "head_timeout",
             HttpError::ProxyProtocol => "proxy_protocol",
             HttpError::Overloaded => "overloaded",
+            HttpError::TooManyRequests => "too_many_requests",
+            HttpError::AddressLimit => "address_limit",
+            HttpError::Unavailable => "unavailable",
         }
     }
 
@@ -195,11 +209,14 @@ impl HttpError {
             HttpError::HeadTimeout => "The request head took too long.",
             HttpError::ProxyProtocol => "The connection does not begin with a valid PROXY header.",
             HttpError::Overloaded => "The proxy is overloaded, try again later.",
+            HttpError::AddressLimit => "There are too many connections from this address, try again later.",
+            HttpError::Unavailable => "The app server cannot be reached, try again later.",
+            HttpError::TooManyRequests => "Too much of this connection waits already, try again later.",
         }
     }
 }
 
-const _: () = assert!(HttpError::ALL.len() == HttpError::Overloaded as usize + 1, "ALL lists every variant");
+const _: () = assert!(HttpError::ALL.len() == HttpError::Unavailable as usize + 1, "ALL lists every variant");
 
 #[cfg(test)]
 mod tests {

@@ -33,7 +33,9 @@ pub use event_stream::write_event;
 pub use forwarded::{Forwarded, ForwardedHeader, Trusted, client_of};
 pub use head::{Head, head_end, parse_head};
 pub use negotiate::{Negotiated, negotiate_reply};
-pub use reply::{PollReply, delete_reply, event_stream_reply, poll_reply, post_reply, refuse};
+pub use reply::{
+    CONTINUE, PollReply, asks_to_continue, delete_reply, event_stream_reply, poll_reply, post_reply, refuse,
+};
 pub use route::{Action, HttpPolicy, Transports, route};
 pub use upgrade::{accept_key, upgrade_reply};
 

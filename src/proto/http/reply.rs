@@ -3,7 +3,7 @@
 //! What ASP.NET sends stands in the reference, sections 8 and 9. Unlike there, each says what becomes of its connection.
 use alloc::vec::Vec;
 
-use super::{Cors, HttpError};
+use super::{Cors, Head, HttpError};
 
 /// What a poll is answered with (reference 9.1).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -50,6 +50,15 @@ pub fn poll_reply(reply: PollReply, cors: Cors<'_>, keep_alive: bool, out: &mut 
     content_headers(content_type, content_length, out);
 }
 
+/// The answer to `Expect: 100-continue` (RFC 9110 section 10.1.1), ahead of the one to the request.
+pub const CONTINUE: &[u8] = b"HTTP/1.1 100 Continue\r\n\r\n";
+
+/// Does the client want to hear that its body is welcome before it sends it? HTTP/1.0 has no interim answers.
+pub fn asks_to_continue(head: &Head<'_>) -> bool {
+    head.minor > 0
+        && head.header("expect").is_some_and(|value| value.trim_ascii().eq_ignore_ascii_case(b"100-continue"))
+}
+
 /// Appends the reply to a POST whose messages were taken.
 pub fn post_reply(cors: Cors<'_>, keep_alive: bool, out: &mut Vec<u8>) {
     empty_text(200, cors, keep_alive, out);
@@ -90,7 +99,9 @@ pub(super) fn refusal(
         // RFC 6750 §3: no error code for a request that brought no token.
         HttpError::Unauthorized => ["WWW-Authenticate: Bearer", "", "\r\n"],
         HttpError::InvalidToken => ["WWW-Authenticate: Bearer", r#" error="invalid_token""#, "\r\n"],
-        HttpError::Overloaded => ["Retry-After: ", "1", "\r\n"],
+        HttpError::Overloaded | HttpError::TooManyRequests => ["Retry-After: ", "1", "\r\n"],
+        // A lane is dialled again within seconds, and an address has to let go of a connection first.
+        HttpError::Unavailable | HttpError::AddressLimit => ["Retry-After: ", "5", "\r\n"],
         _ => [""; 3],
     };
     headers.iter().for_each(|part| out.extend_from_slice(part.as_bytes()));
@@ -166,6 +177,7 @@ fn reason(status: u16) -> &'static str {
         413 => "Content Too Large",
         414 => "URI Too Long",
         426 => "Upgrade Required",
+        429 => "Too Many Requests",
         431 => "Request Header Fields Too Large",
         501 => "Not Implemented",
         503 => "Service Unavailable",
@@ -278,6 +290,9 @@ mod tests {
             (HttpError::Unauthorized, "WWW-Authenticate: Bearer"),
             (HttpError::InvalidToken, r#"WWW-Authenticate: Bearer error="invalid_token""#),
             (HttpError::Overloaded, "Retry-After: 1"),
+            (HttpError::TooManyRequests, "Retry-After: 1"),
+            (HttpError::AddressLimit, "Retry-After: 5"),
+            (HttpError::Unavailable, "Retry-After: 5"),
         ] {
             let reply = refused(error, Cors::None, true);
             assert!(reply.contains(&format!("\r\n{header}\r\nVary: Origin\r\n")), "{reply}");
