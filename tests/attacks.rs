@@ -149,6 +149,9 @@ fn churn(scale: Scale) {
         });
         arena.rises("clients_opened", "web_sockets", 2 * rounds);
         arena.rises("connections_accepted", "", 4 * rounds);
+        // A reset behind half a request is seen at once, and not when the request's time is over.
+        arena.rises("connections_closed", "", 4 * rounds);
+        arena.rises("refusals", "head_timeout", 0);
     });
 }
 
