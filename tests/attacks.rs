@@ -114,6 +114,7 @@ fn silent_connections(scale: Scale) {
         }
         arena.rises("client_ends", "handshake_canceled", idle);
         arena.rises("connections_accepted", "", mute + idle);
+        arena.rises("http_ends", "", mute);
     });
 }
 
@@ -152,6 +153,26 @@ fn churn(scale: Scale) {
         // A reset behind half a request is seen at once, and not when the request's time is over.
         arena.rises("connections_closed", "", 4 * rounds);
         arena.rises("refusals", "head_timeout", 0);
+    });
+}
+
+/// Many clients of one address, which may have a hundred: the others are told so, and those of other addresses have their places.
+fn one_address(scale: Scale) {
+    let (allowed, count) = (100, scale.of(2000) + 100);
+    let limit = ["--connections-per-address", "100"];
+    let arena = Setup::new("many clients of one address", scale).places(allowed + 200).flags(&limit).open();
+    arena.withstands(&[], |arena| {
+        let upgrade = |_| Socket::upgrade_on(arena.dial(0), "/dotnetify", "");
+        let (served, refused): (Vec<_>, Vec<_>) = (0..count).map(upgrade).partition(Result::is_ok);
+        assert_eq!((served.len(), refused.len()), (allowed, count - allowed));
+        for reply in refused.into_iter().filter_map(Result::err) {
+            assert_eq!(reply.status, 429, "{}", reply.text);
+        }
+        arena.rises("refusals", "address_limit", count - allowed);
+        let mut served: Vec<_> = served.into_iter().flatten().map(Socket::shaken).collect();
+        // Who leaves makes room for another one.
+        drop(served.pop());
+        wait_for("a place", PATIENCE, || Socket::upgrade_on(arena.dial(0), "/dotnetify", "").ok());
     });
 }
 
@@ -385,7 +406,8 @@ fn odd_calls(scale: Scale) {
 /// SignalR pings, and WebSocket pings that are all answered.
 fn ping_flood(scale: Scale) {
     let (each, many) = (10, scale.of(50_000));
-    let arena = Setup::new("a flood of pings", scale).places(2 * each).open();
+    let any_rate = ["--client-message-rate", "0"];
+    let arena = Setup::new("a flood of pings", scale).places(2 * each).flags(&any_rate).open();
     arena.withstands(&[], |arena| {
         let (hub, ws) = (record(r#"{"type":6}"#), frame(FIN | PING, b"0123456789"));
         thread::scope(|scope| {
@@ -413,7 +435,8 @@ fn ping_flood(scale: Scale) {
 /// Calls of an unknown method, each answered with an error.
 fn nonsense_flood(scale: Scale) {
     let (clients, rounds, once) = (20, scale.of(100), 100);
-    let arena = Setup::new("a flood of calls of nobody", scale).places(clients).open();
+    let any_rate = ["--client-message-rate", "0"];
+    let arena = Setup::new("a flood of calls of nobody", scale).places(clients).flags(&any_rate).open();
     arena.withstands(&[], |arena| {
         thread::scope(|scope| {
             for number in 0..clients {
@@ -460,6 +483,36 @@ fn message_flood(scale: Scale) {
                 });
             }
         });
+    });
+}
+
+/// The same floods against a node that reads nobody faster than it is told to: those who flood wait, and nobody is cut off for it.
+fn paced_floods(scale: Scale) {
+    let (clients, rate, burst) = (20, 200, 400);
+    let limits = ["--client-message-rate", "200", "--client-message-burst", "400"];
+    let arena = Setup::new("floods that are paced", scale).places(clients).flags(&limits).open();
+    arena.withstands(&["messages in pieces"], |arena| {
+        let ping = record(r#"{"type":6}"#).repeat(1000);
+        let floods: Vec<_> = (0..clients).map(|number| upgraded(arena.dial_to_reset(number)).shaken()).collect();
+        let began = Instant::now();
+        for socket in &floods {
+            let mut writer = socket.stream.try_clone().expect("a descriptor is free");
+            writer.set_write_timeout(Some(scale.watch)).expect("a timeout can be set");
+            let ping = ping.clone();
+            // Until the kernel's buffers are full, and then at the node's pace.
+            thread::spawn(move || while writer.write_all(&ping).is_ok() {});
+        }
+        thread::sleep(scale.watch * 2);
+        let read = arena.rise("client_messages", "ping");
+        let most = clients as f64 * (burst as f64 + rate as f64 * began.elapsed().as_secs_f64());
+        // What one receive brings beyond the burst is read too; its length is a receive buffer's.
+        let surplus = (clients * 4096 / 18) as f64;
+        assert!(read <= most + surplus, "{read} messages of {clients} clients in {:?}", began.elapsed());
+        assert!(read >= clients as f64 * burst as f64, "{read} messages are fewer than the burst");
+        assert!(arena.rise("read_pauses", "message_rate") >= clients as f64);
+        assert_eq!(arena.rise("client_ends", ""), 0.0, "a flood alone ends nobody");
+        // They are gone by a reset; of who closes in order, what it has said before is still read, at the same pace.
+        drop(floods);
     });
 }
 
@@ -528,6 +581,20 @@ fn asks_and_never_reads(scale: Scale) {
             }
         });
         arena.rises("client_ends", "slow_client", count);
+    });
+}
+
+/// Clients that take nothing and are told too little to fill a queue: their time is bounded as well.
+fn takes_nothing(scale: Scale) {
+    let count = scale.of(200);
+    let bounds = ["--client-send-queue-time", "1s", "--client-send-buffer-bytes", "4KiB"];
+    let arena = Setup::new("takes nothing", scale).places(count).flags(&bounds).open();
+    arena.withstands(&["client send queues"], |arena| {
+        // More than the kernels of both sides hold, less than a queue.
+        let questions: Vec<u8> = (0..1200).flat_map(nobody).collect();
+        let mut sockets: Vec<_> = (0..count).map(|number| upgraded(arena.dial_narrow(number)).shaken()).collect();
+        sockets.iter_mut().for_each(|socket| socket.send(&questions));
+        arena.rises("client_ends", "stalled_client", count);
     });
 }
 
@@ -650,7 +717,7 @@ macro_rules! attacks {
 mod a_thousand_good_clients {
     attacks! {
         slow_heads silent_connections churn negotiate_flood descriptors_exhausted giant_fragments deep_json large_cookies garbage_frames
-        odd_calls ping_flood nonsense_flood message_flood never_reads_a_broadcast asks_and_never_reads garbage_lane flooding_lane
+        odd_calls ping_flood nonsense_flood message_flood paced_floods takes_nothing one_address never_reads_a_broadcast asks_and_never_reads garbage_lane flooding_lane
     }
 }
 
@@ -668,6 +735,6 @@ macro_rules! small_attacks {
 mod a_hundred_good_clients {
     small_attacks! {
         slow_heads silent_connections churn negotiate_flood descriptors_exhausted giant_fragments deep_json large_cookies garbage_frames
-        odd_calls ping_flood nonsense_flood message_flood never_reads_a_broadcast asks_and_never_reads garbage_lane flooding_lane
+        odd_calls ping_flood nonsense_flood message_flood paced_floods takes_nothing one_address never_reads_a_broadcast asks_and_never_reads garbage_lane flooding_lane
     }
 }
