@@ -41,6 +41,8 @@ pub enum ShardOrder {
     Look { clients_max: u32, answer: oneshot::Sender<Sight> },
     /// Show one client; None if it is gone.
     LookAt { client: OriginId, answer: oneshot::Sender<Option<Box<ClientDetail>>> },
+    /// Clients of a process that is dead: their app server is told that they are gone. Dropped unanswered by a shard that ends.
+    Bury { place: LanePlace, ids: Vec<OriginId>, answer: oneshot::Sender<()> },
     /// Tell everybody and end.
     Stop,
 }

@@ -72,17 +72,8 @@ impl<I: Io> Shard<I> {
         while self.accepts.get(index).is_some_and(|under_way| *under_way < ACCEPTS_AT_ONCE) {
             let Some(listener) = self.listeners.get(index) else { return };
             if let Err(again) = may_accept(&mut self.accepted_until, now, self.settings.accept_rate) {
-                // What is under way may bring some still.
-                if self.accepts[index] == 0 {
-                    self.metrics.add(Counter::AcceptPauses, 1);
-                    if let Some(suppressed) = self.quiet.accept_rate.admit(now) {
-                        let rate = self.settings.accept_rate;
-                        info!(
-                            "accepting pauses: more than {rate} connections a second (accept_rate) come to this shard, the others wait in the kernel's queue{suppressed}"
-                        );
-                    }
-                }
-                return self.rest(index, again);
+                // Not for each of them by itself: what is due by then comes at once.
+                return self.rest(index, again.max(now.after(Duration::from_millis(ACCEPT_PAUSE_MS))));
             }
             self.accepts[index] += 1;
             self.io.arm_accept(listener.socket.as_raw_fd(), accept_token(index));
@@ -112,6 +103,15 @@ impl<I: Io> Shard<I> {
         }
         if !self.resting.contains(&index) {
             self.arm_listener(now, index);
+        }
+        if completion.result >= 0 && self.accepts.get(index) == Some(&0) && self.stopping.is_none() {
+            self.metrics.add(Counter::AcceptPauses, 1);
+            if let Some(suppressed) = self.quiet.accept_rate.admit(now) {
+                let rate = self.settings.accept_rate;
+                info!(
+                    "accepting pauses: more than {rate} connections a second (accept_rate) come to this shard, the others wait in the kernel's queue{suppressed}"
+                );
+            }
         }
     }
 

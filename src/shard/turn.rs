@@ -44,6 +44,8 @@ impl<I: Io> Shard<I> {
         self.on_orders(now);
         self.look();
         self.on_lanes(now);
+        self.relieve(now);
+        self.bury(now);
         self.tell_observers();
         self.end_clients(now);
         self.flush();
@@ -66,7 +68,13 @@ impl<I: Io> Shard<I> {
         let second = Duration::from_secs(1);
         let fresh = if self.settings.upstreams.routes.has_observers() { self.clock.until_second() } else { second };
         let fresh = self.io.now().after(fresh);
-        self.wheel.next().min(lanes).min(self.accept_again.unwrap_or(Time::NEVER)).min(stop).min(fresh)
+        self.wheel
+            .next()
+            .min(lanes)
+            .min(self.accept_again.unwrap_or(Time::NEVER))
+            .min(stop)
+            .min(fresh)
+            .min(self.burials.next_wake())
     }
 
     fn on_completion(&mut self, now: Time, completion: Completion) {
@@ -269,6 +277,7 @@ impl<I: Io> Shard<I> {
                 ShardOrder::Identity(identity) => self.on_new_keys(identity),
                 ShardOrder::Look { clients_max, answer } => self.on_look(clients_max, answer),
                 ShardOrder::LookAt { client, answer } => self.on_look_at(client, answer),
+                ShardOrder::Bury { place, ids, answer } => self.on_bury(place, ids, answer),
                 ShardOrder::Stop => self.stop(now),
             }
         }
@@ -276,11 +285,12 @@ impl<I: Io> Shard<I> {
 
     /// Sends everything queued in this turn, in batches.
     fn flush(&mut self) {
+        let now = self.io.now();
         while !self.dirty.is_empty() {
             while self.settings.has_tls && self.seal_dirty() {}
             self.sending.clear();
             self.short.clear();
-            let Shard { io, conns, lanes, frames, dirty, sending, short, ending, pumped, settings, .. } = self;
+            let Shard { io, conns, lanes, frames, dirty, sending, short, ending, pumped, wheel, settings, .. } = self;
             let frames = &*frames;
             io.send_batch(
                 |batch| {
@@ -294,6 +304,10 @@ impl<I: Io> Shard<I> {
                         if is_too_slow(socket, frames, settings) {
                             ending.push((key, End::SlowClient));
                             continue;
+                        }
+                        if socket.blocked && lane_of(key).is_none() {
+                            // Another deadline may have been set since.
+                            wheel.set_no_later(key.slot, socket.stalled_at(now, settings.send_queue_time));
                         }
                         let outgoing = socket.outgoing();
                         if socket.blocked || outgoing.is_empty() || socket.life == Life::Ending {
@@ -409,6 +423,7 @@ impl<I: Io> Shard<I> {
 
     pub(super) fn publish(&mut self) {
         let (mut waiting, mut bytes, mut notices, mut up) = (0, 0, 0, 0);
+        let (mut in_flight, mut replays) = (0, 0);
         // Those of one upstream stand together.
         for lanes in self.lanes.chunk_by(|lane, next| lane.place.upstream == next.place.upstream) {
             let (mut pinned, mut queued) = (0, 0);
@@ -418,6 +433,8 @@ impl<I: Io> Shard<I> {
                 bytes += u64::from(lane.waiting_bytes());
                 notices += lane.notices() as u64;
                 up += u64::from(lane.is_up());
+                in_flight += lane.flight.len() as u64;
+                replays += lane.replays.len() as u64;
             }
             waiting += queued;
             self.metrics.set_upstream(lanes[0].place.upstream, UpstreamGauge::Clients, pinned);
@@ -433,7 +450,12 @@ impl<I: Io> Shard<I> {
         metrics.set(Gauge::LanesDown, self.lanes.len() as u64 - up);
         metrics.set(Gauge::QueuedMessages, waiting);
         metrics.set(Gauge::QueuedBytes, bytes);
+        metrics.set(Gauge::InFlight, in_flight);
+        metrics.set(Gauge::WaitingReplays, replays);
         metrics.set(Gauge::QueuedNotices, notices);
+        metrics.set(Gauge::JournalLive, self.settings.journal.live_ids());
+        metrics.set(Gauge::JournalPending, self.settings.journal.pending_ids());
+        metrics.add(Counter::DroppedJournal, self.settings.journal.take_overflowed());
         metrics.set(Gauge::Groups, groups);
         metrics.set(Gauge::Frames, self.frames.live() as u64);
         self.metrics.publish(&self.published);
