@@ -16,8 +16,17 @@ pub struct Equation {
     pub says: &'static str,
     left: &'static [Term],
     right: &'static [Term],
-    /// Only when nobody is connected and nothing is under way.
-    at_rest: bool,
+    when: When,
+}
+
+/// When an equation holds.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum When {
+    Always,
+    /// When nobody is connected and nothing is under way.
+    AtRest,
+    /// As long as no lane was lost: what is under way on one that is lost may be done or not.
+    Undisturbed,
 }
 
 /// Of a node with one upstream that answers.
@@ -26,17 +35,22 @@ pub const EQUATIONS: &[Equation] = &[
         says: "every client that began has ended for one reason, or is there",
         left: &[("clients_opened", "")],
         right: &[("client_ends", ""), ("clients", "")],
-        at_rest: false,
+        when: When::Always,
     },
     Equation {
         says: "every connection that was accepted has been closed",
         left: &[("connections_accepted", "")],
         right: &[("connections_closed", "")],
-        at_rest: true,
+        when: When::AtRest,
     },
     Equation {
-        says: "every call of a client was written to a lane, refused, dropped with its client, or waits",
-        left: &[("client_messages", "request_vm"), ("client_messages", "update_vm"), ("client_messages", "dispose_vm")],
+        says: "every call of a client, and every one said again for it, was written to a lane, refused, dropped with its client, or waits",
+        left: &[
+            ("client_messages", "request_vm"),
+            ("client_messages", "update_vm"),
+            ("client_messages", "dispose_vm"),
+            ("replayed_requests", ""),
+        ],
         right: &[
             ("forwarded", "request_vm"),
             ("forwarded", "update_vm"),
@@ -48,7 +62,7 @@ pub const EQUATIONS: &[Equation] = &[
             ("drops", "gone_client"),
             ("queued_messages", ""),
         ],
-        at_rest: false,
+        when: When::Always,
     },
     Equation {
         says: "every bad invocation was refused for one reason",
@@ -59,13 +73,19 @@ pub const EQUATIONS: &[Equation] = &[
             ("refusals", "argument_type"),
             ("refusals", "streaming"),
         ],
-        at_rest: false,
+        when: When::Always,
     },
     Equation {
         says: "every lane that connected was lost, or is up",
         left: &[("lane_events", "connected")],
         right: &[("lane_events", "lost"), ("lanes", "up")],
-        at_rest: false,
+        when: When::Always,
+    },
+    Equation {
+        says: "every invocation on a lane was acknowledged, or is under way",
+        left: &[("forwarded", "")],
+        right: &[("answer_seconds_count", ""), ("in_flight", "")],
+        when: When::Undisturbed,
     },
     Equation {
         says: "whatever an app server says of clients came from the upstream",
@@ -78,13 +98,13 @@ pub const EQUATIONS: &[Equation] = &[
             ("app_messages", "group_remove"),
         ],
         right: &[("upstream_deliveries", "")],
-        at_rest: false,
+        when: When::Always,
     },
     Equation {
         says: "nobody is pinned to an upstream any more",
         left: &[("upstream_clients", "")],
         right: &[],
-        at_rest: true,
+        when: When::AtRest,
     },
     Equation {
         says: "nobody and nothing is left",
@@ -96,16 +116,18 @@ pub const EQUATIONS: &[Equation] = &[
             ("queued_messages", ""),
             ("queued_bytes", ""),
             ("queued_disconnects", ""),
+            ("in_flight", ""),
+            ("waiting_replays", ""),
             ("upstream_queued_messages", ""),
         ],
         right: &[],
-        at_rest: true,
+        when: When::AtRest,
     },
     Equation {
         says: "nothing was counted without a reason of its own",
         left: &[("refusals", "other"), ("client_ends", "other")],
         right: &[],
-        at_rest: false,
+        when: When::Always,
     },
 ];
 
@@ -141,7 +163,11 @@ impl Books {
     /// The equations that do not hold, in words.
     pub fn faults(&self, at_rest: bool) -> Vec<String> {
         let sum = |terms: &[Term]| terms.iter().map(|(family, label)| self.get(family, label)).sum::<f64>();
-        let asked = EQUATIONS.iter().filter(|equation| at_rest || !equation.at_rest);
+        let asked = EQUATIONS.iter().filter(|equation| match equation.when {
+            When::Always => true,
+            When::AtRest => at_rest,
+            When::Undisturbed => self.get("lane_events", "lost") == 0.0,
+        });
         let wrong = asked.filter(|equation| sum(equation.left) != sum(equation.right));
         let shown = |terms: &[Term]| {
             let terms = terms.iter().map(|(family, label)| format!("{family} {label} {}", self.get(family, label)));
