@@ -17,6 +17,7 @@ use common::fake::Fake;
 use common::ws::{BINARY, CLOSE, CONTINUATION, FIN, PING, PONG, Socket, TEXT, frame, header, record, unmasked};
 use common::{PATIENCE, read_reply, wait_for};
 use serde_json::json;
+use signalring::limits::ACCEPTS_AT_ONCE;
 use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::thread::{self, JoinHandle};
@@ -223,8 +224,9 @@ fn descriptors_exhausted(scale: Scale) {
         assert_eq!(used(), limit, "who waits in the backlog takes the place of who is gone");
         drop(streams);
         let tried = arena.rise("accept_errors", "");
-        // It rests 100 ms each time, on each of two shards.
-        assert!((1.0..=40.0).contains(&tried), "{tried} tries in a second or two");
+        // On each of two shards it rests 100 ms each time, and then tries all that it has under way.
+        let most = 2.0 * 10.0 * f64::from(ACCEPTS_AT_ONCE);
+        assert!(tried >= 1.0 && tried <= 3.0 * most, "{tried} tries in a second or two");
     });
 }
 
@@ -732,9 +734,9 @@ macro_rules! small_attacks {
     };
 }
 
+/// Some of each kind, to be run with all other tests; each takes some seconds.
 mod a_hundred_good_clients {
     small_attacks! {
-        slow_heads silent_connections churn negotiate_flood descriptors_exhausted giant_fragments deep_json large_cookies garbage_frames
-        odd_calls ping_flood nonsense_flood message_flood paced_floods takes_nothing one_address never_reads_a_broadcast asks_and_never_reads garbage_lane flooding_lane
+        silent_connections descriptors_exhausted garbage_frames odd_calls paced_floods never_reads_a_broadcast garbage_lane
     }
 }
