@@ -253,7 +253,23 @@ impl Node {
 
     fn run_at(listen: &str, flags: &[&str]) -> Node {
         let addresses = ["run", "--listen", listen, "--admin", "127.0.0.1:0"];
-        let mut process = Process::signalring("node", &[&addresses[..], flags].concat());
+        Node::started(Process::signalring("node", &[&addresses[..], flags].concat()))
+    }
+
+    pub fn run(flags: &[&str]) -> Node {
+        Node::run_at("127.0.0.1:0", flags)
+    }
+
+    /// With so many file descriptors.
+    pub fn run_with_descriptors(count: usize, flags: &[&str]) -> Node {
+        let addresses = ["run", "--listen", "127.0.0.1:0", "--admin", "127.0.0.1:0"];
+        let script = format!("ulimit -n {count}; exec \"$0\" \"$@\"");
+        let mut command = Command::new("sh");
+        command.args(["-c", &script, env!("CARGO_BIN_EXE_signalring")]).args(addresses).args(flags);
+        Node::started(Process::spawn("node", &mut command).expect("there is a shell"))
+    }
+
+    fn started(mut process: Process) -> Node {
         let listen = address(&process.printed("listening on "));
         let admin = address(&process.printed("admin on "));
         let node = Node { process, address: listen, admin };
