@@ -351,6 +351,41 @@ fn what_is_for_a_poll_whose_tls_broke_waits_for_the_next_one() {
 
 /// RFC 8446 §6.1: without close_notify the end of an event stream could be anybody's doing.
 #[test]
+fn who_sends_too_much_over_tls_is_read_later_and_loses_nothing() {
+    let folder = Folder::new();
+    let rate = ["--client-message-rate", "20", "--client-message-burst", "10", "--shards", "1"];
+    let (_app, node, client) = start_tls(&folder, &rate);
+    let mut http = https(&node, &client);
+    let upgraded = http.ask(&format!("{}\r\n", common::ws::upgrade_head(https_address(&node), "/dotnetify")));
+    assert_eq!(upgraded.status, 101);
+    let count = 100;
+    let begun = Instant::now();
+    http.stream.write_all(&frame(FIN | TEXT, HANDSHAKE.as_bytes())).unwrap();
+    // A record is opened as a whole, and paid for afterwards: two seconds each.
+    for n in 0..count {
+        http.stream.write_all(&frame(FIN | TEXT, nobody(&n.to_string()).as_bytes())).unwrap();
+        if n % 50 == 49 {
+            std::thread::sleep(A_MOMENT);
+        }
+    }
+    let (mut expected, mut bytes) = (0, [0; 4096]);
+    while expected < count {
+        let read = http.stream.read(&mut bytes).expect("an answer");
+        assert!(read > 0, "it ended after {expected} answers");
+        http.heard.extend_from_slice(&bytes[..read]);
+        while let Some((frame, length)) = common::ws::parse(&http.heard) {
+            http.heard.drain(..length);
+            for record in frame.text().split_terminator('\u{1e}').filter(|record| record.contains("invocationId")) {
+                assert!(record.contains(&format!("\"invocationId\":\"{expected}\"")), "{record}");
+                expected += 1;
+            }
+        }
+    }
+    assert!(begun.elapsed() > Duration::from_secs(1), "{:?}", begun.elapsed());
+    assert!(node.metric_where("signalring_read_pauses", "reason=\"message_rate\"") >= 1.0);
+}
+
+#[test]
 fn an_event_stream_over_tls_ends_with_a_goodbye() {
     let folder = Folder::new();
     let (_app, node, client) = start_tls(&folder, &["--shards", "1"]);

@@ -194,6 +194,29 @@ fn a_flood_of_websocket_pings_is_read_as_slowly() {
 }
 
 #[test]
+fn a_pause_follows_a_client_to_its_next_socket() {
+    let (_app, node) = start(&["--client-message-rate", "20", "--client-message-burst", "10", "--shards", "1"]);
+    let token = token_on(&mut Web::connect(node.address), "&useStatefulReconnect=true");
+    let target = format!("/dotnetify?id={token}");
+    let mut first = Socket::upgrade(node.address, &target, "").expect("an upgrade");
+    first.send(&record(r#"{"protocol":"json","version":2}"#));
+    assert_eq!(first.frame("the handshake's answer").text(), "{}\u{1e}");
+    // One piece, so that all of it is taken and paid for afterwards: three seconds.
+    first.send(&(0..40).flat_map(|n| nobody(&n.to_string())).collect::<Vec<_>>());
+    let begun = Instant::now();
+    wait_for("the pause", PATIENCE, || (pauses(&node) >= 1.0).then_some(()));
+    let mut second = Web::connect(node.address);
+    second.send(format!("{}\r\n", common::ws::upgrade_head(node.address, &target)).as_bytes());
+    second.until(b"\r\n\r\n", "the upgrade");
+    // What it had not acknowledged comes again, the answer to what it says now later.
+    second.send(&[record(r#"{"type":9,"sequenceId":41}"#), nobody("again")].concat());
+    while !second.frame("an answer").text().contains("\"invocationId\":\"again\"") {}
+    let answered = begun.elapsed();
+    assert!(answered > Duration::from_secs(1), "{answered:?}");
+    assert_eq!(node.metric_where("signalring_resumes", "event=\"resumed\""), 1.0);
+}
+
+#[test]
 fn a_client_that_is_gone_or_leaves_is_not_kept_by_its_pause() {
     let (_app, node) = start(&["--client-message-rate", "1", "--client-message-burst", "1", "--shards", "1"]);
     let flood = frame(FIN | PING, b"").repeat(500);
