@@ -15,6 +15,7 @@
 //! config              file < environment < flags -> a Config valid by construction; memory budget
 //! shard               one core: the turn, accept, clients whatever carries them, forwarding, lanes, delivery, connections handed over
 //! bus                 bounded queues with a doorbell, between shards and control plane, and between shards
+//! journal             which ids app servers know clients by, in a mapped file that outlives the process
 //! session  sys  tls   pure lives of connections, routes, live view models | the kernel: ring, sockets, doorbell, probe | TLS without sockets, certificates
 //! identity  filter    who a client is: tokens verified, with keys and time as arguments | which messages go to an upstream
 //! proto mem metrics   pure codecs: proxy, http, ws, signalr, dotnetify | slab, frames, buffers, wheel | names, counters, exposition
@@ -54,6 +55,8 @@
 //!   has anything to do with, all of its own shard.
 //! - **origin id**: the connection id an app server knows a client by ([`ids::OriginId`]): shard, slot, a serial number and a keyed check.
 //!   It is not the `connectionId` that negotiate returns, and a stateful reconnect does not change it.
+//! - **journal**: the file in which a process notes the origin ids that upstreams know ([`journal`]). From that of a process which was killed
+//!   the next one **buries** its clients: it sends their `OnDisconnectedAsync` in its place.
 //! - **hub id**: the id a lane gives itself, fresh at every connect ([`ids::HubId`]); or, as an option, one for all lanes of the node.
 //! - **hub**: the clients that an app server takes to be behind one hub id, with their groups and users: those of one lane, or, where the
 //!   lanes of the node share a hub id, of all lanes of a shard to one url.
@@ -136,6 +139,8 @@ pub mod fuzzing;
 #[cfg(feature = "std")]
 pub mod identity;
 #[cfg(feature = "std")]
+pub mod journal;
+#[cfg(feature = "std")]
 pub mod load;
 #[cfg(feature = "std")]
 pub mod logging;
@@ -147,6 +152,9 @@ pub mod metrics;
 pub mod session;
 #[cfg(feature = "std")]
 pub mod shard;
+#[cfg(feature = "std")]
+#[doc(hidden)]
+pub mod sim;
 #[cfg(feature = "std")]
 pub mod sys;
 #[cfg(feature = "std")]

@@ -249,10 +249,54 @@ pub const LANE_SEND_BYTES_HIGH: u32 = 4 * 1024 * 1024;
 /// Disconnect notices kept for a lane: while it is down, and for a while after they were written. One is an origin id and a hub id; past
 /// the bound the oldest is dropped, counted as a leak if it had not been written.
 pub const LANE_NOTICES_MAX: usize = 65_536;
+/// Invocations on one lane that an app server may owe an answer to. It works on one after the other, so a few keep it busy over any
+/// network; more only wait in its memory instead of ours, and are lost with the lane.
+pub const IN_FLIGHT_DEFAULT: u32 = 256;
+pub const IN_FLIGHT_MAX: u32 = 65_536;
+/// Longest name of a view model, as raw JSON, that is kept with an invocation to tell its client what became of it.
+pub const FLIGHT_NAME_BYTES_MAX: usize = 1024;
+/// An app server that answers nothing for so long holds everybody on the lane up. The longest that a view model may take to be made.
+pub const ACKNOWLEDGE_TIMEOUT_SECONDS_DEFAULT: u64 = 30;
+pub const ACKNOWLEDGE_TIMEOUT_MS_MAX: u64 = 60 * 60 * 1000;
+/// Bytes kept of what one client's view models were requested with. A view model's argument is a few words, its headers a bearer token.
+pub const REPLAY_BYTES_DEFAULT: u32 = 16 * 1024;
+pub const REPLAY_BYTES_MAX: u32 = 1024 * 1024;
+/// View models requested again that an app server may owe an answer to on one lane: the clients that were not harmed go on meanwhile.
+pub const REPLAYS_IN_FLIGHT_MAX: u32 = 16;
+/// Where nothing is acknowledged, so many are requested again in this time.
+pub const REPLAY_PACE_MS: u64 = 10;
+/// The same for ends of clients, each a little work for an app server.
+pub const NOTICES_IN_FLIGHT_MAX: u32 = 64;
+/// Messages of one client that wait in front of a lane before it is read no further.
+pub const CLIENT_WAITING_MAX: u16 = 4;
 /// A lane on which nothing at all arrived for this long is dead: SignalR's server timeout, two missed pings.
 pub const LANE_SILENCE_MS: u64 = 30_000;
 /// Our pings to the app server.
 pub const LANE_KEEP_ALIVE_MS: u64 = 15_000;
+
+// ---- the journal ------------------------------------------------------------------------------------------------
+
+/// Header of a journal: the names and urls of a configuration, which has at most a mebibyte, escaped.
+pub const JOURNAL_HEADER_BYTES_MAX: usize = 4 * 1024 * 1024;
+/// How often a node looks for journals of processes that have ended since: a predecessor that could not tell everybody in time, another node
+/// of the machine that nobody starts again. Reading a folder takes microseconds.
+pub const JOURNAL_LOOK_MS: u64 = 10_000;
+/// Files of processes that have ended that one look takes over. Each is a crash since an app server was last reached.
+pub const JOURNALS_MAX: usize = 256;
+/// How long one waits for another that looks at the same folder, which takes milliseconds. The control plane does nothing else meanwhile.
+pub const JOURNAL_PATIENCE_MS: u64 = 1_000;
+/// Ids that are read of a dead process's journal, and handed to a shard, at once: a page of it.
+pub const JOURNAL_PAGE_IDS: usize = 512;
+/// Ids of a dead process of which a lane is told at once ...
+pub const BURIALS_AT_ONCE: u32 = 20;
+/// ... and then after this time the next: a thousand a second for each lane leaves an app server, which handles one message of a
+/// lane after the other, most of its time for clients that live and have all come back at once.
+pub const BURIALS_PAUSE_MS: u64 = 20;
+/// How long after its start a node begins to tell of them: what the dead process wrote last is handled first. A message that an app
+/// server handles behind the end of its client brings the client back for good (contract 2.5).
+pub const BURIALS_REST_MS: u64 = 2_000;
+/// How long ids are kept for an app server that the configuration does not name: it may be another node's that shares the folder.
+pub const JOURNAL_KEPT_SECONDS: u64 = 7 * 24 * 60 * 60;
 
 // ---- connections ------------------------------------------------------------------------------------------------
 

@@ -94,6 +94,7 @@ fn updates_and_deliveries_allocate_nothing() {
             .with(Key::Admin, "127.0.0.1:0")
             .with(Key::Shards, "1")
             .with(Key::UseMessagePack, is_binary.to_string())
+            .with(Key::Journal, env!("CARGO_TARGET_TMPDIR"))
             .with(Key::Url, app.url());
         let config =
             Config::resolve(None, std::iter::empty(), &flags, &Machine::probe()).expect("a valid configuration");

@@ -17,20 +17,30 @@ const LAYERS: &[(&str, &[&str])] = &[
     ("session", &["limits", "ids", "proto", "mem", "filter"]),
     ("sys", &["limits", "ids", "mem", "metrics"]),
     ("tls", &["limits", "mem"]),
+    ("journal", &["limits", "ids", "sys"]),
     // The design draws bus and sys on one level. Of the two only bus knows the other, for the doorbell that wakes its receiver.
     ("bus", &["limits", "ids", "identity", "proto", "mem", "metrics", "session", "filter", "sys", "tls"]),
-    ("shard", &["limits", "ids", "identity", "proto", "mem", "metrics", "session", "filter", "sys", "tls", "bus"]),
-    ("sim", &["limits", "ids", "proto", "mem", "metrics", "session", "filter", "sys", "tls", "bus", "shard"]),
+    (
+        "shard",
+        &["limits", "ids", "identity", "proto", "mem", "metrics", "session", "filter", "sys", "tls", "journal", "bus"],
+    ),
+    (
+        "sim",
+        &["limits", "ids", "proto", "mem", "metrics", "session", "filter", "sys", "tls", "journal", "bus", "shard"],
+    ),
     (
         "config",
-        &["limits", "ids", "identity", "proto", "mem", "metrics", "session", "filter", "sys", "tls", "bus", "shard"],
+        &[
+            "limits", "ids", "identity", "proto", "mem", "metrics", "session", "filter", "sys", "tls", "journal",
+            "bus", "shard",
+        ],
     ),
     ("logging", &["config"]),
     (
         "control",
         &[
-            "limits", "ids", "identity", "proto", "mem", "metrics", "session", "filter", "sys", "tls", "bus", "shard",
-            "config", "logging",
+            "limits", "ids", "identity", "proto", "mem", "metrics", "session", "filter", "sys", "tls", "journal",
+            "bus", "shard", "config", "logging",
         ],
     ),
     // It looks at a node from outside: sharing a codec with it would hide the mistakes of both.

@@ -5,7 +5,7 @@ mod common;
 
 use common::{App, needs, repository};
 use serde_json::Value;
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
@@ -145,6 +145,11 @@ fn the_containers_are_given_what_there_is() {
     for (name, service) in services {
         for volume in service["volumes"].as_array().into_iter().flatten() {
             let source = volume.as_str().expect("the short form").split(':').next().expect("a path");
+            if !source.contains('/') {
+                let volumes = compose["volumes"].as_object().expect("volumes");
+                assert!(volumes.contains_key(source), "{name}: {source} is a volume");
+                continue;
+            }
             assert!(repository().join("deploy").join(source).is_file(), "{name}: {source} is a file here");
         }
         for network in service["networks"].as_array().into_iter().flatten() {
@@ -178,7 +183,15 @@ fn the_containers_are_given_what_there_is() {
         let file = root.write(config.trim_start_matches('/'), &text(&deploy("signalring.toml")));
         let key = service["secrets"][0]["target"].as_str().expect("a path");
         root.write(key.trim_start_matches('/'), KEY);
-        let environment = strings(&service["environment"]);
+        let mut environment: BTreeMap<String, String> = strings(&service["environment"]).into_iter().collect();
+        // The journal is where a volume is, which takes over the owner of the folder that the image has there.
+        let journal = environment["SIGNALRING_JOURNAL"].clone();
+        assert!(list(&service["volumes"]).contains(&format!("journal:{journal}").as_str()));
+        let copied = format!("COPY --from=build --chown=65532:65532 /source/journal {journal}\n");
+        assert!(text(&deploy("Dockerfile")).contains(&copied), "{copied}");
+        let folder = root.0.join(journal.trim_start_matches('/'));
+        fs::create_dir_all(&folder).unwrap();
+        environment.insert("SIGNALRING_JOURNAL".into(), folder.to_str().unwrap().into());
         let resolved = succeeds(signalring().args(["check", "--config"]).arg(&file).envs(environment.clone()));
         let resolved: toml::Table = toml::from_str(&resolved).expect("what check prints is TOML");
         assert_eq!(resolved["node_name"].as_str(), name.strip_prefix("node-"));

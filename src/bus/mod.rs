@@ -41,6 +41,8 @@ pub enum ShardOrder {
     Look { clients_max: u32, answer: oneshot::Sender<Sight> },
     /// Show one client; None if it is gone.
     LookAt { client: OriginId, answer: oneshot::Sender<Option<Box<ClientDetail>>> },
+    /// Clients of a process that is dead: their app server is told that they are gone. Dropped unanswered by a shard that ends.
+    Bury { place: LanePlace, ids: Vec<OriginId>, answer: oneshot::Sender<()> },
     /// Tell everybody and end.
     Stop,
 }
@@ -145,6 +147,13 @@ impl<T> Sender<T> {
             }
             Err(error) => Err(error.into_inner()),
         }
+    }
+}
+
+impl<T> Sender<T> {
+    /// Has the receiver taken everything?
+    pub fn is_empty(&self) -> bool {
+        self.queue.is_empty()
     }
 }
 

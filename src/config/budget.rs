@@ -10,7 +10,7 @@ use crate::session::groups::MEMBERSHIP_BYTES;
 use crate::session::routing::HubScope;
 use crate::session::views::VIEW_BYTES;
 use crate::sys::ring::{BUFFER_ENTRY_BYTES, RING_BYTES, SENDS_BYTES};
-use crate::{metrics, shard};
+use crate::{journal, metrics, shard};
 use core::fmt;
 
 /// Lists, queues and numbers of one shard, buffers apart.
@@ -140,6 +140,13 @@ impl Budget {
                 each(config.limits.connections_per_address > 0, connections),
                 shard::ADDRESS_BYTES,
                 "for connections_per_address, if each client has one of its own",
+            ),
+            term(
+                "journal",
+                Client,
+                each(config.journal.is_some(), shards),
+                journal::part_bytes(shard::places(config.connections_per_shard()), config.upstreams.len()),
+                "a mapped file, a part for each shard; kept for who is gone, too",
             ),
             term(
                 "client sockets (kernel)",

@@ -118,8 +118,8 @@ impl Draft {
         })
     }
 
-    pub fn duration(&self, key: Key, default_seconds: u64) -> Duration {
-        match self.value(key) {
+    pub fn duration(&self, place: impl Into<Place>, default_seconds: u64) -> Duration {
+        match self.value(place) {
             Some(Value::Duration(duration)) => *duration,
             _ => Duration::from_secs(default_seconds),
         }

@@ -63,6 +63,7 @@ fn argument(setting: &'static Setting) -> Arg {
         Kind::NodeName => "NAME",
         Kind::Secret { .. } => "SECRET",
         Kind::SecretFile { .. } | Kind::File | Kind::Files => "FILE",
+        Kind::Folder => "FOLDER",
         Kind::Proxies => "PROXY",
         Kind::Transports => "TRANSPORT",
         Kind::Names { .. } => "NAMES",

@@ -68,6 +68,8 @@ pub struct Config {
     pub hub_path: String,
     /// Origins allowed beside the page's own.
     pub allowed_origins: Vec<String>,
+    /// Folder of the journal. None: there is none.
+    pub journal: Option<PathBuf>,
     /// Level or tracing filter directive.
     pub log: String,
     pub log_format: LogFormat,
@@ -174,6 +176,8 @@ pub struct Limits {
     pub upstream_queue_bytes: u32,
     /// ... and how long one may wait before it is answered with an error. Default 10 s.
     pub upstream_queue_timeout: Duration,
+    /// Bytes of what one client's view models were requested with that are kept. Default 16 KiB.
+    pub client_replay_bytes: u32,
 }
 
 /// An app server that messages are forwarded to, or several that stand for one.
@@ -201,6 +205,12 @@ pub struct Upstream {
     pub halt_pipeline: bool,
     pub dispatch: Dispatch,
     pub hub_id: HubScope,
+    /// Invocations are acknowledged (contract 6.2). Never by an Observer.
+    pub acknowledge: bool,
+    /// How long one may take before its lane counts as stuck. Default 30 s.
+    pub acknowledge_timeout: Duration,
+    /// Invocations on a lane that are not acknowledged. Default 256.
+    pub in_flight_max: u32,
 }
 
 /// One of an upstream's urls, and its share of the clients.

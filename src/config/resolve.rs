@@ -207,6 +207,7 @@ impl Draft {
             proxy_protocol: self.boolean(Key::ProxyProtocol, false),
             hub_path: text(Key::HubPath, "/dotnetify"),
             allowed_origins: self.texts(Key::AllowedOrigins).unwrap_or_default(),
+            journal: self.path(Key::Journal),
             log: text(Key::Log, "info"),
             log_format: match text(Key::LogFormat, "text").as_str() {
                 "json" => LogFormat::Json,
@@ -246,6 +247,7 @@ impl Draft {
                 accept_rate: count(Key::AcceptRate, ACCEPT_RATE_DEFAULT),
                 upstream_queue_bytes: count(Key::UpstreamQueueBytes, UPSTREAM_QUEUE_BYTES_DEFAULT),
                 upstream_queue_timeout: duration(Key::UpstreamQueueTimeout, 10),
+                client_replay_bytes: count(Key::ClientReplayBytes, REPLAY_BYTES_DEFAULT),
             },
             tls: self.tls(),
             identity: self.identity(),

@@ -18,6 +18,7 @@ pub enum Key {
     ProxyProtocol,
     HubPath,
     AllowedOrigins,
+    Journal,
     Log,
     LogFormat,
     MaximumReceiveMessageSize,
@@ -43,6 +44,7 @@ pub enum Key {
     AcceptRate,
     UpstreamQueueBytes,
     UpstreamQueueTimeout,
+    ClientReplayBytes,
     TlsCertificateFile,
     TlsKeyFile,
     TlsMinimumVersion,
@@ -70,6 +72,9 @@ pub enum Key {
     Dispatch,
     HubId,
     ForwardHeaders,
+    Acknowledge,
+    AcknowledgeTimeout,
+    InFlight,
 }
 
 /// Where a setting stands in the file. There may be several `[[upstream]]`, and each has a value of its own.
@@ -129,6 +134,8 @@ pub enum Kind {
     /// The path of a file that can be read.
     File,
     Files,
+    /// The path of a folder in which files can be made.
+    Folder,
     Proxies,
     HubPath,
     Origins,
@@ -200,6 +207,8 @@ settings! {
         "Path of the hub, here and at the app server";
     AllowedOrigins, Top, "allowed_origins", "ALLOWED_ORIGINS", "allow-origin", Kind::Origins, "none beside the page's own",
         "Origins of other sites whose pages may connect, exactly as browsers send them, e.g. https://app.example.com";
+    Journal, Top, "journal", "JOURNAL", "journal", Kind::Folder, "none",
+        "Folder in which a node notes the clients that app servers know of, so that the next one can sign them off if it is killed; it has to outlive the process, is best in memory (/run), and nodes of a machine may share it";
     Log, Top, "log", "LOG", "log", Kind::LogFilter, "info",
         "Log level (off, error, warn, info, debug, trace) or a filter such as info,signalring::control=debug";
     LogFormat, Top, "log_format", "LOG_FORMAT", "log-format", Kind::Choice(&["text", "json"]), "text",
@@ -262,6 +271,8 @@ settings! {
         "Bytes of client messages that may wait for a lane that is not up, per lane";
     UpstreamQueueTimeout, Limits, "upstream_queue_timeout", "UPSTREAM_QUEUE_TIMEOUT", "upstream-queue-timeout", SETUP_TIMEOUT, "10s",
         "How long a message may wait for a lane before its client gets an error";
+    ClientReplayBytes, Limits, "client_replay_bytes", "CLIENT_REPLAY_BYTES", "client-replay-bytes", Kind::Size { min: 0, max: REPLAY_BYTES_MAX }, "16KiB",
+        "Kept of what one client's view models were requested with, to request them again when its lane is lost; a client with more is asked to reconnect then";
     TlsCertificateFile, Tls, "certificate_file", "TLS_CERTIFICATE_FILE", "tls-certificate-file", Kind::File, "none",
         "PEM file with the certificate of https listeners, the node's own first, then the intermediate ones";
     TlsKeyFile, Tls, "key_file", "TLS_KEY_FILE", "tls-key-file", Kind::File, "none",
@@ -320,6 +331,13 @@ settings! {
         "What the app server sees as one hub: each lane, or the whole node, which is the default with dispatch = message";
     ForwardHeaders, Upstream, "forward_headers", "FORWARD_HEADERS", "forward-headers", Kind::Headers, "all",
         "Request headers of clients the app server is shown: all, or a list of names (an observer unless told: Host, User-Agent); hop-by-hop and Sec-WebSocket-* never are";
+    Acknowledge, Upstream, "acknowledge", "ACKNOWLEDGE", "acknowledge", Kind::Boolean, "true",
+        "Whether the app server is asked to say when it has worked on a message: what bounds the messages on a lane, tells clients of its errors and finds lanes that are stuck; never with an observer";
+    AcknowledgeTimeout, Upstream, "acknowledge_timeout", "ACKNOWLEDGE_TIMEOUT", "acknowledge-timeout",
+        Kind::Duration { min_ms: TIMEOUT_MS_MIN, max_ms: ACKNOWLEDGE_TIMEOUT_MS_MAX }, "30s",
+        "How long the app server may take over one message; then the lane is replaced, its clients go on over others, and that one message is answered with an error";
+    InFlight, Upstream, "in_flight_max", "IN_FLIGHT_MAX", "in-flight-max", Kind::Count { min: 1, max: IN_FLIGHT_MAX }, "256",
+        "Messages on a lane that the app server has not worked on; more wait in the node, and whoever sends them is read more slowly";
 }
 
 pub const SETTINGS_COUNT: usize = SETTINGS.len();
@@ -402,6 +420,7 @@ impl Setting {
             Kind::SecretFile { min } => format!("path of a file with one line of at least {min} bytes"),
             Kind::File => "path of a file".into(),
             Kind::Files => "list of paths of files".into(),
+            Kind::Folder => "path of a folder".into(),
             Kind::Proxies => "list of IP, IP/BITS or unix".into(),
             Kind::Transports => "list of WebSockets, ServerSentEvents, LongPolling".into(),
             Kind::Names { .. } => "list of texts".into(),

@@ -78,6 +78,7 @@ impl Config {
             Key::ProxyProtocol => self.proxy_protocol.to_string(),
             Key::HubPath => quoted(&self.hub_path),
             Key::AllowedOrigins => list(&self.allowed_origins),
+            Key::Journal => path(self.journal.as_ref()?),
             Key::Log => quoted(&self.log),
             Key::LogFormat => quoted(self.log_format.name()),
             Key::MaximumReceiveMessageSize => size(self.hub.maximum_receive_message_size),
@@ -103,6 +104,7 @@ impl Config {
             Key::AcceptRate => self.limits.accept_rate.to_string(),
             Key::UpstreamQueueBytes => size(self.limits.upstream_queue_bytes),
             Key::UpstreamQueueTimeout => quoted(&duration_text(self.limits.upstream_queue_timeout)),
+            Key::ClientReplayBytes => size(self.limits.client_replay_bytes),
             Key::TlsCertificateFile => path(&tls?.certificate_file),
             Key::TlsKeyFile => path(&tls?.key_file),
             Key::TlsMinimumVersion => quoted(tls?.minimum_version.name()),
@@ -136,6 +138,9 @@ impl Config {
                 HeaderPolicy::All => quoted("all"),
                 HeaderPolicy::Only(names) => list(names),
             },
+            Key::Acknowledge => upstream.acknowledge.to_string(),
+            Key::AcknowledgeTimeout => quoted(&duration_text(upstream.acknowledge_timeout)),
+            Key::InFlight => upstream.in_flight_max.to_string(),
         })
     }
 }

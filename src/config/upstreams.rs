@@ -62,6 +62,9 @@ fn one(draft: &Draft, upstream: usize) -> Upstream {
             (Some("node"), _) | (None, Dispatch::Message) => HubScope::Node,
             _ => HubScope::Lane,
         },
+        acknowledge: draft.boolean(at(Key::Acknowledge), kind == UpstreamKind::AppServer),
+        acknowledge_timeout: draft.duration(at(Key::AcknowledgeTimeout), ACKNOWLEDGE_TIMEOUT_SECONDS_DEFAULT),
+        in_flight_max: draft.count(at(Key::InFlight), IN_FLIGHT_DEFAULT),
     }
 }
 
@@ -152,6 +155,14 @@ fn meaning(check: &mut Check<'_>, index: usize) {
         check.contradiction(
             &halts[..1],
             "an observer answers nothing, so that no message may stop there".into(),
+            "leave it out or write false".into(),
+        );
+    }
+    let acknowledges = [at(Key::Acknowledge), at(Key::UpstreamKind)];
+    if upstream.kind == UpstreamKind::Observer && upstream.acknowledge && check.sound(&acknowledges) {
+        check.contradiction(
+            &acknowledges[..1],
+            "an observer is told and not asked, and what it does not take at once it does not get".into(),
             "leave it out or write false".into(),
         );
     }

@@ -48,7 +48,7 @@ pub enum Value {
     Text(String),
     Texts(Vec<String>),
     Secret(Secret),
-    /// Absolute.
+    /// Absolute; a folder, too.
     File(PathBuf),
     Files(Vec<PathBuf>),
     Proxies(Vec<TrustedProxy>),
@@ -90,6 +90,7 @@ pub fn parse(setting: &Setting, raw: &Raw, folder: &Path) -> Result<Value, Vec<R
         Kind::Files => all_of(setting, raw)
             .and_then(|paths| all_or_faults(paths.iter().map(|path| file(path, folder))))
             .map(Value::Files),
+        Kind::Folder => one(text(setting, raw).and_then(|text| folder_of_ours(&text, folder)).map(Value::File)),
         Kind::Proxies => some_of(setting, raw)
             .and_then(|proxies| all_or_faults(proxies.iter().map(|proxy| TrustedProxy::parse(proxy))))
             .map(Value::Proxies),
@@ -502,6 +503,18 @@ fn file(text: &str, folder: &Path) -> Result<PathBuf, Refused> {
         Err(error) => Err(refuse(&path, error)),
     }
     .map(|()| path)
+}
+
+/// Whether it can be written to is seen when the node starts, by whoever it is then.
+fn folder_of_ours(text: &str, folder: &Path) -> Result<PathBuf, Refused> {
+    let remedy = "make the folder, for this user alone (install -d -m 700); relative paths begin at the folder of the configuration file, or where the node is started";
+    let refuse = |path: &Path, why: &str| refused(format!("{:?} {why}", path.display().to_string()), remedy);
+    let path = std::path::absolute(folder.join(text)).map_err(|error| refuse(Path::new(text), &error.to_string()))?;
+    match std::fs::metadata(&path) {
+        Ok(found) if found.is_dir() => Ok(path),
+        Ok(_) => Err(refuse(&path, "is not a folder")),
+        Err(error) => Err(refuse(&path, &format!("cannot be used: {error}"))),
+    }
 }
 
 fn secret_file(path: PathBuf, min: usize) -> Result<Secret, Refused> {

@@ -14,6 +14,7 @@ mod listen;
 mod picture;
 mod plane;
 mod process;
+mod recovery;
 mod stream;
 mod upstreams;
 
@@ -23,6 +24,7 @@ use crate::bus;
 use crate::config::{self, Config, TrustedProxy};
 use crate::identity::Identity;
 use crate::ids::{LaneIndex, LaneKey, OriginKey, ShardId, base64url};
+use crate::journal::{Journal, ShardJournal};
 use crate::limits::{NODE_NAME_BYTES_MAX, POST_BODY_MESSAGES_MAX, STOP_GRACE_MS, STOP_MS};
 use crate::metrics::Published;
 use crate::metrics::process::ProcessStats;
@@ -32,7 +34,7 @@ use crate::session::client::ClientSettings;
 use crate::session::pace::Rate;
 use crate::session::routing::{Route, UpstreamKind};
 use crate::session::token::TokenKey;
-use crate::shard::{Addresses, Authentication, Settings, Shard, Upstream, Upstreams};
+use crate::shard::{Addresses, Authentication, Settings, Shard, Upstream, Upstreams, Window};
 use crate::sys::ring::Ring;
 use crate::sys::{probe, socket};
 use core::time::Duration;
@@ -51,6 +53,8 @@ pub struct Node {
     admin: SocketAddr,
     commands: tokio_mpsc::UnboundedSender<plane::Command>,
     threads: Vec<JoinHandle<()>>,
+    /// Whoever is left in it when the node ends is for the next process.
+    journal: Option<Journal>,
     /// Disconnected when every thread has ended; carries nothing.
     ended: mpsc::Receiver<()>,
 }
@@ -68,6 +72,8 @@ impl Node {
 
         let started = Instant::now();
         let secrets = Secrets::new(&config)?;
+        let recovery::Opened { journal, folder, dead, info } =
+            recovery::open(&config, secrets.origin, u64::from_ne_bytes(random()?))?;
         let process = Arc::new(ProcessStats::default());
         let per_address_max = config.limits.connections_per_address;
         let addresses = (per_address_max > 0).then(|| Arc::new(Addresses::new(per_address_max)));
@@ -84,7 +90,10 @@ impl Node {
         for (index, (listeners, (orders, ordered))) in listeners.into_iter().zip(channels).enumerate() {
             let published = Arc::new(Published::new());
             let shard = ShardId(index as u8);
-            let settings = shard_settings(&config, shard, &secrets, identity.as_ref(), &shared)?;
+            let settings = Settings {
+                journal: journal.as_ref().map_or_else(ShardJournal::default, |journal| journal.of_shard(shard)),
+                ..shard_settings(&config, shard, &secrets, identity.as_ref(), &shared)?
+            };
             let lane = |(index, place)| (LaneKey { shard, index: LaneIndex(index) }, place);
             let lanes = (0..).zip(config.lanes_of(shard)).map(lane).collect();
             shards.push(plane::ShardHandle { orders, published: published.clone(), lanes });
@@ -121,6 +130,9 @@ impl Node {
             prepared,
             process,
             ground,
+            journals: folder,
+            dead,
+            journal: info,
         };
         let control = std::thread::Builder::new().name("control".into()).spawn(move || {
             let _alive = alive;
@@ -131,7 +143,7 @@ impl Node {
             });
         })?;
         threads.push(control);
-        let node = Node { listening, admin, commands, threads, ended };
+        let node = Node { listening, admin, commands, threads, journal, ended };
         // A shard that could not start ends the ones that could.
         if let Some(error) = readied.iter().find_map(Result::err) {
             node.stop();
@@ -168,6 +180,9 @@ impl Node {
         }
         for thread in self.threads {
             let _ = thread.join();
+        }
+        if let Some(left) = self.journal.as_ref().map(Journal::ids).filter(|left| *left > 0) {
+            warn!("{left} clients could not be signed off at their app servers in time; the next start does it");
         }
         listen::clean_up(&self.listening);
     }
@@ -300,7 +315,9 @@ fn shard_settings(
         request_head_timeout: config.limits.request_head_timeout,
         lane_queue_bytes_max: config.limits.upstream_queue_bytes,
         lane_queue_timeout: config.limits.upstream_queue_timeout,
+        replay_bytes_max: config.limits.client_replay_bytes,
         origin_key: secrets.origin,
+        journal: ShardJournal::default(),
         tokens: secrets.tokens.clone(),
         seed: u64::from_ne_bytes(random()?),
     })
@@ -318,6 +335,9 @@ fn upstreams(config: &Config, node: &str) -> Upstreams {
         shown_host: (upstream.kind == UpstreamKind::Observer).then(|| node.to_string()),
         dispatch: upstream.dispatch,
         hub_scope: upstream.hub_id,
+        window: upstream
+            .acknowledge
+            .then_some(Window { messages: upstream.in_flight_max, timeout: upstream.acknowledge_timeout }),
         weights: upstream.urls.iter().map(|target| target.weight).collect(),
     };
     Upstreams::new(config.upstreams.iter().map(of).collect())

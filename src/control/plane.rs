@@ -5,14 +5,15 @@ use super::credentials::Credentials;
 use super::dial::{Dialled, dial};
 use super::picture::{Ground, Picture};
 use super::process::Meter;
-use super::random;
 use super::upstreams::{Prepared, Upstreams, Way};
+use super::{random, recovery};
 use crate::bus::{ControlOrder, Receiver, Sender, ShardOrder, Unsent};
 use crate::config::Config;
 use crate::ids::{LaneKey, LanePlace, UpstreamIndex};
+use crate::journal::{Dead, Folder};
 use crate::limits::{STOP_MS, USAGE_LOOK_MS};
 use crate::metrics::process::{ProcessStats, Usage};
-use crate::metrics::{LaneInfo, LaneState, NodeInfo, Published};
+use crate::metrics::{JournalInfo, LaneInfo, LaneState, NodeInfo, Published};
 use crate::session::routing::UpstreamKind;
 use core::cell::{Cell, RefCell};
 use core::time::Duration;
@@ -51,6 +52,10 @@ pub(super) struct Plane {
     /// Written here once a second.
     pub(super) process: Arc<ProcessStats>,
     pub(super) ground: Ground,
+    /// Where journals are, of whom some are there, and what is known of them at the start.
+    pub(super) journals: Option<Folder>,
+    pub(super) dead: Vec<Dead>,
+    pub(super) journal: JournalInfo,
 }
 
 /// What the tasks of the control thread share.
@@ -60,6 +65,7 @@ pub(super) struct State {
     pub(super) upstreams: Upstreams,
     pub(super) meter: Meter,
     pub(super) stopping: Cell<bool>,
+    journal: Cell<JournalInfo>,
 }
 
 #[derive(Clone, Copy)]
@@ -121,7 +127,14 @@ impl State {
             upstreams: self.upstreams.0.iter().map(|upstream| upstream.name.clone()).collect(),
             lanes: self.lane_infos(),
             process: self.meter.info(),
+            journal: self.journal.get(),
         }
+    }
+
+    pub(super) fn journal(&self, change: impl FnOnce(&mut JournalInfo)) {
+        let mut info = self.journal.get();
+        change(&mut info);
+        self.journal.set(info);
     }
 
     fn set(&self, lane: LaneKey, place: LanePlace, state: LaneState) {
@@ -158,6 +171,9 @@ impl Plane {
             prepared,
             process,
             ground,
+            journals,
+            dead,
+            journal,
         } = self;
         let state = Rc::new(State {
             published: shards.iter().map(|shard| shard.published.clone()).collect(),
@@ -165,6 +181,7 @@ impl Plane {
             upstreams: Upstreams::new(&config, prepared),
             meter: Meter::new(),
             stopping: Cell::new(false),
+            journal: Cell::new(journal),
         });
         let hub_path: Rc<str> = config.hub_path.as_str().into();
         let mut losses = HashMap::new();
@@ -175,6 +192,9 @@ impl Plane {
                 let keeper = Keeper { lane: *lane, place: *place, orders: shard.orders.clone(), state: state.clone() };
                 tokio_uring::spawn(keeper.keep(hub_path.clone(), losing));
             }
+        }
+        if let Some(folder) = journals {
+            tokio_uring::spawn(recovery::keep_looking(folder, dead, shards.clone(), state.clone()));
         }
         let orders = shards.iter().map(|shard| shard.orders.clone()).collect();
         let picture = Rc::new(Picture::new(ground, orders, process.clone(), state.clone()));

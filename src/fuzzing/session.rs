@@ -617,6 +617,7 @@ fn honest_life(peer: &mut Peer, live: &mut Live, script: &mut Script) -> Result<
 struct LaneWorld {
     out: Vec<u8>,
     delivered: Vec<(Delivery, Vec<u8>)>,
+    completed: Vec<(u64, Option<String>)>,
     notes: Vec<LaneNote>,
 }
 
@@ -632,6 +633,9 @@ impl LaneOut for LaneWorld {
 impl LaneEnv for LaneWorld {
     fn deliver(&mut self, delivery: &Delivery, record: &[u8]) {
         self.delivered.push((*delivery, record.to_vec()));
+    }
+    fn completed(&mut self, number: u64, error: Option<&str>) {
+        self.completed.push((number, error.map(str::to_string)));
     }
     fn note(&mut self, note: LaneNote) {
         self.notes.push(note);

@@ -50,6 +50,21 @@ pub struct LaneInfo {
     pub state: LaneState,
 }
 
+/// What the control plane knows of journals: ids that the journals of killed processes name, and what became of them.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct JournalInfo {
+    /// Their app servers are still to be told that they are gone.
+    pub waiting: u64,
+    /// They have been told.
+    pub signed_off: u64,
+    /// Their app server is none of this configuration's.
+    pub strangers: u64,
+    /// Nobody can say who they were.
+    pub damaged: u64,
+    /// Journals that could not be made, read or deleted.
+    pub errors: u64,
+}
+
 /// What a page needs beside the shards' numbers.
 #[derive(Clone, Debug, Default)]
 pub struct NodeInfo {
@@ -57,6 +72,7 @@ pub struct NodeInfo {
     pub upstreams: Vec<Arc<str>>,
     pub lanes: Vec<LaneInfo>,
     pub process: ProcessInfo,
+    pub journal: JournalInfo,
 }
 
 /// The whole page: `published[n]` are the numbers of shard n.
@@ -132,11 +148,26 @@ impl Collector for Snapshot {
                 family.encode_family(&labels)?.encode_gauge(&i64::from(lane.state == state))?;
             }
         }
-        Ok(())
+        self.journal(&mut encoder)
     }
 }
 
 impl Snapshot {
+    fn journal(&self, encoder: &mut DescriptorEncoder) -> fmt::Result {
+        let JournalInfo { waiting, signed_off, strangers, damaged, errors } = self.node.journal;
+        encoder
+            .encode_descriptor("recovering_ids", RECOVERING_HELP, None, MetricType::Gauge)?
+            .encode_gauge(&waiting)?;
+        let mut family = encoder.encode_descriptor("recovered_ids", RECOVERED_HELP, None, MetricType::Counter)?;
+        for (result, count) in [("signed_off", signed_off), ("unknown_url", strangers), ("damaged", damaged)] {
+            let labels = [("result", result)];
+            family.encode_family(&labels)?.encode_counter::<NoLabelSet, _, u64>(&count, None)?;
+        }
+        encoder
+            .encode_descriptor("journal_errors", JOURNAL_ERRORS_HELP, None, MetricType::Counter)?
+            .encode_counter::<NoLabelSet, _, u64>(&errors, None)
+    }
+
     /// Every family of a table, whose first cell is `at`: one line a series and shard.
     fn families(&self, encoder: &mut DescriptorEncoder, table: &[Series], at: usize, kind: MetricType) -> fmt::Result {
         let mut at = at;
@@ -222,6 +253,10 @@ impl Collector for ProcessInfo {
     }
 }
 
+const RECOVERING_HELP: &str =
+    "Ids of clients of killed processes whose app servers are still to be told that they are gone";
+const RECOVERED_HELP: &str = "Ids found in the journals of killed processes, by what became of them";
+const JOURNAL_ERRORS_HELP: &str = "Journals that could not be made, read or deleted";
 const UPSTREAM_UP_HELP: &str = "Whether at least one lane to this url of an upstream is up";
 const LANE_STATE_HELP: &str =
     "The state of each lane as the control plane knows it: 1 for the one it is in, 0 for the others";
@@ -275,6 +310,7 @@ mod tests {
                 max_fds: None,
                 start_seconds: Some(1_700_000_000.5),
             },
+            journal: JournalInfo { waiting: 5, signed_off: 4, strangers: 3, damaged: 2, errors: 1 },
         };
         encode(&published.iter().collect::<Vec<_>>(), &node)
     }
@@ -327,6 +363,11 @@ mod tests {
             "signalring_upstream_clients{upstream=\"chat\"} 10",
             "signalring_upstream_up{upstream=\"chat\",url=\"http://a:1\"} 1",
             "signalring_upstream_up{upstream=\"rest\",url=\"http://b:2\"} 0",
+            "signalring_recovering_ids 5",
+            "signalring_recovered_ids_total{result=\"signed_off\"} 4",
+            "signalring_recovered_ids_total{result=\"unknown_url\"} 3",
+            "signalring_recovered_ids_total{result=\"damaged\"} 2",
+            "signalring_journal_errors_total 1",
             "process_cpu_seconds_total 1.25",
             "process_resident_memory_bytes 4096",
             "process_open_fds 12",

@@ -95,7 +95,22 @@ table! {
         BytesFromApps = "app_in",
         BytesToApps = "app_out",
     }
-    "lane_events", "What happened to lanes", "event" { LaneConnected = "connected", LaneLost = "lost" }
+    "lane_events", "What happened to lanes", "event" {
+        LaneConnected = "connected",
+        LaneLost = "lost",
+        // Lost because the app server did nothing on it for too long: an alarm.
+        LaneStuck = "stuck",
+    }
+    "moved_clients", "Clients that lost their lane, by what became of them", "result" {
+        // Their view models are requested again under a new id.
+        MovedReplay = "replay",
+        // They had none.
+        MovedIdle = "idle",
+        // They have more than is kept, and were asked to come back.
+        MovedClosed = "closed",
+    }
+    "replayed_requests", "View models requested again for clients that lost their lane", "" { Replayed = "" }
+    "unknown_fates", "Messages on lanes that were lost before the app server acknowledged them; they are not repeated", "" { UnknownFates = "" }
     "messages_queued", "Client messages that had to wait for a lane", "" { MessagesQueued = "" }
     "unrouted", "Client messages that no upstream took, by call", "call" {
         UnroutedRequestVm = "request_vm",
@@ -148,6 +163,8 @@ table! {
         RefusedTooLargeUpstream = "too_large_upstream",
         RefusedUnrouted = "unrouted",
         RefusedTooManyViews = "too_many_views",
+        RefusedStuck = "stuck",
+        RefusedFailed = "app_server_error",
         RefusedOther = "other",
     }
     "tokens", "Bearer tokens verified, by result", "result" {
@@ -195,6 +212,7 @@ table! {
         DroppedUnsent = "unsent_bytes",
         DroppedHeaders = "context_headers",
         DroppedNotice = "disconnect_notice",
+        DroppedJournal = "journal_full",
         DroppedAppMessage = "odd_app_message",
         DroppedResume = "resume_buffer",
         DroppedGroupJoin = "too_many_groups",
@@ -212,6 +230,7 @@ table! {
         PausedLane = "lane_full",
     }
     "receive_buffers_exhausted", "Receives that found no free buffer and were repeated", "" { ReceiveBuffersExhausted = "" }
+    "buried", "Clients of processes that were killed, told to their app servers as gone", "" { Buried = "" }
     "turns", "Turns of the shard's loop", "" { Turns = "" }
 }
 
@@ -224,7 +243,13 @@ table! {
     "lanes", "Lanes by state; a lane that is down is being dialled", "state" { LanesUp = "up", LanesDown = "down" }
     "queued_messages", "Client messages waiting for a lane", "" { QueuedMessages = "" }
     "queued_bytes", "Bytes of client messages waiting for a lane", "" { QueuedBytes = "" }
+    "in_flight", "Invocations on lanes that app servers have not acknowledged", "" { InFlight = "" }
+    "waiting_replays", "Clients whose view models wait to be requested again", "" { WaitingReplays = "" }
     "queued_disconnects", "Disconnect notices waiting for a lane", "" { QueuedNotices = "" }
+    "journal_ids", "Ids in the journal by state: of clients that live, and of those whose app server has not taken note of their end", "state" {
+        JournalLive = "live",
+        JournalPending = "pending",
+    }
     "groups", "Groups with at least one client", "" { Groups = "" }
     "frames", "Frames of outgoing bytes in use", "" { Frames = "" }
 }
@@ -278,6 +303,7 @@ pub const BUCKETS: usize = 12;
 #[repr(usize)]
 pub enum Histogram {
     QueueWait,
+    Answer,
     Turn,
 }
 
@@ -289,7 +315,7 @@ pub struct HistogramSeries {
 }
 
 impl Histogram {
-    pub const ALL: &'static [Histogram] = &[Histogram::QueueWait, Histogram::Turn];
+    pub const ALL: &'static [Histogram] = &[Histogram::QueueWait, Histogram::Answer, Histogram::Turn];
 }
 
 const MS: u64 = 1000;
@@ -311,6 +337,24 @@ pub const HISTOGRAMS: &[HistogramSeries] = &[
             1000 * MS,
             2500 * MS,
             10_000 * MS,
+        ],
+    },
+    HistogramSeries {
+        family: "answer_seconds",
+        help: "How long app servers took to acknowledge invocations",
+        bounds_us: [
+            250,
+            500,
+            MS,
+            2 * MS,
+            5 * MS,
+            10 * MS,
+            25 * MS,
+            100 * MS,
+            500 * MS,
+            1000 * MS,
+            5000 * MS,
+            30_000 * MS,
         ],
     },
     HistogramSeries {

@@ -476,6 +476,11 @@ pub fn write_refusal(form: Form, vm_id: &[u8], refusal: Refusal, out: &mut Vec<u
     }
 }
 
+/// The same, where an app server has said what went wrong.
+pub fn write_failure(form: Form, vm_id: &[u8], refusal: Refusal, error: &str, out: &mut Vec<u8>) {
+    response::write_exception(form.protocol, vm_id, refusal.exception_type(), error, out);
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -33,7 +33,7 @@ pub enum End {
     SlowClient,
     /// What is queued for it has waited too long: it takes nothing any more.
     StalledClient,
-    /// The lane it was pinned to is gone: it must request its view models again.
+    /// The lane it was pinned to is gone, and what it has requested is not all known any more: it must request it again.
     LaneLost,
     /// The token it came with is no longer good: it must come again with a fresh one.
     TokenExpired,
@@ -160,6 +160,10 @@ pub enum Refusal {
     Unrouted,
     /// Its client has as many view models as one may have.
     TooManyViews,
+    /// The app server worked on it for too long, and everybody behind it waited.
+    Stuck,
+    /// The app server could not make anything of it.
+    Failed,
 }
 
 impl Refusal {
@@ -170,9 +174,12 @@ impl Refusal {
             Refusal::Unauthorized => "UnauthorizedAccessException",
             // What dotNetify's own message about it is.
             Refusal::Unrouted => "Exception",
-            Refusal::QueueTimeout | Refusal::QueueFull | Refusal::TooLargeUpstream | Refusal::TooManyViews => {
-                "ForwardingException"
-            }
+            Refusal::QueueTimeout
+            | Refusal::QueueFull
+            | Refusal::TooLargeUpstream
+            | Refusal::TooManyViews
+            | Refusal::Stuck
+            | Refusal::Failed => "ForwardingException",
         }
     }
 
@@ -189,6 +196,9 @@ impl Refusal {
                 "is not a known view model! Its assembly must be registered through VMController.RegisterAssembly."
             }
             Refusal::TooManyViews => "This connection has too many view models.",
+            Refusal::Stuck => "The app server has not answered in time. Please try again.",
+            // Its own words take the place of these.
+            Refusal::Failed => "The app server failed.",
         }
     }
 
@@ -201,16 +211,20 @@ impl Refusal {
             Refusal::Unauthorized => "unauthorized",
             Refusal::Unrouted => "unrouted",
             Refusal::TooManyViews => "too_many_views",
+            Refusal::Stuck => "stuck",
+            Refusal::Failed => "app_server_error",
         }
     }
 
-    pub const ALL: [Refusal; 6] = [
+    pub const ALL: [Refusal; 8] = [
         Refusal::QueueTimeout,
         Refusal::QueueFull,
         Refusal::TooLargeUpstream,
         Refusal::Unauthorized,
         Refusal::Unrouted,
         Refusal::TooManyViews,
+        Refusal::Stuck,
+        Refusal::Failed,
     ];
 }
 
@@ -232,6 +246,8 @@ pub enum LaneEnd {
     Tls(String),
     /// Nothing arrived for `LANE_SILENCE_MS`.
     Silence,
+    /// Nothing that we asked for was done for too long; its pings say nothing of that (contract 6.2).
+    Stuck,
     Stopping,
 }
 
@@ -256,6 +272,7 @@ impl core::fmt::Display for LaneEnd {
             LaneEnd::Silence => {
                 write!(f, "nothing heard from the app server for {} s", crate::limits::LANE_SILENCE_MS / 1000)
             }
+            LaneEnd::Stuck => f.write_str("the app server does nothing of what it was asked on it"),
             LaneEnd::Stopping => f.write_str("this node stops"),
         }
     }

@@ -22,6 +22,8 @@ pub trait LaneOut {
 pub trait LaneEnv: LaneOut {
     /// The app server addresses clients. Ranges are into `record`, which is of the lane's protocol.
     fn deliver(&mut self, delivery: &Delivery, record: &[u8]);
+    /// The app server has worked on one of our invocations, and failed if it says so.
+    fn completed(&mut self, number: u64, error: Option<&str>);
     fn note(&mut self, note: LaneNote);
 }
 
@@ -149,15 +151,17 @@ fn on_record(protocol: Protocol, record: &[u8], env: &mut impl LaneEnv) -> Resul
         },
         Kind::Ping => env.note(LaneNote::Ping),
         Kind::Close => {
-            let error = message.error.map(|error| {
-                let mut text = Vec::new();
-                signalr::plain_text(protocol, error.of(record), &mut text);
-                String::from_utf8_lossy(&text).into_owned()
-            });
+            let error = error_text(protocol, &message, record);
             return Err(LaneEnd::ServerClose { error, allow_reconnect: message.allow_reconnect });
         }
+        // Our numbers have no characters that would be written with escapes.
+        Kind::Completion => {
+            match message.invocation_id.and_then(|id| core::str::from_utf8(id.of(record)).ok()?.parse().ok()) {
+                Some(number) => env.completed(number, error_text(protocol, &message, record).as_deref()),
+                None => env.note(LaneNote::Ignored),
+            }
+        }
         Kind::StreamItem
-        | Kind::Completion
         | Kind::StreamInvocation
         | Kind::CancelInvocation
         | Kind::Ack
@@ -165,6 +169,13 @@ fn on_record(protocol: Protocol, record: &[u8], env: &mut impl LaneEnv) -> Resul
         | Kind::Unknown => env.note(LaneNote::Ignored),
     }
     Ok(())
+}
+
+fn error_text(protocol: Protocol, message: &signalr::Message, record: &[u8]) -> Option<String> {
+    let error = message.error?.of(record);
+    let mut text = Vec::new();
+    signalr::plain_text(protocol, error, &mut text);
+    Some(String::from_utf8_lossy(&text).into_owned())
 }
 
 #[cfg(test)]
@@ -198,6 +209,9 @@ mod tests {
                 String::from_utf8_lossy(data.of(record))
             ));
         }
+        fn completed(&mut self, number: u64, error: Option<&str>) {
+            self.delivered.push(format!("{number} {error:?}"));
+        }
         fn note(&mut self, note: LaneNote) {
             self.notes.push(note);
         }
@@ -224,6 +238,17 @@ mod tests {
             }
             assert_eq!(world.delivered, ["\"V\" \"{}\"", "\"V\" \"{}\""]);
         }
+    }
+
+    #[test]
+    fn completions_name_our_invocations_and_say_what_failed() {
+        let (mut session, mut pool, mut world) =
+            (LaneSession::new(Time(0), Protocol::Json), BytePool::new(), World::default());
+        let records = "{\"type\":3,\"invocationId\":\"7\",\"result\":null}␞{\"type\":3,\"invocationId\":\"8\",\"error\":\"a \\\"b\\\"\"}␞\
+                       {\"type\":3,\"invocationId\":\"x\"}␞{\"type\":3,\"invocationId\":\"99999999999999999999\"}␞";
+        session.on_bytes(Time(1), &mut text(records), &mut pool, &mut world).unwrap();
+        assert_eq!(world.delivered, ["7 None", "8 Some(\"a \\\"b\\\"\")"]);
+        assert_eq!(world.notes, [LaneNote::Ignored; 2]);
     }
 
     #[test]
@@ -320,10 +345,8 @@ mod tests {
             &binary(b"\x07\x95\x03\x80\xa11\x03\xc0\x02\x91\x2a\x0b\x95\x01\x80\xc0\xa5Hello\x90"),
         )
         .unwrap();
-        assert_eq!(
-            world.notes,
-            [LaneNote::Ignored, LaneNote::Ignored, LaneNote::NotADelivery(ResponseError::NotAResponse)]
-        );
+        assert_eq!(world.notes, [LaneNote::Ignored, LaneNote::NotADelivery(ResponseError::NotAResponse)]);
+        assert_eq!(world.delivered, ["1 None"]);
         let close = |error: Option<&str>, allow_reconnect| LaneEnd::ServerClose {
             error: error.map(String::from),
             allow_reconnect,

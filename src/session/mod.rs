@@ -13,6 +13,7 @@
 pub mod assembler;
 pub mod client;
 pub mod fault;
+pub mod flight;
 pub mod form;
 pub mod groups;
 pub mod lane;

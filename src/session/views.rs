@@ -1,7 +1,8 @@
-//! Which view models each client has live, and which upstreams they were requested from: from a `Request_VM` to its `Dispose_VM`.
+//! Which view models each client has live, which upstreams they were requested from and with what: from a `Request_VM` to its
+//! `Dispose_VM`. It is what a client's view models are requested again from when its lane is lost (contract 6.3).
 //!
-//! A view model is one entry in a table, linked into its client's list in the order of the requests; names are kept once, since all
-//! clients of one page have the same view models. A client without any costs four bytes.
+//! A view model is one entry in a table, linked into its client's list in the order of the requests; names and arguments are kept once,
+//! since all clients of one page have the same view models. A client without any costs four bytes.
 use crate::limits::{VIEW_NAMES_BYTES_MAX, VIEWS_PER_CLIENT_MAX};
 use std::collections::HashMap;
 
@@ -52,14 +53,21 @@ struct View {
     next: u32,
     upstreams: Upstreams,
     opening: Opening,
+    /// What it was last requested with; NONE where that was nothing, or null.
+    argument: u32,
+    /// Its request has left for the app server that answers.
+    requested: bool,
+    /// Its argument was too much to be kept, so nobody else can request it again.
+    unkept: bool,
 }
 
+/// A name or an argument.
 struct Name {
     text: Box<[u8]>,
     uses: u32,
 }
 
-/// What one live view model takes: the entry, and its place in the list of free ones; names apart.
+/// What one live view model takes: the entry, and its place in the list of free ones; names and arguments apart.
 pub const VIEW_BYTES: usize = size_of::<View>() + size_of::<u32>();
 
 /// Tells a view model that was opened from one that had the same name before it.
@@ -101,14 +109,75 @@ impl Views {
         self.each(list).find(|(live, _)| *live == name).map(|(_, upstreams)| upstreams)
     }
 
-    /// The client's view models, oldest first.
-    pub fn each(&self, list: ViewList) -> impl Iterator<Item = (&[u8], Upstreams)> {
+    /// What a live view model was last requested with, if it is known.
+    pub fn argument(&self, list: ViewList, name: &[u8]) -> Option<&[u8]> {
+        let view = self.all(list).find(|view| *self.names[view.name as usize].text == *name)?;
+        self.text(view.argument)
+    }
+
+    /// Keeps what a live view model was last requested with, raw JSON; so many bytes of all arguments of a client at the most.
+    pub fn keep(&mut self, list: ViewList, name: &[u8], argument: Option<&[u8]>, bytes_max: usize) {
+        let (mut others, mut found, mut at) = (0, NONE, list.0);
+        while at != NONE {
+            let view = self.views[at as usize];
+            if *self.names[view.name as usize].text == *name {
+                found = at;
+            } else {
+                others += self.text(view.argument).map_or(0, <[u8]>::len);
+            }
+            at = view.next;
+        }
+        if found == NONE {
+            return;
+        }
+        let argument = argument.filter(|argument| *argument != b"null");
+        let unkept = argument.is_some_and(|argument| others + argument.len() > bytes_max);
+        let new = argument.filter(|_| !unkept).map_or(NONE, |argument| self.name(argument));
+        let old = core::mem::replace(&mut self.views[found as usize].argument, new);
+        self.views[found as usize].unkept = unkept;
+        self.drop_name(old);
+    }
+
+    /// The request of a view model that was opened has left for the app server that answers.
+    pub fn requested(&mut self, list: ViewList, opening: Opening) {
+        let mut at = list.0;
+        while at != NONE {
+            let view = &mut self.views[at as usize];
+            if view.opening == opening {
+                view.requested = true;
+                return;
+            }
+            at = view.next;
+        }
+    }
+
+    /// Can all that was requested from an upstream be requested again?
+    pub fn is_replayable(&self, list: ViewList, upstream: usize) -> bool {
+        !self.all(list).any(|view| view.requested && view.unkept && view.upstreams.has(upstream))
+    }
+
+    /// What was requested from an upstream and is live, with its argument, in the order of the requests.
+    pub fn requested_from(&self, list: ViewList, upstream: usize) -> impl Iterator<Item = (&[u8], Option<&[u8]>)> {
+        let requested = self.all(list).filter(move |view| view.requested && view.upstreams.has(upstream));
+        requested.map(|view| (&*self.names[view.name as usize].text, self.text(view.argument)))
+    }
+
+    fn all(&self, list: ViewList) -> impl Iterator<Item = View> {
         let mut at = list.0;
         core::iter::from_fn(move || {
             let view = self.views.get(at as usize)?;
             at = view.next;
-            Some((&*self.names[view.name as usize].text, view.upstreams))
+            Some(*view)
         })
+    }
+
+    fn text(&self, name: u32) -> Option<&[u8]> {
+        self.names.get(name as usize).map(|name| &*name.text)
+    }
+
+    /// The client's view models, oldest first.
+    pub fn each(&self, list: ViewList) -> impl Iterator<Item = (&[u8], Upstreams)> {
+        self.all(list).map(|view| (&*self.names[view.name as usize].text, view.upstreams))
     }
 
     pub fn open(&mut self, list: &mut ViewList, name: &[u8], upstreams: Upstreams) -> Opened {
@@ -130,7 +199,8 @@ impl Views {
         // It wraps around after more than any client can have waiting.
         self.last_opening.0 = self.last_opening.0.wrapping_add(1);
         let opening = self.last_opening;
-        let view = View { name: self.name(name), next: NONE, upstreams, opening };
+        let name = self.name(name);
+        let view = View { name, next: NONE, upstreams, opening, argument: NONE, requested: false, unkept: false };
         let index = match self.free_views.pop() {
             Some(index) => {
                 self.views[index as usize] = view;
@@ -158,7 +228,7 @@ impl Views {
         let mut upstreams = Upstreams::default();
         let (mut before, mut at) = (NONE, list.0);
         while at != NONE {
-            let View { name: live, next, upstreams: of_view, opening } = self.views[at as usize];
+            let View { name: live, next, upstreams: of_view, opening, .. } = self.views[at as usize];
             if is_it(&self.names[live as usize].text, opening) {
                 upstreams = upstreams.with(of_view);
                 match before {
@@ -177,6 +247,11 @@ impl Views {
     /// As if it had never been opened: its request was refused. One that was opened since, after a `Dispose_VM`, stays.
     pub fn cancel(&mut self, list: &mut ViewList, opened: Opening) {
         self.remove(list, |_, opening| opening == opened);
+    }
+
+    /// As if it had never been opened: the app server has none of this name.
+    pub fn forget(&mut self, list: &mut ViewList, name: &[u8]) {
+        self.remove(list, |text, _| text == name);
     }
 
     /// The client is gone.
@@ -209,9 +284,14 @@ impl Views {
     }
 
     fn drop_view(&mut self, at: u32) {
-        let index = self.views[at as usize].name;
+        let View { name, argument, .. } = self.views[at as usize];
         self.free_views.push(at);
-        let name = &mut self.names[index as usize];
+        self.drop_name(name);
+        self.drop_name(argument);
+    }
+
+    fn drop_name(&mut self, index: u32) {
+        let Some(name) = self.names.get_mut(index as usize) else { return };
         name.uses -= 1;
         if name.uses == 0 {
             self.by_name.remove(&name.text);
@@ -287,6 +367,43 @@ mod tests {
         views.close(&mut list, &name(1));
         assert!(matches!(views.open(&mut list, b"x", Upstreams(1)), Opened::New(_)));
         assert_eq!(views.names.len() - views.free_names.len(), VIEWS_PER_CLIENT_MAX as usize + 3);
+    }
+
+    #[test]
+    fn what_was_requested_is_known_with_its_last_argument_unless_that_is_too_much() {
+        let (mut views, mut list) = (Views::default(), ViewList::default());
+        let open = |views: &mut Views, list: &mut ViewList, name: &[u8], upstreams| {
+            let Opened::New(opening) = views.open(list, name, Upstreams(upstreams)) else { panic!("it is new") };
+            opening
+        };
+        let a = open(&mut views, &mut list, b"A", 1);
+        let b = open(&mut views, &mut list, b"B", 3);
+        open(&mut views, &mut list, b"C", 1);
+        views.keep(list, b"A", Some(b"{\"x\":1}"), 16);
+        views.keep(list, b"B", Some(b"null"), 16);
+        views.requested(list, b);
+        views.requested(list, a);
+        let again = |views: &Views, list, upstream| {
+            let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+            views
+                .requested_from(list, upstream)
+                .map(|(name, argument)| (text(name), argument.map(text)))
+                .collect::<Vec<_>>()
+        };
+        assert_eq!(again(&views, list, 0), [("A".into(), Some("{\"x\":1}".into())), ("B".into(), None)]);
+        assert_eq!(again(&views, list, 1), [("B".into(), None)]);
+        // All of a client together have so many bytes; what is requested again counts once.
+        views.keep(list, b"A", Some(b"{\"x\":12}"), 16);
+        assert!(views.is_replayable(list, 0));
+        views.keep(list, b"B", Some(b"123456789"), 16);
+        assert_eq!(views.argument(list, b"B"), None);
+        assert!(!views.is_replayable(list, 0) && !views.is_replayable(list, 1) && views.is_replayable(list, 2));
+        views.keep(list, b"B", Some(b"1234567"), 16);
+        assert!(views.is_replayable(list, 0));
+        assert_eq!(views.argument(list, b"B"), Some(&b"1234567"[..]));
+        views.close_all(&mut list);
+        assert!(views.is_empty() && views.by_name.is_empty());
+        assert_eq!(views.names.len(), views.free_names.len());
     }
 
     #[test]

@@ -41,6 +41,8 @@ pub(super) struct ClientSide<'a> {
     pub(super) seen: Option<&'a Seen>,
     pub(super) user: &'a mut Option<Box<User>>,
     pub(super) carried: Option<&'a mut Carried>,
+    /// So much of it waits in front of a lane that it is to be read no further.
+    pub(super) holds: &'a mut bool,
     /// For dealing messages over lanes.
     pub(super) next_lane: &'a mut usize,
     /// Of filters that cannot be evaluated.
@@ -179,6 +181,8 @@ macro_rules! with_client {
             settings,
             next_lane,
             quiet,
+            relieved,
+            holds,
             ..
         } = $shard;
         match conns.get_mut($key) {
@@ -214,8 +218,9 @@ macro_rules! with_client {
                     user,
                     carried: carried.as_deref_mut(),
                     next_lane,
+                    holds,
                     quiet: &mut quiet.filter,
-                    gate: $crate::shard::lane::Gate { settings, frames, dirty, random, clock, metrics },
+                    gate: $crate::shard::lane::Gate { settings, frames, dirty, random, clock, metrics, relieved },
                 };
                 Some($body)
             }
@@ -348,6 +353,9 @@ impl<I: Io> Shard<I> {
     }
 
     fn after_bytes(&mut self, now: Time, key: SlotKey, result: Option<Result<Heard, End>>) {
+        if core::mem::take(&mut self.holds) {
+            self.pause(key, Pause::Lane);
+        }
         let heard = match result {
             Some(Ok(heard)) => heard,
             Some(Err(end)) => return self.client_ends(now, key, end),
@@ -515,7 +523,8 @@ impl<I: Io> Shard<I> {
     pub(super) fn on_stopping(&mut self, now: Time) {
         let Some(until) = self.stopping else { return };
         let clients_told = self.conns.is_empty() || now.after(core::time::Duration::from_secs(1)) >= until;
-        let lanes_closed = clients_told && self.close_lanes(now);
+        let is_late = now.after(core::time::Duration::from_millis(500)) >= until;
+        let lanes_closed = clients_told && self.close_lanes(now, is_late);
         if (self.conns.is_empty() && lanes_closed) || now >= until {
             self.stopped = true;
             let stopped = crate::bus::ControlOrder::Stopped { shard: self.settings.shard };

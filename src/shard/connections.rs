@@ -93,6 +93,11 @@ impl Connections {
         (now < until).then_some(body)
     }
 
+    /// How many have a client that is held.
+    pub(super) fn held(&self) -> usize {
+        self.held.len()
+    }
+
     pub(super) fn hold(&mut self, id: ConnectionId, key: SlotKey) {
         self.held.insert(id, key);
     }

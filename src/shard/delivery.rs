@@ -1,32 +1,54 @@
 //! From the app server to clients: whom a delivery addresses, and its frame, encoded once a form and queued on each of them.
 use super::client::keep;
+use super::lane::Notice;
 use super::socket::{Client, Conn, Life, Socket, Stage};
 use super::upstreams::Hub;
 use super::{Random, Settings, Shard};
 use crate::bus::{Sender, ShardOrder};
-use crate::ids::{LanePlace, SlotKey};
+use crate::ids::{LanePlace, SlotKey, Time};
 use crate::mem::frames::{FramePool, FrameRef};
 use crate::mem::slab::Slab;
-use crate::metrics::{Counter, ShardMetrics, UpstreamCounter};
+use crate::metrics::{Counter, Histogram, ShardMetrics, UpstreamCounter};
 use crate::proto::dotnetify::response::{self, Delivery, Recipients};
 use crate::proto::signalr::{self, Protocol, Span};
+use crate::session::fault::Refusal;
+use crate::session::flight::{Cargo, Flight};
 use crate::session::form::Form;
 use crate::session::groups::{Joined, Memberships};
 use crate::session::lane::{LaneEnv, LaneNote, LaneOut};
 use crate::session::routing::HubScope;
 use crate::sys::Io;
 use core::ops::Range;
+use std::collections::VecDeque;
 use std::sync::Arc;
 
 /// What a lane's session acts on: its own socket, and the shard's clients.
 pub(super) struct LaneSide<'a> {
+    pub(super) now: Time,
     pub(super) socket: &'a mut Socket,
     pub(super) random: &'a mut Random,
     /// Records that came on the lane.
     pub(super) received: &'a mut u64,
+    /// What the app server has not answered.
+    pub(super) flight: &'a mut Flight,
+    /// The ends of clients among it.
+    pub(super) told: &'a mut VecDeque<Notice>,
+    /// What it answers with an error.
+    pub(super) failed: &'a mut Vec<Failure>,
     /// The way to the other shards, where clients of the same hub may be.
     pub(super) shards: &'a [Sender<ShardOrder>],
     pub(super) deliver: Deliver<'a>,
+}
+
+/// An invocation that an app server answered with an error, for its client.
+pub(super) struct Failure {
+    pub(super) client: SlotKey,
+    /// Raw JSON string.
+    pub(super) vm_id: Vec<u8>,
+    pub(super) refusal: Refusal,
+    /// The app server has no such view model.
+    pub(super) forgets: bool,
+    pub(super) error: String,
 }
 
 /// The clients that an app server addresses.
@@ -78,6 +100,28 @@ impl LaneEnv for LaneSide<'_> {
             LaneNote::Ping => metrics.add(Counter::AppPing, 1),
             LaneNote::NotADelivery(_) => metrics.add(Counter::DroppedAppMessage, 1),
             LaneNote::Ignored => metrics.add(Counter::AppOther, 1),
+        }
+    }
+
+    fn completed(&mut self, number: u64, error: Option<&str>) {
+        let metrics = &mut *self.deliver.metrics;
+        let mut vm_id = Vec::new();
+        let Some(answered) = self.flight.answered(self.now, number, error.map(|_| &mut vm_id)) else {
+            return metrics.add(Counter::AppOther, 1);
+        };
+        metrics.observe_us(Histogram::Answer, self.now.since(answered.at).as_micros() as u64);
+        let (client, forgets) = match answered.cargo {
+            Cargo::Message { client, opens, .. } => (client, opens.is_some()),
+            Cargo::Replay { client } => (client, true),
+            Cargo::Notice => {
+                if let Some(Notice { cell: Some(cell), .. }) = self.told.pop_front() {
+                    self.deliver.settings.journal.buried(cell);
+                }
+                return;
+            }
+        };
+        if let Some(error) = error {
+            self.failed.push(Failure { client, vm_id, refusal: Refusal::Failed, forgets, error: error.to_string() });
         }
     }
 

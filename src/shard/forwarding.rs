@@ -5,14 +5,16 @@
 //! ```
 //! The upstream that halts answers, so its refusal is the client's; what a mirror or an Observer cannot take is counted and forgotten.
 use super::client::ClientSide;
-use super::lane::{From, Lane, Message, Shown, refuse};
-use super::socket::{Conn, Pin, Stage, User, items_of};
+use super::lane::{From, Gate, Lane, Message, Notice, Shown};
+use super::socket::{Pin, Tie, User, items_of, origin_at};
 use super::upstreams::Hub;
 use super::{Settings, Shard};
 use crate::filter::Facts;
-use crate::ids::{HubId, LaneIndex, SlotKey, UpstreamIndex};
+use crate::ids::{HubId, LaneIndex, OriginId, SlotKey, UpstreamIndex};
+use crate::limits::CLIENT_WAITING_MAX;
 use crate::metrics::{Counter, UpstreamCounter};
 use crate::proto::dotnetify::context::Tail;
+use crate::proto::dotnetify::headers;
 use crate::proto::dotnetify::request::{Call, Request};
 use crate::proto::dotnetify::telemetry::Telemetry;
 use crate::proto::signalr::json;
@@ -52,6 +54,7 @@ impl<'a> ClientSide<'a> {
         };
         let is_answered = routes.answering(chosen).is_some();
         let is_new = message.call == Call::RequestVm && live.is_none() && is_answered;
+        let bytes_max = self.gate.settings.replay_bytes_max as usize;
         let mut opens = None;
         if is_new {
             match self.views.open(self.list, &name, chosen) {
@@ -59,6 +62,11 @@ impl<'a> ClientSide<'a> {
                 Opened::Already => {}
                 Opened::TooMany => return Err(Refusal::TooManyViews),
             }
+        }
+        match message.call {
+            Call::RequestVm if is_answered => self.views.keep(*self.list, &name, message.argument, bytes_max),
+            Call::UpdateVm => self.keep_headers(&name, message, bytes_max),
+            Call::RequestVm | Call::DisposeVm => {}
         }
         let sent = self.send(chosen, message, opens);
         if let (Some(opening), Err(_)) = (opens, &sent) {
@@ -77,6 +85,14 @@ impl<'a> ClientSide<'a> {
             Call::DisposeVm => self.gate.metrics.add(Counter::UnroutedDisposeVm, 1),
         }
         Ok(())
+    }
+
+    /// What an update says of headers holds for the view model's next request, too (contract 6.3).
+    fn keep_headers(&mut self, name: &[u8], message: Message<'_>, bytes_max: usize) {
+        let requested = self.views.argument(*self.list, name);
+        if let Some(renewed) = message.argument.and_then(|update| headers::renewed(requested, update)) {
+            self.views.keep(*self.list, name, Some(&renewed), bytes_max);
+        }
     }
 
     fn choose(&mut self, message: Message<'_>) -> Upstreams {
@@ -140,21 +156,49 @@ impl<'a> ClientSide<'a> {
             context: self.context(upstream),
             items: items_of(self.user.as_deref(), self.gate.settings.upstreams.get(upstream).protocol),
         };
-        let from = From { client: self.socket.key, origin: &self.origin, shown, opens };
-        let on_lane = self.lanes[lane].request(self.now, from, message, &mut self.gate)?;
-        self.pins[upstream].forwarded |= on_lane;
+        let origin = self.origin_at(upstream);
+        let from = From { client: self.socket.key, origin: &origin, shown, opens };
+        let (pin, lane) = (&mut self.pins[upstream], &mut self.lanes[lane]);
+        if pin.tie == Tie::Owed && lane.is_free(self.gate.settings) {
+            lane.replay(self.now, from, self.views.requested_from(*self.list, upstream), &mut self.gate);
+            self.gate.know(lane.place, self.socket.key, pin);
+        }
+        if lane.request(self.now, from, message, &mut self.gate)? {
+            self.gate.know(lane.place, self.socket.key, pin);
+            if let Some(opening) = opens
+                && self.gate.settings.upstreams.routes.is_answering(upstream)
+            {
+                self.views.requested(*self.list, opening);
+            }
+            return Ok(());
+        }
+        pin.waiting = pin.waiting.saturating_add(1);
+        // Who fills the queue is read no further, instead of having what it says refused.
+        *self.holds |= pin.waiting >= CLIENT_WAITING_MAX;
         Ok(())
+    }
+
+    fn origin_at(&self, upstream: usize) -> OriginId {
+        origin_at(self.gate.settings, self.socket.key.slot, &self.pins[upstream], &self.origin)
     }
 
     fn show_to(&mut self, observer: usize, answering: Option<usize>, message: Message<'_>) {
         let hub_id = answering.and_then(|index| self.hub_id_at(index)).or_else(|| self.hub_id());
         let lane = self.pinned(observer);
         let shown = Shown { context: self.context(observer), items: Default::default() };
-        let from = From { client: self.socket.key, origin: &self.origin, shown, opens: None };
+        let origin = self.origin_at(observer);
+        let from = From { client: self.socket.key, origin: &origin, shown, opens: None };
         let seen = self.lanes[lane].observe(from, message, hub_id.as_ref(), &mut self.gate);
-        self.pins[observer].forwarded |= seen;
+        if seen {
+            self.gate.know(self.lanes[lane].place, self.socket.key, &mut self.pins[observer]);
+        }
         let counter = if seen { UpstreamCounter::Mirrored } else { self.why_dropped(observer) };
         self.gate.metrics.add_upstream(UpstreamIndex(observer as u8), counter, 1);
+    }
+
+    /// Notes that an upstream knows the client, in case this process dies.
+    fn enter(&self, upstream: usize, lane: usize) {
+        self.gate.settings.journal.live(self.lanes[lane].place, self.socket.key.slot, self.pins[upstream].serial);
     }
 
     /// Why somebody whom nobody waits for did not get a message.
@@ -184,24 +228,23 @@ impl<'a> ClientSide<'a> {
             // What waits in front of it may be this client's, and overtaking it would break its order. Who never reached the app server
             // need not wait for a lane that is down while another is up. An Observer takes order from time stamps.
             let is_observer = routes.is_observer(upstream);
-            let stays = lane.is_up() || !is_observer && (pin.forwarded || lane.waiting() > 0);
+            let stays = lane.is_up() || !is_observer && (pin.tie == Tie::Known || pin.waiting > 0);
             let is_another_up = || self.lanes.iter().any(|lane| lane.is_up() && lane.upstream() == upstream);
             if stays || !is_another_up() {
                 return index;
             }
-            // Its own end at a mirror may be among the notices, and must not be overtaken either. Another url is another app server.
-            let awaits_notice = lane.notices() > 0 && !is_observer && !routes.is_answering(upstream);
             let chosen = choose_lane(self.lanes, self.gate.settings, upstream);
-            if awaits_notice && self.lanes[chosen].place == self.lanes[index].place {
-                return index;
-            }
             return self.pin_to(upstream, chosen);
         }
         self.pin_to(upstream, choose_lane(self.lanes, self.gate.settings, upstream))
     }
 
     fn pin_to(&mut self, upstream: usize, lane: usize) -> usize {
-        self.pins[upstream].repin(self.socket.key, Some(lane), self.user.as_deref(), self.lanes, self.hubs);
+        let pin = &mut self.pins[upstream];
+        pin.repin(self.socket.key, Some(lane), self.user.as_deref(), self.lanes, self.hubs);
+        if pin.tie == Tie::Owed {
+            self.lanes[lane].replays.push_back(self.socket.key);
+        }
         lane
     }
 
@@ -215,7 +258,7 @@ impl<'a> ClientSide<'a> {
         for _ in 0..siblings.len() {
             *self.next_lane = self.next_lane.wrapping_add(1);
             let lane = siblings.start + *self.next_lane % siblings.len();
-            if self.lanes[lane].is_free() {
+            if self.lanes[lane].is_free(self.gate.settings) {
                 return lane;
             }
         }
@@ -223,15 +266,19 @@ impl<'a> ClientSide<'a> {
     }
 
     fn pins_reached(&self, lane: usize) -> bool {
-        self.pins[usize::from(self.lanes[lane].place.upstream.0)].forwarded
+        self.pins[usize::from(self.lanes[lane].place.upstream.0)].tie == Tie::Known
     }
 
     /// Tells every upstream that has seen the client that it is gone; on its lane, behind its messages, or on another that leads to the
     /// same app server if its own is lost.
     pub(super) fn leave_upstreams(&mut self) {
         for upstream in 0..self.pins.len() {
-            let Pin { lane: Some(lane), forwarded: true, .. } = self.pins[upstream] else { continue };
+            let Some(lane) = self.pins[upstream].lane else { continue };
             let mut index = usize::from(lane.0);
+            self.say_last_words(upstream, index);
+            if self.pins[upstream].tie != Tie::Known {
+                continue;
+            }
             if !self.lanes[index].is_up() {
                 index = self.lanes[index].siblings.clone().find(|index| self.lanes[*index].is_up()).unwrap_or(index);
             }
@@ -241,7 +288,31 @@ impl<'a> ClientSide<'a> {
             let items = items_of(user, upstreams.get(upstream).protocol);
             let shown = Shown { context: self.context(upstream), items };
             let hub_id = if is_observer { self.hub_id() } else { None };
-            self.lanes[index].disconnected(self.now, &self.origin, hub_id.as_ref(), shown, &mut self.gate);
+            let gone = self.gate.bury(self.lanes[index].place, self.socket.key, &self.pins[upstream], &self.origin);
+            self.gate.settings.journal.gone(UpstreamIndex(upstream as u8), self.socket.key.slot);
+            self.lanes[index].disconnected(self.now, Notice { hub_id, ..gone }, shown, &mut self.gate);
+        }
+    }
+
+    /// What the client has said and what still waits in front of its lane is not lost because it leaves.
+    fn say_last_words(&mut self, upstream: usize, lane: usize) {
+        if core::mem::take(&mut self.pins[upstream].waiting) == 0 {
+            return;
+        }
+        let origin = self.origin_at(upstream);
+        let shown = Shown {
+            context: self.context(upstream),
+            items: items_of(self.user.as_deref(), self.gate.settings.upstreams.get(upstream).protocol),
+        };
+        let from = From { client: self.socket.key, origin: &origin, shown, opens: None };
+        let (pin, lane) = (&mut self.pins[upstream], &mut self.lanes[lane]);
+        for waiting in lane.take_waiting_of(self.socket.key) {
+            // Updates of what the app server does not know by this id are nothing to it.
+            if pin.tie == Tie::Owed {
+                self.gate.metrics.add(Counter::DroppedGoneClient, 1);
+            } else if lane.last_words(self.now, &waiting, from, &mut self.gate) {
+                self.gate.know(lane.place, self.socket.key, pin);
+            }
         }
     }
 }
@@ -279,7 +350,7 @@ impl Pin {
 }
 
 /// The lane for a client that is new to an upstream.
-fn choose_lane(lanes: &[Lane], settings: &Settings, upstream: usize) -> usize {
+pub(super) fn choose_lane(lanes: &[Lane], settings: &Settings, upstream: usize) -> usize {
     let weights = &settings.upstreams.get(upstream).weights;
     let seen = |lane: &Lane| Candidate { place: lane.place, is_up: lane.is_up(), clients: lane.clients };
     least_loaded(lanes, UpstreamIndex(upstream as u8), weights, seen).expect("each shard has a lane to each url")
@@ -297,38 +368,6 @@ pub(super) fn plain(raw: &[u8]) -> Cow<'_, [u8]> {
 }
 
 impl<I: Io> Shard<I> {
-    /// What waits in front of a lane that is down goes to another that is up, unless its client is known behind the first: else who
-    /// was dealt to a url that is down would wait there as long as others do, whatever comes up meanwhile.
-    pub(super) fn move_waiting(&mut self, index: LaneIndex) {
-        let Shard { conns, lanes, hubs, views, frames, dirty, random, clock, metrics, settings, .. } = self;
-        let own = usize::from(index.0);
-        let upstream = usize::from(lanes[own].place.upstream.0);
-        // The notices may be about clients that live on, of a mirror: they begin anew behind them.
-        if lanes[own].is_up()
-            || lanes[own].waiting() == 0
-            || lanes[own].notices() > 0 && !settings.upstreams.routes.is_answering(upstream)
-            || !lanes.iter().any(|lane| lane.place.upstream == lanes[own].place.upstream && lane.is_up())
-        {
-            return;
-        }
-        let mut gate = super::lane::Gate { settings, frames, dirty, random, clock, metrics };
-        for waiting in lanes[own].take_waiting() {
-            let Some(Conn { socket, stage: Stage::Client(client) }) = conns.get_mut(waiting.client) else {
-                gate.metrics.add(Counter::DroppedGoneClient, 1);
-                continue;
-            };
-            let pin = &mut client.pins[upstream];
-            if pin.lane == Some(index) && !pin.forwarded {
-                let chosen = choose_lane(lanes, settings, upstream);
-                pin.repin(socket.key, Some(chosen), client.user.as_deref(), lanes, hubs);
-            }
-            let lane = pin.lane.map_or(own, |lane| usize::from(lane.0));
-            if let Err(waiting) = lanes[lane].wait(waiting, settings.lane_queue_bytes_max) {
-                refuse(&waiting, Refusal::QueueFull, socket, client, views, &mut gate);
-            }
-        }
-    }
-
     /// Once a second, on the second, Observers are told how the process does, under each hub id that they see clients behind (contract
     /// 7.2).
     pub(super) fn tell_observers(&mut self) {
@@ -337,7 +376,7 @@ impl<I: Io> Shard<I> {
             return;
         }
         self.told_second = second;
-        let Shard { lanes, frames, dirty, random, clock, metrics, settings, .. } = self;
+        let Shard { lanes, frames, dirty, random, clock, metrics, settings, relieved, .. } = self;
         let settings = &*settings;
         let usage = settings.process.get();
         let telemetry = Telemetry {
@@ -346,7 +385,7 @@ impl<I: Io> Shard<I> {
             process_memory: usage.process_memory,
             total_memory: usage.total_memory,
         };
-        let mut gate = super::lane::Gate { settings, frames, dirty, random, clock, metrics };
+        let mut gate = Gate { settings, frames, dirty, random, clock, metrics, relieved };
         let mut told = None;
         for observer in 0..lanes.len() {
             let lane = &lanes[observer];

@@ -1,12 +1,14 @@
-//! Lanes of this shard: the way of requests to the app server, what waits while there is none, and what losing one means.
+//! Lanes of this shard: the way of requests to the app server, and what waits in front of it. What losing one means is in `replay`.
 use super::client::write_message;
-use super::delivery::{Deliver, LaneSide};
+use super::delivery::{Deliver, Failure, LaneSide};
+use super::forwarding::plain;
 use super::secure::Secure;
-use super::socket::{Client, Conn, Input, Life, Link, Socket, Stage};
+use super::socket::{Client, Conn, Input, Life, Link, Pin, Socket, Stage, Tie, origin_at};
 use super::upstreams::Hub;
 use super::{Random, Settings, Shard, WallClock};
 use crate::bus::ControlOrder;
 use crate::ids::{HubId, LaneIndex, LaneKey, LanePlace, OriginId, SLOT_MAX, SlotKey, Time};
+use crate::journal::Cell;
 use crate::limits::*;
 use crate::mem::frames::FramePool;
 use crate::mem::slab::Slab;
@@ -15,10 +17,11 @@ use crate::proto::dotnetify::context::{Context, Items, Tail};
 use crate::proto::dotnetify::forward::{self, Forward};
 use crate::proto::dotnetify::request::Call;
 use crate::proto::dotnetify::telemetry::{self, Telemetry};
-use crate::proto::signalr::Protocol;
+use crate::proto::signalr::{Protocol, json};
 use crate::proto::ws::frame::write_frame;
-use crate::session::client::write_refusal;
-use crate::session::fault::{End, LaneEnd, Refusal};
+use crate::session::client::{write_failure, write_refusal};
+use crate::session::fault::{LaneEnd, Refusal};
+use crate::session::flight::{Cargo, Flight};
 use crate::session::lane::{LaneOut, LaneSession, opcode};
 use crate::session::routing::HubScope;
 use crate::session::views::{Opening, Views};
@@ -49,6 +52,7 @@ enum State {
 }
 
 pub(super) struct Lane {
+    pub(super) index: LaneIndex,
     /// Where it leads.
     pub(super) place: LanePlace,
     /// The lanes that lead to the same url, itself included.
@@ -61,19 +65,28 @@ pub(super) struct Lane {
     /// Of this incarnation, or of the last one.
     hub_id: Option<HubId>,
     /// Whose message it carried last.
-    last: Option<SlotKey>,
+    pub(super) last: Option<SlotKey>,
     /// Clients pinned to it.
     pub(super) clients: u32,
     /// Records to and from the app server; wrap around.
     pub(super) sent: u64,
     pub(super) received: u64,
+    /// What the app server has not answered.
+    pub(super) flight: Flight,
     /// Requests that wait for it, oldest first.
     waiting: VecDeque<Waiting>,
     waiting_bytes: u32,
-    /// Clients that are gone while nobody could be told.
+    /// Clients pinned to it whose view models are to be requested again. Some may have moved on, or be gone.
+    pub(super) replays: VecDeque<SlotKey>,
+    /// Without acknowledgements: when the next of them may be, and how many since.
+    paced: (Time, u32),
+    /// Clients that are gone, or known by another id, while nobody could be told.
     notices: VecDeque<Notice>,
-    /// Those who were told of lately, oldest first: what was written to a lane that is lost may never have arrived.
-    told: VecDeque<Notice>,
+    /// Nobody is told while clients wait to be known by their new ids.
+    pub(super) held: bool,
+    /// Those who were told of, oldest first, until that is acknowledged; without acknowledgements, for as long as the lane may be dead
+    /// without our knowing.
+    pub(super) told: VecDeque<Notice>,
     /// Lost, and the control plane has not been told: that waits for the old socket to be closed.
     unreported: bool,
     next_time: Time,
@@ -89,6 +102,7 @@ pub(super) fn lanes(settings: &Settings) -> (Vec<Lane>, Vec<Hub>) {
                 hubs.push(Hub::default());
             }
             lanes.push(Lane {
+                index: LaneIndex(lanes.len() as u16),
                 place: *place,
                 siblings: siblings.clone(),
                 hub: hubs.len() - 1,
@@ -99,9 +113,13 @@ pub(super) fn lanes(settings: &Settings) -> (Vec<Lane>, Vec<Hub>) {
                 clients: 0,
                 sent: 0,
                 received: 0,
+                flight: Flight::default(),
                 waiting: VecDeque::new(),
                 waiting_bytes: 0,
+                replays: VecDeque::new(),
+                paced: (Time::default(), 0),
                 notices: VecDeque::new(),
+                held: false,
                 told: VecDeque::new(),
                 unreported: false,
                 next_time: Time::default(),
@@ -145,19 +163,24 @@ impl Waiting {
     fn cost(&self) -> u32 {
         (self.bytes.len() + size_of::<Waiting>()) as u32
     }
-    fn message(&self) -> Message<'_> {
+    fn cargo(&self) -> Cargo {
+        Cargo::Message { client: self.client, opens: self.opens, is_request: self.call == Call::RequestVm }
+    }
+    pub(super) fn message(&self) -> Message<'_> {
         let (vm_id, argument) = self.bytes.split_at(self.vm_id_bytes as usize);
         Message { call: self.call, vm_id, argument: self.has_argument.then_some(argument) }
     }
 }
 
-/// A client that is gone.
+/// A client that is gone, or known by another id.
 pub(super) struct Notice {
-    origin: OriginId,
+    pub(super) origin: OriginId,
     /// When it was written to the lane, if it was.
-    at: Time,
+    pub(super) at: Time,
     /// Behind which an Observer saw it; None: the lane's own.
-    hub_id: Option<HubId>,
+    pub(super) hub_id: Option<HubId>,
+    /// Where it is kept in case this process dies.
+    pub(super) cell: Option<Cell>,
 }
 
 /// Whose request it is.
@@ -187,9 +210,34 @@ pub(super) struct Gate<'a> {
     pub(super) random: &'a mut Random,
     pub(super) clock: &'a mut WallClock,
     pub(super) metrics: &'a mut ShardMetrics,
+    /// Clients whose messages had to wait and wait no longer.
+    pub(super) relieved: &'a mut Vec<SlotKey>,
 }
 
 impl Gate<'_> {
+    /// Something of a client is on its way to a place under its present id.
+    pub(super) fn know(&mut self, place: LanePlace, client: SlotKey, pin: &mut Pin) {
+        pin.tie = Tie::Known;
+        self.settings.journal.live(place, client.slot, pin.serial);
+    }
+
+    /// The end of the id that a place knows a client by.
+    pub(super) fn bury(&self, place: LanePlace, client: SlotKey, pin: &Pin, first: &OriginId) -> Notice {
+        Notice {
+            origin: origin_at(self.settings, client.slot, pin, first),
+            at: Time::default(),
+            hub_id: None,
+            cell: self.settings.journal.bury(place, client.slot, pin.serial),
+        }
+    }
+
+    /// An end that need not be told again.
+    pub(super) fn settled(&self, notice: Option<Notice>) {
+        if let Some(cell) = notice.and_then(|notice| notice.cell) {
+            self.settings.journal.buried(cell);
+        }
+    }
+
     pub(super) fn unix_seconds(&self) -> u64 {
         self.clock.unix_seconds()
     }
@@ -233,15 +281,34 @@ impl Lane {
         }
     }
 
-    /// Can a message be written right now, without overtaking one that waits? A notice may be about its own client: a mirror that was
-    /// lost hears of the old tie's end before anything new.
-    pub(super) fn is_free(&self) -> bool {
-        match &self.state {
-            State::Up(link) => {
-                self.waiting.is_empty() && self.notices.is_empty() && link.socket.queue.bytes() < LANE_SEND_BYTES_HIGH
-            }
-            _ => false,
-        }
+    /// Can something be written right now? Not more than the app server is known to work on.
+    pub(super) fn has_room(&self, settings: &Settings) -> bool {
+        let State::Up(link) = &self.state else { return false };
+        let window = settings.upstreams.of(self.place).window.map_or(usize::MAX, |window| window.messages as usize);
+        link.socket.queue.bytes() < LANE_SEND_BYTES_HIGH && self.flight.len() < window
+    }
+
+    /// Can a message be written right now, without overtaking one that waits?
+    pub(super) fn is_free(&self, settings: &Settings) -> bool {
+        self.waiting.is_empty() && self.has_room(settings)
+    }
+
+    /// The same for the end of a client.
+    fn may_tell(&self, settings: &Settings) -> bool {
+        self.flight.notices() < NOTICES_IN_FLIGHT_MAX && self.has_room(settings)
+    }
+
+    /// Can the end of somebody else's client be written right now, in nobody's way?
+    pub(super) fn has_nothing_to_tell(&self, settings: &Settings) -> bool {
+        self.is_free(settings) && self.notices.is_empty() && self.may_tell(settings)
+    }
+
+    /// The same for a view model that is requested again.
+    fn may_replay(&self, now: Time, settings: &Settings) -> bool {
+        let is_paced = settings.upstreams.of(self.place).window.is_some()
+            || now >= self.paced.0
+            || self.paced.1 < REPLAYS_IN_FLIGHT_MAX;
+        self.flight.replays() < REPLAYS_IN_FLIGHT_MAX && is_paced && self.has_room(settings)
     }
 
     /// A request of a pinned client: onto the lane, or into the queue in front of it. True if it went onto the lane. Nothing waits for a
@@ -253,9 +320,11 @@ impl Lane {
         message: Message<'_>,
         gate: &mut Gate<'_>,
     ) -> Result<bool, Refusal> {
-        if self.is_free() {
+        if self.is_free(gate.settings) {
             self.last = Some(from.client);
-            return self.write(&message.forward(), None, from.origin, from.shown, gate).map(|()| true);
+            let is_request = message.call == Call::RequestVm;
+            let cargo = Cargo::Message { client: from.client, opens: from.opens, is_request };
+            return self.write(now, &message.forward(), None, from.origin, from.shown, cargo, gate).map(|()| true);
         }
         if !gate.settings.upstreams.routes.is_answering(self.upstream()) {
             return Err(Refusal::QueueFull);
@@ -292,37 +361,50 @@ impl Lane {
     }
 
     /// The last message of a client that reached the app server on this lane.
-    pub(super) fn disconnected(
-        &mut self,
-        now: Time,
-        origin: &OriginId,
-        hub_id: Option<&HubId>,
-        shown: Shown<'_>,
-        gate: &mut Gate<'_>,
-    ) {
-        let notice = Notice { origin: *origin, at: now, hub_id: hub_id.copied() };
-        if self.is_free() && self.write(&Forward::Disconnected, hub_id, origin, shown, gate).is_ok() {
-            return self.remember(notice);
+    pub(super) fn disconnected(&mut self, now: Time, notice: Notice, shown: Shown<'_>, gate: &mut Gate<'_>) {
+        let Notice { origin, hub_id, .. } = &notice;
+        if self.notices.is_empty()
+            && self.may_tell(gate.settings)
+            && self.write(now, &Forward::Disconnected, hub_id.as_ref(), origin, shown, Cargo::Notice, gate).is_ok()
+        {
+            return self.remember(Notice { at: now, ..notice }, gate);
         }
         self.notice(notice, gate);
     }
 
-    /// Keeps a notice that has been written for as long as the lane may be dead without our knowing. Nothing says that it arrived, an app
+    /// Keeps a notice that has been written until it is acknowledged, or for as long as the lane may be dead without our knowing. An app
     /// server that never hears it keeps the client's view models for good (contract 4.5), and hearing it twice is harmless (contract
     /// 2.5).
-    fn remember(&mut self, notice: Notice) {
+    fn remember(&mut self, notice: Notice, gate: &mut Gate<'_>) {
         let silence = Duration::from_millis(LANE_SILENCE_MS);
+        let is_acknowledged = gate.settings.upstreams.of(self.place).window.is_some();
         while let Some(oldest) = self.told.front()
+            && !is_acknowledged
             && (oldest.at.after(silence) <= notice.at || self.told.len() + self.notices.len() >= LANE_NOTICES_MAX)
         {
-            self.told.pop_front();
+            gate.settled(self.told.pop_front());
         }
         self.told.push_back(notice);
     }
 
-    /// The app server hears of a client's end before anything else, once it can.
-    fn notice(&mut self, notice: Notice, gate: &mut Gate<'_>) {
+    /// Tells of a client of whom nothing is known but its id.
+    pub(super) fn bury(&mut self, now: Time, origin: OriginId, gate: &mut Gate<'_>) {
+        let shown = self.unknown(gate.settings);
+        self.disconnected(now, Notice { origin, at: now, hub_id: None, cell: None }, shown, gate);
+    }
+
+    /// What is shown of a client that is gone and was not kept: an Observer wants more than an app server (contract 7.2).
+    fn unknown(&self, settings: &Settings) -> Shown<'static> {
+        let upstreams = &settings.upstreams;
+        let is_observer = upstreams.routes.is_observer(self.upstream());
+        let context = if is_observer { nobody(upstreams.of(self.place).protocol) } else { Tail::Unknown };
+        Shown { context, items: Items::default() }
+    }
+
+    /// The app server hears of a client's end once it can.
+    pub(super) fn notice(&mut self, notice: Notice, gate: &mut Gate<'_>) {
         if self.notices.len() >= LANE_NOTICES_MAX {
+            // What the journal has of it stays: the next process says it.
             self.notices.pop_front();
             gate.metrics.add(Counter::DroppedNotice, 1);
         }
@@ -343,12 +425,15 @@ impl Lane {
             Call::UpdateVm => Some(&b"{}"[..]),
         };
         let message = Message { argument, ..message };
-        self.is_free() && self.write(&message.forward(), hub_id, from.origin, from.shown, gate).is_ok()
+        // Never acknowledged, so it counts for nothing.
+        let cargo = Cargo::Message { client: from.client, opens: None, is_request: false };
+        self.is_free(gate.settings)
+            && self.write(Time::default(), &message.forward(), hub_id, from.origin, from.shown, cargo, gate).is_ok()
     }
 
     /// Tells an Observer how the process does, once for each hub id that it knows (contract 7.2).
     pub(super) fn report(&mut self, hub_id: &HubId, telemetry: &Telemetry, gate: &mut Gate<'_>) {
-        if !self.is_free() {
+        if !self.is_free(gate.settings) {
             return;
         }
         let State::Up(link) = &mut self.state else { return };
@@ -361,12 +446,40 @@ impl Lane {
     }
 
     /// `hub_id`: None for its own.
+    #[allow(clippy::too_many_arguments)] // What an invocation is made of.
     fn write(
         &mut self,
+        now: Time,
+        forward: &Forward<'_>,
+        hub_id: Option<&HubId>,
+        origin: &OriginId,
+        mut shown: Shown<'_>,
+        cargo: Cargo,
+        gate: &mut Gate<'_>,
+    ) -> Result<(), Refusal> {
+        let protocol = gate.settings.upstreams.of(self.place).protocol;
+        let written = self.try_write(now, forward, hub_id, origin, shown, cargo, gate);
+        // The app server would close the lane with everybody on it (contract 4.6, 6.6). What it takes without the client's headers it gets.
+        if written == Err(Refusal::TooLargeUpstream)
+            && let Tail::Client { headers, .. } = &mut shown.context
+        {
+            *headers = no_headers(protocol);
+            self.try_write(now, forward, hub_id, origin, shown, cargo, gate)?;
+            gate.metrics.add(Counter::DroppedHeaders, 1);
+            return Ok(());
+        }
+        written
+    }
+
+    #[allow(clippy::too_many_arguments)] // As `write`.
+    fn try_write(
+        &mut self,
+        now: Time,
         forward: &Forward<'_>,
         hub_id: Option<&HubId>,
         origin: &OriginId,
         shown: Shown<'_>,
+        cargo: Cargo,
         gate: &mut Gate<'_>,
     ) -> Result<(), Refusal> {
         let (State::Up(link), Some(hub_id)) = (&mut self.state, hub_id.or(self.hub_id.as_ref())) else {
@@ -381,16 +494,16 @@ impl Lane {
         };
         let upstream = gate.settings.upstreams.of(self.place);
         let (protocol, limit) = (upstream.protocol, upstream.message_bytes_max as usize);
+        let number = upstream.window.map(|_| self.flight.next());
         let mask = gate.random.mask();
         let written = link.socket.out(gate.frames, gate.dirty, |out| {
             let start = out.len();
             let bytes = write_frame(out, opcode(protocol), Some(mask), |out| {
                 let payload = out.len();
-                forward::write(protocol, forward, &context, None, out);
+                forward::write(protocol, forward, &context, number, out);
                 out.len() - payload
             });
             if bytes > limit {
-                // The app server would close the lane with everybody on it (contract 4.6).
                 out.truncate(start);
                 return false;
             }
@@ -407,6 +520,10 @@ impl Lane {
         };
         gate.metrics.add(kind, 1);
         self.sent += 1;
+        if number.is_some() {
+            let vm_id = if let Forward::Vm { vm_id, .. } = *forward { vm_id } else { &[] };
+            self.flight.sent(now, cargo, vm_id);
+        }
         Ok(())
     }
 
@@ -416,49 +533,183 @@ impl Lane {
         let timed = if matches!(self.state, State::Down) { Time::NEVER } else { self.next_time };
         let report = if self.is_reportable() { self.next_time } else { Time::NEVER };
         // The lane took everything and more waits: go on at once, nothing else would wake the shard.
-        let drains = match &self.state {
-            State::Up(link) if link.socket.queue.bytes() < LANE_SEND_BYTES_HIGH => {
-                !self.waiting.is_empty() || !self.notices.is_empty()
-            }
-            _ => false,
+        let tells = !self.notices.is_empty() && !self.held && self.may_tell(settings);
+        let drains = tells || !self.waiting.is_empty() && self.has_room(settings);
+        let replays = match self.replays.is_empty() {
+            false if self.may_replay(Time::default(), settings) => Time(0),
+            false if self.has_room(settings) && settings.upstreams.of(self.place).window.is_none() => self.paced.0,
+            _ => Time::NEVER,
         };
-        expires.min(timed).min(report).min(if drains { Time(0) } else { Time::NEVER })
+        let stuck = self.stuck_at(settings).unwrap_or(Time::NEVER);
+        expires.min(timed).min(report).min(replays).min(stuck).min(if drains { Time(0) } else { Time::NEVER })
+    }
+
+    /// When the app server will have done nothing for too long of what is on the lane.
+    fn stuck_at(&self, settings: &Settings) -> Option<Time> {
+        let window = settings.upstreams.of(self.place).window.filter(|_| self.is_up())?;
+        Some(self.flight.owed_since()?.after(window.timeout))
     }
 
     fn is_reportable(&self) -> bool {
         self.unreported && matches!(self.state, State::Down)
     }
 
-    /// Sends what waited, as far as the lane takes it.
+    /// Sends what waited, as far as the lane takes it. Where each lane has a hub id of its own, old ids are given up behind the replay
+    /// under new ones, so that a view model that is shared keeps its state; where the node has one, before it, because a dead
+    /// tie may swallow what is for groups (contract 6.3).
     fn drain(&mut self, now: Time, conns: &mut Slab<Conn>, views: &mut Views, gate: &mut Gate<'_>) {
-        while let State::Up(link) = &self.state
-            && link.socket.queue.bytes() < LANE_SEND_BYTES_HIGH
+        let is_shared = gate.settings.upstreams.of(self.place).hub_scope == HubScope::Node;
+        if is_shared {
+            self.drain_notices(now, gate);
+        }
+        self.drain_replays(now, conns, views, gate);
+        if !is_shared && !self.held {
+            self.drain_notices(now, gate);
+        }
+        self.drain_waiting(now, conns, views, gate);
+    }
+
+    fn drain_notices(&mut self, now: Time, gate: &mut Gate<'_>) {
+        while self.may_tell(gate.settings)
+            && let Some(notice) = self.notices.pop_front()
         {
-            if let Some(Notice { origin, hub_id, .. }) = self.notices.pop_front() {
-                // Cannot be too large: the minimal context has a few dozen bytes.
-                let upstreams = &gate.settings.upstreams;
-                let is_observer = upstreams.routes.is_observer(self.upstream());
-                let context = if is_observer { nobody(upstreams.of(self.place).protocol) } else { Tail::Unknown };
-                let shown = Shown { context, items: Items::default() };
-                let _ = self.write(&Forward::Disconnected, hub_id.as_ref(), &origin, shown, gate);
-                self.remember(Notice { origin, at: now, hub_id });
-                continue;
+            let shown = self.unknown(gate.settings);
+            let (origin, hub_id) = (notice.origin, notice.hub_id);
+            // Not refused: there is room, and the context has a few dozen bytes.
+            let _ = self.write(now, &Forward::Disconnected, hub_id.as_ref(), &origin, shown, Cargo::Notice, gate);
+            self.remember(Notice { at: now, ..notice }, gate);
+        }
+    }
+
+    fn drain_replays(&mut self, now: Time, conns: &mut Slab<Conn>, views: &Views, gate: &mut Gate<'_>) {
+        while self.may_replay(now, gate.settings)
+            && let Some(key) = self.replays.pop_front()
+        {
+            let Some(Conn { socket, stage: Stage::Client(client) }) = conns.get_mut(key) else { continue };
+            if self.is_owed(&client.pins[self.upstream()], socket) {
+                self.catch_up(now, key, client, views, gate);
             }
-            let Some(waiting) = self.waiting.pop_front() else { return };
+        }
+    }
+
+    /// Is it a client of this lane whose view models are to be requested again?
+    fn is_owed(&self, pin: &Pin, socket: &Socket) -> bool {
+        pin.tie == Tie::Owed && pin.lane == Some(self.index) && socket.life == Life::Open
+    }
+
+    /// Requests everything again that a client has, whatever else waits.
+    pub(super) fn catch_up(
+        &mut self,
+        now: Time,
+        key: SlotKey,
+        client: &mut Client,
+        views: &Views,
+        gate: &mut Gate<'_>,
+    ) {
+        let upstream = self.upstream();
+        let origin = client.origin_at(gate.settings, key.slot, upstream);
+        let shown = client.shown(&gate.settings.upstreams, upstream);
+        let from = From { client: key, origin: &origin, shown, opens: None };
+        self.replay(now, from, views.requested_from(client.views, upstream), gate);
+        gate.know(self.place, key, &mut client.pins[upstream]);
+    }
+
+    /// Requests view models again for a client, under its new id: name and argument of each, in order (contract 6.3).
+    pub(super) fn replay<'a>(
+        &mut self,
+        now: Time,
+        from: From<'_>,
+        views: impl Iterator<Item = (&'a [u8], Option<&'a [u8]>)>,
+        gate: &mut Gate<'_>,
+    ) {
+        if now >= self.paced.0 {
+            self.paced = (now.after(Duration::from_millis(REPLAY_PACE_MS)), 0);
+        }
+        self.last = Some(from.client);
+        let mut vm_id = Vec::new();
+        for (name, argument) in views {
+            vm_id.clear();
+            vm_id.push(b'"');
+            json::escape(name, &mut vm_id);
+            vm_id.push(b'"');
+            let forward = Forward::Vm { call: Call::RequestVm, vm_id: &vm_id, argument };
+            let cargo = Cargo::Replay { client: from.client };
+            // It was not too large the first time, and an id is as long as another.
+            if self.write(now, &forward, None, from.origin, from.shown, cargo, gate).is_ok() {
+                gate.metrics.add(Counter::Replayed, 1);
+            }
+            self.paced.1 += 1;
+        }
+    }
+
+    fn drain_waiting(&mut self, now: Time, conns: &mut Slab<Conn>, views: &mut Views, gate: &mut Gate<'_>) {
+        while self.has_room(gate.settings)
+            && let Some(waiting) = self.waiting.pop_front()
+        {
             self.waiting_bytes -= waiting.cost();
             let Some(Conn { socket, stage: Stage::Client(client) }) = conns.get_mut(waiting.client) else {
                 gate.metrics.add(Counter::DroppedGoneClient, 1);
                 continue;
             };
             gate.metrics.observe_us(Histogram::QueueWait, now.since(waiting.since).as_micros() as u64);
-            self.last = Some(waiting.client);
-            let (origin, upstream) = (client.origin, self.upstream());
-            let shown = client.shown(&gate.settings.upstreams, upstream);
-            match self.write(&waiting.message().forward(), None, &origin, shown, gate) {
-                Ok(()) => client.pins[upstream].forwarded = true,
-                Err(refusal) => refuse(&waiting, refusal, socket, client, views, gate),
+            if self.is_owed(&client.pins[self.upstream()], socket) {
+                self.catch_up(now, waiting.client, client, views, gate);
+            }
+            self.send_waiting(now, waiting, socket, client, views, gate);
+        }
+    }
+
+    /// A message that has waited goes onto the lane, or its client is told why not.
+    fn send_waiting(
+        &mut self,
+        now: Time,
+        waiting: Waiting,
+        socket: &mut Socket,
+        client: &mut Client,
+        views: &mut Views,
+        gate: &mut Gate<'_>,
+    ) {
+        let upstream = self.upstream();
+        client.pins[upstream].waits_no_longer(waiting.client, gate.relieved);
+        self.last = Some(waiting.client);
+        let origin = client.origin_at(gate.settings, waiting.client.slot, upstream);
+        let shown = client.shown(&gate.settings.upstreams, upstream);
+        match self.write(now, &waiting.message().forward(), None, &origin, shown, waiting.cargo(), gate) {
+            Ok(()) => {
+                gate.know(self.place, waiting.client, &mut client.pins[upstream]);
+                if let Some(opening) = waiting.opens {
+                    views.requested(client.views, opening);
+                }
+            }
+            Err(refusal) => refuse(&waiting, refusal, socket, client, views, gate),
+        }
+    }
+
+    /// What a client that leaves has said and what still waits: it goes now, whatever waits before it.
+    pub(super) fn take_waiting_of(&mut self, key: SlotKey) -> Vec<Waiting> {
+        let (mut own, mut others) = (Vec::new(), VecDeque::with_capacity(self.waiting.len()));
+        for waiting in self.waiting.drain(..) {
+            if waiting.client == key {
+                self.waiting_bytes -= waiting.cost();
+                own.push(waiting);
+            } else {
+                others.push_back(waiting);
             }
         }
+        self.waiting = others;
+        own
+    }
+
+    /// One of the last words of a client, behind which its end follows. False: it is lost.
+    pub(super) fn last_words(&mut self, now: Time, waiting: &Waiting, from: From<'_>, gate: &mut Gate<'_>) -> bool {
+        let has_room = matches!(&self.state, State::Up(link) if link.socket.queue.bytes() < LANE_SEND_BYTES_HIGH);
+        let forward = waiting.message().forward();
+        if !has_room || self.write(now, &forward, None, from.origin, from.shown, waiting.cargo(), gate).is_err() {
+            gate.metrics.add(Counter::DroppedGoneClient, 1);
+            return false;
+        }
+        gate.metrics.observe_us(Histogram::QueueWait, now.since(waiting.since).as_micros() as u64);
+        true
     }
 
     /// Answers what has waited too long.
@@ -471,23 +722,55 @@ impl Lane {
             match conns.get_mut(waiting.client) {
                 Some(Conn { socket, stage: Stage::Client(client) }) => {
                     gate.metrics.observe_us(Histogram::QueueWait, now.since(waiting.since).as_micros() as u64);
+                    client.pins[self.upstream()].waits_no_longer(waiting.client, gate.relieved);
                     refuse(&waiting, Refusal::QueueTimeout, socket, client, views, gate);
                 }
                 _ => gate.metrics.add(Counter::DroppedGoneClient, 1),
             }
         }
     }
+
+    /// Takes the connection out; None where it is not up.
+    pub(super) fn take_link(&mut self) -> Option<Link> {
+        match core::mem::take(&mut self.state) {
+            State::Up(link) => Some(link),
+            other => {
+                self.state = other;
+                None
+            }
+        }
+    }
+
+    /// Its connection is over; until the kernel has let go of the socket it stays the lane's.
+    pub(super) fn over(&mut self, now: Time, socket: Socket) {
+        self.state = State::Over(socket);
+        self.next_time = super::socket::linger_until(now);
+    }
+
+    /// The socket that the kernel has not let go of, if its connection is over.
+    pub(super) fn old_socket(&mut self) -> Option<&mut Socket> {
+        if let State::Over(socket) = &mut self.state { Some(socket) } else { None }
+    }
+
+    /// The control plane is to dial it again, once it can.
+    pub(super) fn is_lost(&mut self) {
+        self.unreported = true;
+    }
 }
 
 /// A context for who is gone and was not kept: an Observer wants more of it than an app server (contract 7.2).
 fn nobody(protocol: Protocol) -> Tail<'static> {
-    let headers: &[u8] = match protocol {
+    Tail::Client { connection: b"0 0.0.0.0 0.0.0.0 0 0", headers: no_headers(protocol) }
+}
+
+/// Headers of a context that has none.
+fn no_headers(protocol: Protocol) -> &'static [u8] {
+    match protocol {
         Protocol::Json => {
             b",\\\"HttpRequestHeaders\\\":{\\\"AllHeaders\\\":{},\\\"UserAgent\\\":null},\\\"Items\\\":{}}"
         }
         Protocol::MessagePack => b",\"HttpRequestHeaders\":{\"AllHeaders\":{},\"UserAgent\":null},\"Items\":{}}",
-    };
-    Tail::Client { connection: b"0 0.0.0.0 0.0.0.0 0 0", headers }
+    }
 }
 
 pub(super) fn refuse(
@@ -512,7 +795,7 @@ pub(super) fn refuse(
 }
 
 impl<I: Io> Shard<I> {
-    fn lane_key(&self, index: LaneIndex) -> LaneKey {
+    pub(super) fn lane_key(&self, index: LaneIndex) -> LaneKey {
         LaneKey { shard: self.settings.shard, index }
     }
 
@@ -540,6 +823,7 @@ impl<I: Io> Shard<I> {
         let upstream = self.settings.upstreams.of(lane.place);
         lane.state = State::Up(Link { socket, session: LaneSession::new(now, upstream.protocol) });
         lane.hub_id = Some(hub_id);
+        lane.flight.clear();
         lane.next_time = now;
         self.metrics.add(Counter::LaneConnected, 1);
         info!(lane = %name, upstream = upstream.name, "lane up");
@@ -550,9 +834,10 @@ impl<I: Io> Shard<I> {
     }
 
     pub(super) fn on_lane_bytes(&mut self, now: Time, index: LaneIndex, mut input: Input<'_>) {
-        let Shard { io, conns, lanes, hubs, frames, pool, dirty, random, metrics, settings, shards, .. } = self;
+        let Shard { io, conns, lanes, hubs, frames, pool, dirty, random, metrics, settings, shards, failed, .. } = self;
         let lane = &mut lanes[index.0 as usize];
         let (place, hub, received) = (lane.place, lane.hub, &mut lane.received);
+        let (flight, told) = (&mut lane.flight, &mut lane.told);
         let addressed = match settings.upstreams.of(place).hub_scope {
             HubScope::Lane => usize::from(index.0)..usize::from(index.0) + 1,
             HubScope::Node => lane.siblings.clone(),
@@ -560,21 +845,50 @@ impl<I: Io> Shard<I> {
         let State::Up(Link { socket, session }) = &mut lane.state else { return };
         let bytes = input.bytes(io);
         let deliver = Deliver::new(addressed, place, &mut hubs[hub], conns, frames, dirty, metrics, settings);
-        let mut side = LaneSide { socket, random, received, shards, deliver };
-        if let Err(end) = session.on_bytes(now, bytes, pool, &mut side) {
+        let mut side = LaneSide { now, socket, random, received, flight, told, failed, shards, deliver };
+        let ended = session.on_bytes(now, bytes, pool, &mut side);
+        self.tell_failures();
+        if let Err(end) = ended {
             self.lane_ends(now, index, end);
+        }
+    }
+
+    /// Tells clients what an app server failed at.
+    pub(super) fn tell_failures(&mut self) {
+        let Shard { conns, views, frames, dirty, random, clock, metrics, settings, failed, relieved, .. } = self;
+        let mut gate = Gate { settings, frames, dirty, random, clock, metrics, relieved };
+        for Failure { client: key, vm_id, refusal, forgets, error } in failed.drain(..) {
+            let Some(Conn { socket, stage: Stage::Client(client) }) = conns.get_mut(key) else { continue };
+            gate.metrics.add(Counter::refusal(refusal.label()), 1);
+            // Nobody calls a view model by a name that is too long to be kept.
+            if vm_id.is_empty() {
+                continue;
+            }
+            if forgets {
+                views.forget(&mut client.views, &plain(&vm_id));
+            }
+            if socket.life == Life::Open {
+                let form = client.session.form();
+                write_message(socket, client.carried.as_deref_mut(), form, &mut gate, |out| {
+                    write_failure(form, &vm_id, refusal, &error, out);
+                });
+            }
         }
     }
 
     /// Timers, reports and queues of all lanes.
     pub(super) fn on_lanes(&mut self, now: Time) {
         self.hurry_lanes(now);
+        self.share_replays();
+        let held = self.lanes.iter().any(|lane| lane.held);
         for index in 0..self.lanes.len() {
             self.move_waiting(LaneIndex(index as u16));
             let name = self.lane_key(LaneIndex(index as u16));
-            let Shard { conns, lanes, views, frames, dirty, random, clock, metrics, settings, control, .. } = self;
+            let Shard {
+                conns, lanes, views, frames, dirty, random, clock, metrics, settings, control, relieved, ..
+            } = self;
             let lane = &mut lanes[index];
-            let mut gate = Gate { settings, frames, dirty, random, clock, metrics };
+            let mut gate = Gate { settings, frames, dirty, random, clock, metrics, relieved };
             let mut lost = None;
             if let State::Up(Link { socket, session }) = &mut lane.state
                 && now >= lane.next_time
@@ -592,91 +906,20 @@ impl<I: Io> Shard<I> {
                     lane.next_time = now.after(Duration::from_millis(LANE_REPORT_AGAIN_MS));
                 }
             }
-            if !lane.waiting.is_empty() || !lane.notices.is_empty() {
+            if !lane.waiting.is_empty() || !lane.notices.is_empty() || !lane.replays.is_empty() {
                 lane.drain(now, conns, views, &mut gate);
                 lane.expire(now, conns, views, &mut gate);
+            }
+            if lost.is_none() && lane.stuck_at(settings).is_some_and(|at| now >= at) {
+                lost = Some(LaneEnd::Stuck);
             }
             if let Some(end) = lost {
                 self.lane_ends(now, LaneIndex(index as u16), end);
             }
         }
-    }
-
-    /// A lane is lost: its clients cannot be answered any more (contract 4.4), so they are asked to come back, which makes them
-    /// request their view models again under new ids; the app server hears of the old ids as soon as it can.
-    pub(super) fn lane_ends(&mut self, now: Time, index: LaneIndex, end: LaneEnd) {
-        let name = self.lane_key(index);
-        let lane = &mut self.lanes[index.0 as usize];
-        let (mut socket, mut session) = match core::mem::take(&mut lane.state) {
-            State::Up(Link { socket, session }) => (socket, session),
-            // Already lost: the peer's end after ours. The socket stays the lane's until the kernel has let go of it (`join`).
-            State::Over(mut socket) => {
-                socket.end(&mut self.io, &mut self.frames, &mut self.metrics);
-                lane.state = State::Over(socket);
-                return;
-            }
-            State::Down => return,
-        };
-        let stopping = end == LaneEnd::Stopping;
-        if stopping || matches!(end, LaneEnd::ServerClose { .. } | LaneEnd::CloseFrame(_)) {
-            let Shard { frames, dirty, random, pool, .. } = self;
-            session.close(pool, &mut Pinger { socket: &mut socket, frames, dirty, random });
-            socket.drain(&mut self.io, &mut self.dirty);
-        } else {
-            socket.end(&mut self.io, &mut self.frames, &mut self.metrics);
+        if held {
+            self.hold_notices();
         }
-        let lane = &mut self.lanes[index.0 as usize];
-        let key = socket.key;
-        lane.state = State::Over(socket);
-        lane.next_time = super::socket::linger_until(now);
-        if stopping {
-            return self.join(now, key);
-        }
-        self.metrics.add(Counter::LaneLost, 1);
-        let Shard { conns, lanes, hubs, frames, dirty, random, clock, metrics, settings, ending, .. } = self;
-        let (upstream, settings) = (lanes[index.0 as usize].upstream(), &*settings);
-        let mut siblings = lanes[index.0 as usize].siblings.clone();
-        let other = siblings.find(|other| lanes[*other].is_up()).unwrap_or(usize::from(index.0));
-        let upstream_name = &settings.upstreams.get(upstream).name;
-        let mut gate = Gate { settings, frames, dirty, random, clock, metrics };
-        let silence = Duration::from_millis(LANE_SILENCE_MS);
-        for notice in core::mem::take(&mut lanes[index.0 as usize].told) {
-            if notice.at.after(silence) > now {
-                lanes[other].notice(notice, &mut gate);
-            }
-        }
-        let mut told = 0u32;
-        // The app server disposes of the view models of whoever spoke last on the lane (contract 4.4). That is one of its own clients,
-        // unless messages are dealt one by one.
-        if let Some(last) = lanes[usize::from(index.0)].last.take()
-            && settings.upstreams.routes.is_answering(upstream)
-            && let Some(Conn { stage: Stage::Client(client), .. }) = conns.get(last)
-            && client.pins[upstream].lane != Some(index)
-        {
-            ending.push((last, End::LaneLost));
-            told += 1;
-        }
-        for slot in 0..conns.slots() {
-            let Some(Conn { socket, stage: Stage::Client(client) }) = conns.at_mut(slot) else { continue };
-            if client.pins[upstream].lane != Some(index) || !client.pins[upstream].forwarded {
-                continue;
-            }
-            if settings.upstreams.routes.is_answering(upstream) {
-                ending.push((socket.key, End::LaneLost));
-                told += 1;
-            } else if !settings.upstreams.routes.is_observer(upstream) {
-                // What it answers is nothing that clients wait for, so they stay, and begin anew there with their next message: behind
-                // the end of what was, on the same lane, and in no group of the lane that is gone.
-                let shown = client.shown(&settings.upstreams, upstream);
-                lanes[other].disconnected(now, &client.origin, None, shown, &mut gate);
-                let Client { pins, user, .. } = client;
-                pins[upstream].forwarded = false;
-                pins[upstream].repin(socket.key, Some(other), user.as_deref(), lanes, hubs);
-            }
-        }
-        warn!(lane = %name, upstream = upstream_name, clients = told, "lane lost: {end}; its clients are asked to reconnect");
-        self.lanes[index.0 as usize].unreported = true;
-        self.join(now, key);
     }
 
     /// A lost lane's socket is closed: it can be dialled again.
@@ -701,13 +944,14 @@ impl<I: Io> Shard<I> {
         }
     }
 
-    /// Nothing more to tell: the lanes that have sent everything say goodbye. True when all are closed.
-    pub(super) fn close_lanes(&mut self, now: Time) -> bool {
+    /// Nothing more to tell: the lanes on which everything has been said and answered say goodbye, or all of them. True when all are
+    /// closed.
+    pub(super) fn close_lanes(&mut self, now: Time, at_once: bool) -> bool {
         for index in 0..self.lanes.len() {
             let lane = &self.lanes[index];
+            // What nobody acknowledges in time is not waited for: the goodbye itself still has to leave.
             if let State::Up(link) = &lane.state
-                && link.socket.queue.is_empty()
-                && lane.notices.is_empty()
+                && (at_once || link.socket.queue.is_empty() && lane.notices.is_empty() && lane.flight.is_empty())
             {
                 self.lane_ends(now, LaneIndex(index as u16), LaneEnd::Stopping);
             }
@@ -717,11 +961,11 @@ impl<I: Io> Shard<I> {
 }
 
 /// What pings and the goodbye need: the lane's own socket.
-struct Pinger<'a> {
-    socket: &'a mut Socket,
-    frames: &'a mut FramePool,
-    dirty: &'a mut Vec<SlotKey>,
-    random: &'a mut Random,
+pub(super) struct Pinger<'a> {
+    pub(super) socket: &'a mut Socket,
+    pub(super) frames: &'a mut FramePool,
+    pub(super) dirty: &'a mut Vec<SlotKey>,
+    pub(super) random: &'a mut Random,
 }
 
 impl LaneOut for Pinger<'_> {

@@ -11,13 +11,15 @@
 //! lane          the way to the app server, and what waits in front of it       delivery      the way back
 //! forwarding    which upstreams a request goes to, and on which lanes          upstreams     what is known of them, who shares a hub id
 //! socket        lives of sockets, what is in flight for them                   secure        TLS between a socket and the rest
+//! replay        what the loss of a lane means to its clients                   burial        clients of a process that is dead
 //! pause         clients from which nothing is read for a while                 addresses     how many connections one address has
-//! sight         what the shard shows of itself to who looks at the node
+//! sight         what the shard shows of itself to who looks at the node        residue       what it keeps
 //! ```
 
 mod accept;
 mod addresses;
 mod authenticate;
+mod burial;
 mod carried;
 mod client;
 mod connections;
@@ -27,6 +29,8 @@ mod handover;
 mod lane;
 mod pause;
 mod quiet;
+mod replay;
+mod residue;
 mod secure;
 mod sight;
 mod socket;
@@ -37,10 +41,12 @@ pub use accept::Listener;
 pub use addresses::{ADDRESS_BYTES, Addresses};
 pub use authenticate::{Authentication, Required};
 pub use connections::{HELD_CLIENT_BYTES, USED_TOKEN_BYTES};
-pub use upstreams::{Upstream, Upstreams};
+pub use residue::Residue;
+pub use upstreams::{Upstream, Upstreams, Window};
 
 use crate::bus::{ControlOrder, Receiver, Sender, ShardOrder};
 use crate::ids::{LanePlace, OriginKey, Serial, ShardId, SlotKey, Time};
+use crate::journal::ShardJournal;
 use crate::limits::CONNECTIONS_SPARE;
 use crate::mem::frames::FramePool;
 use crate::mem::intern::Interner;
@@ -81,6 +87,11 @@ pub const USER_BYTES: usize = size_of::<socket::User>();
 const COMPLETIONS_KEPT: usize = 4096;
 const DIRTY_KEPT: usize = 4096;
 const ENDING_KEPT: usize = 256;
+
+/// Slots of a shard for so many connections; the spare ones are for saying 503 to those over the limit.
+pub const fn places(connections_max: u32) -> u32 {
+    connections_max + CONNECTIONS_SPARE
+}
 
 /// What a shard is told at start. The control plane makes it from the configuration.
 #[derive(Clone)]
@@ -123,7 +134,11 @@ pub struct Settings {
     /// Client messages waiting in front of a lane: bytes, and for how long.
     pub lane_queue_bytes_max: u32,
     pub lane_queue_timeout: Duration,
+    /// Bytes of what a client's view models were requested with that are kept to request them again.
+    pub replay_bytes_max: u32,
     pub origin_key: OriginKey,
+    /// Where the ids that app servers know its clients by outlive the process; has a place for each of its slots.
+    pub journal: ShardJournal,
     pub tokens: TokenKey,
     /// Seed of frame masks and ids, from the operating system.
     pub seed: u64,
@@ -178,6 +193,12 @@ pub struct Shard<I: Io> {
     short: Vec<ShortSend>,
     /// Connections found to be at their end while somebody else's bytes were handled.
     ending: Vec<(SlotKey, End)>,
+    /// What app servers answered with an error.
+    failed: Vec<delivery::Failure>,
+    /// Clients whose messages had to wait and wait no longer.
+    relieved: Vec<SlotKey>,
+    /// The client whose bytes are handled has too much waiting.
+    holds: bool,
     /// Sockets whose receive found no buffer; tried again in the next turn.
     starved: Vec<SlotKey>,
     /// Carried clients with something to move to what carries them.
@@ -188,6 +209,7 @@ pub struct Shard<I: Io> {
     plain: Vec<u8>,
     /// Looks under way, oldest first.
     looks: Vec<sight::Look>,
+    burials: burial::Burials,
     /// The lane that took the last message that was dealt by itself.
     next_lane: usize,
     /// The second that Observers were last told of.
@@ -222,6 +244,9 @@ struct QuietLines {
 pub(crate) struct Random(u64);
 
 impl Random {
+    pub(crate) fn new(seed: u64) -> Random {
+        Random(seed)
+    }
     pub(crate) fn next(&mut self) -> u64 {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let mut z = self.0;
@@ -272,8 +297,7 @@ impl<I: Io> Shard<I> {
         published: Arc<Published>,
     ) -> Shard<I> {
         let now = io.now();
-        // The spare places are for saying 503 to the connections over the limit.
-        let places = settings.connections_max + CONNECTIONS_SPARE;
+        let places = places(settings.connections_max);
         let (lanes, hubs) = lane::lanes(&settings);
         let mut shard = Shard {
             conns: Slab::new(places),
@@ -300,6 +324,9 @@ impl<I: Io> Shard<I> {
             sending: Vec::with_capacity(crate::limits::SEND_BATCH),
             short: Vec::with_capacity(crate::limits::SEND_BATCH),
             ending: Vec::with_capacity(ENDING_KEPT),
+            failed: Vec::new(),
+            relieved: Vec::new(),
+            holds: false,
             starved: Vec::with_capacity(ENDING_KEPT),
             accept_again: None,
             stopping: None,
@@ -317,6 +344,7 @@ impl<I: Io> Shard<I> {
             unserved: Vec::new(),
             plain: Vec::new(),
             looks: Vec::new(),
+            burials: burial::Burials::default(),
             settings,
             io,
         };
@@ -332,6 +360,11 @@ impl<I: Io> Shard<I> {
     /// Runs until the control plane orders it to stop and everybody has been told.
     pub fn run(mut self) {
         while self.turn() {}
+        self.end();
+    }
+
+    /// Lets go of everything, after the last turn.
+    pub fn end(mut self) {
         // Whoever did not close its side in time. The kernel's polls end with the ring, which goes next.
         for slot in 0..self.conns.slots() {
             if let Some(conn) = self.conns.at_mut(slot)

@@ -5,12 +5,13 @@
 //!   \____________________________ nothing left to say _________________________^
 //! ```
 //! A descriptor is closed and a slot freed only in the last step, when no operation of it is in the kernel any more.
+use super::Settings;
 use super::lane::Shown;
 use super::pause::Pauses;
 use super::secure::Secure;
 use super::upstreams::{Seen, Upstreams};
 use crate::bus::Peer;
-use crate::ids::{LaneIndex, OriginId, Serial, ShardId, SlotKey, Time};
+use crate::ids::{Address, LaneIndex, OriginId, Serial, ShardId, SlotKey, Time};
 use crate::limits::{LINGER_MS, SETUP_TIMEOUT_MS_MAX};
 use crate::mem::frames::{FramePool, SendQueue};
 use crate::mem::wheel::TICK_NS;
@@ -373,12 +374,25 @@ pub(super) struct Client {
 }
 
 impl Client {
+    /// The id that an upstream knows it by.
+    pub(super) fn origin_at(&self, settings: &Settings, slot: u32, upstream: usize) -> OriginId {
+        origin_at(settings, slot, &self.pins[upstream], &self.origin)
+    }
+
     /// What an upstream is shown of it.
     pub(super) fn shown(&self, upstreams: &Upstreams, upstream: usize) -> Shown<'_> {
         let tail = Tail::Client { connection: &self.connection, headers: upstreams.headers(upstream, &self.headers) };
         let items = items_of(self.user.as_deref(), upstreams.get(upstream).protocol);
         Shown { context: tail, items }
     }
+}
+
+/// The id that an upstream knows a client of this slot by; `first` is the one that it began with.
+pub(super) fn origin_at(settings: &Settings, slot: u32, pin: &Pin, first: &OriginId) -> OriginId {
+    if !pin.renewed {
+        return *first;
+    }
+    settings.origin_key.seal(Address { shard: settings.shard, slot, serial: pin.serial })
 }
 
 /// A client's tie to one upstream.
@@ -388,20 +402,49 @@ pub(super) struct Pin {
     pub(super) serial: Serial,
     /// The lane its messages take, from the first one on.
     pub(super) lane: Option<LaneIndex>,
-    /// Something of it has reached the app server on this lane: its end must, too.
-    pub(super) forwarded: bool,
+    /// Of its messages so many wait in front of that lane.
+    pub(super) waiting: u16,
+    pub(super) tie: Tie,
+    /// The id is not the client's first one.
+    pub(super) renewed: bool,
     /// In the groups of the lane's hub.
     pub(super) memberships: Memberships,
     /// Among the hub's users, where it has a user id.
     pub(super) as_user: Memberships,
 }
 
+/// What an upstream knows of a client under its present id.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Tie {
+    /// Nothing.
+    Unknown,
+    /// Nothing yet: its view models are to be requested again before anything else.
+    Owed,
+    /// Something of it is on its way or there: its end must be, too.
+    Known,
+}
+
 impl Pin {
+    /// One of its messages is no longer in front of the lane.
+    pub(super) fn waits_no_longer(&mut self, client: SlotKey, relieved: &mut Vec<SlotKey>) {
+        self.waiting = self.waiting.saturating_sub(1);
+        if self.waiting == 0 {
+            relieved.push(client);
+        }
+    }
+
+    /// It has got a new id there.
+    pub(super) fn renew(&mut self, serial: Serial) {
+        (self.serial, self.renewed, self.tie) = (serial, true, Tie::Unknown);
+    }
+
     pub(super) fn new(serial: Serial) -> Pin {
         Pin {
             serial,
             lane: None,
-            forwarded: false,
+            waiting: 0,
+            tie: Tie::Unknown,
+            renewed: false,
             memberships: Memberships::default(),
             as_user: Memberships::default(),
         }

@@ -44,6 +44,8 @@ impl<I: Io> Shard<I> {
         self.on_orders(now);
         self.look();
         self.on_lanes(now);
+        self.relieve(now);
+        self.bury(now);
         self.tell_observers();
         self.end_clients(now);
         self.flush();
@@ -54,7 +56,8 @@ impl<I: Io> Shard<I> {
         !self.stopped
     }
 
-    fn next_wake(&self) -> Time {
+    /// When it wants its next turn, if nothing completes before.
+    pub fn next_wake(&self) -> Time {
         let is_busy = !self.starved.is_empty() || !self.ending.is_empty() || !self.unserved.is_empty();
         let is_busy = is_busy || !self.looks.is_empty();
         if is_busy || !self.dirty.is_empty() {
@@ -66,7 +69,13 @@ impl<I: Io> Shard<I> {
         let second = Duration::from_secs(1);
         let fresh = if self.settings.upstreams.routes.has_observers() { self.clock.until_second() } else { second };
         let fresh = self.io.now().after(fresh);
-        self.wheel.next().min(lanes).min(self.accept_again.unwrap_or(Time::NEVER)).min(stop).min(fresh)
+        self.wheel
+            .next()
+            .min(lanes)
+            .min(self.accept_again.unwrap_or(Time::NEVER))
+            .min(stop)
+            .min(fresh)
+            .min(self.burials.next_wake())
     }
 
     fn on_completion(&mut self, now: Time, completion: Completion) {
@@ -267,6 +276,7 @@ impl<I: Io> Shard<I> {
                 ShardOrder::Identity(identity) => self.on_new_keys(identity),
                 ShardOrder::Look { clients_max, answer } => self.on_look(clients_max, answer),
                 ShardOrder::LookAt { client, answer } => self.on_look_at(client, answer),
+                ShardOrder::Bury { place, ids, answer } => self.on_bury(place, ids, answer),
                 ShardOrder::Stop => self.stop(now),
             }
         }
@@ -412,6 +422,7 @@ impl<I: Io> Shard<I> {
 
     pub(super) fn publish(&mut self) {
         let (mut waiting, mut bytes, mut notices, mut up) = (0, 0, 0, 0);
+        let (mut in_flight, mut replays) = (0, 0);
         // Those of one upstream stand together.
         for lanes in self.lanes.chunk_by(|lane, next| lane.place.upstream == next.place.upstream) {
             let (mut pinned, mut queued) = (0, 0);
@@ -421,6 +432,8 @@ impl<I: Io> Shard<I> {
                 bytes += u64::from(lane.waiting_bytes());
                 notices += lane.notices() as u64;
                 up += u64::from(lane.is_up());
+                in_flight += lane.flight.len() as u64;
+                replays += lane.replays.len() as u64;
             }
             waiting += queued;
             self.metrics.set_upstream(lanes[0].place.upstream, UpstreamGauge::Clients, pinned);
@@ -436,7 +449,12 @@ impl<I: Io> Shard<I> {
         metrics.set(Gauge::LanesDown, self.lanes.len() as u64 - up);
         metrics.set(Gauge::QueuedMessages, waiting);
         metrics.set(Gauge::QueuedBytes, bytes);
+        metrics.set(Gauge::InFlight, in_flight);
+        metrics.set(Gauge::WaitingReplays, replays);
         metrics.set(Gauge::QueuedNotices, notices);
+        metrics.set(Gauge::JournalLive, self.settings.journal.live_ids());
+        metrics.set(Gauge::JournalPending, self.settings.journal.pending_ids());
+        metrics.add(Counter::DroppedJournal, self.settings.journal.take_overflowed());
         metrics.set(Gauge::Groups, groups);
         metrics.set(Gauge::Frames, self.frames.live() as u64);
         self.metrics.publish(&self.published);

@@ -5,6 +5,7 @@ use crate::proto::dotnetify::context::{self, HeaderPolicy, Peer, Prepared};
 use crate::proto::signalr::Protocol;
 use crate::session::groups::Groups;
 use crate::session::routing::{Dispatch, HubScope, Route, Routes};
+use core::time::Duration;
 
 /// One of the configuration's upstreams.
 #[derive(Clone, Debug)]
@@ -20,8 +21,19 @@ pub struct Upstream {
     pub shown_host: Option<String>,
     pub dispatch: Dispatch,
     pub hub_scope: HubScope,
+    /// Invocations are acknowledged; None: they are not, and nothing says what the app server has done.
+    pub window: Option<Window>,
     /// Of each url, at least 1.
     pub weights: Vec<u16>,
+}
+
+/// How much an app server may owe on one lane.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Window {
+    /// Invocations that it has not answered, at the most.
+    pub messages: u32,
+    /// Without any answer for so long a lane is stuck.
+    pub timeout: Duration,
 }
 
 /// The upstreams of a shard with what follows from them.
@@ -196,6 +208,7 @@ mod tests {
             shown_host: None,
             dispatch: Dispatch::Client,
             hub_scope: HubScope::Lane,
+            window: None,
             weights: vec![1],
         };
         Upstreams::new(filters.iter().map(upstream).collect())

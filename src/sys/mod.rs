@@ -5,6 +5,7 @@
 #![allow(unsafe_code)]
 
 pub mod doorbell;
+pub mod mapping;
 pub mod probe;
 pub mod ring;
 pub mod socket;

@@ -1,5 +1,5 @@
-//! An app server that does nothing by itself: it takes lanes, keeps every record with the number of the lane that carried it, and sends
-//! what a test tells it to. Independent of the node's own codecs.
+//! An app server that does nothing by itself but acknowledge: it takes lanes, keeps every record with the number of the lane that carried
+//! it, and sends what a test tells it to. Independent of the node's own codecs.
 #![allow(dead_code)] // Each test binary uses its part.
 
 use super::ws::{BINARY, CLOSE, FIN, PING, PONG, TEXT, unmasked};
@@ -26,6 +26,8 @@ struct Shared {
     heard: Mutex<Vec<Heard>>,
     /// False: lanes are left unread, and the kernel's buffers fill up.
     reads: AtomicBool,
+    /// False: invocations are heard and not acknowledged.
+    acknowledges: AtomicBool,
     /// False: connections are taken, and wait.
     open: AtomicBool,
     /// Milliseconds that lane 0 takes for each record.
@@ -89,6 +91,7 @@ impl Fake {
             lanes: Mutex::default(),
             heard: Mutex::default(),
             reads: AtomicBool::new(true),
+            acknowledges: AtomicBool::new(true),
             open: AtomicBool::new(true),
             slowness: AtomicU64::new(0),
         });
@@ -188,6 +191,11 @@ impl Fake {
         self.shared.reads.store(reads, SeqCst);
     }
 
+    /// Acknowledges invocations from now on, or does not.
+    pub fn acknowledges(&self, acknowledges: bool) {
+        self.shared.acknowledges.store(acknowledges, SeqCst);
+    }
+
     /// Lane 0 takes so long for each record, as an app server does whose view model is slow.
     pub fn is_slow(&self, time: Duration) {
         self.shared.slowness.store(time.as_millis() as u64, SeqCst);
@@ -260,8 +268,13 @@ fn serve(mut stream: TcpStream, shared: &Shared) -> Option<()> {
                     if lane == 0 {
                         std::thread::sleep(Duration::from_millis(shared.slowness.load(SeqCst)));
                     }
+                    let id = message["invocationId"].as_str().map(str::to_string);
                     let heard = Heard { lane, bytes: record, message, at: SystemTime::now() };
                     shared.heard.lock().expect("no other lane panicked").push(heard);
+                    if let Some(id) = id.filter(|_| shared.acknowledges.load(SeqCst)) {
+                        let mut lanes = shared.lanes.lock().expect("no other lane panicked");
+                        lanes[lane].stream.write_all(&completion(&id, is_binary)).ok()?;
+                    }
                 }
             }
         }
@@ -277,6 +290,19 @@ fn serve(mut stream: TcpStream, shared: &Shared) -> Option<()> {
         shared.lanes.lock().expect("no other lane panicked")[lane].is_alive = false;
     }
     Some(())
+}
+
+fn completion(id: &str, is_binary: bool) -> Vec<u8> {
+    if !is_binary {
+        let record = json!({ "type": 3, "invocationId": id, "result": null });
+        return unmasked(FIN | TEXT, format!("{record}\u{1e}").as_bytes());
+    }
+    // [3, {}, id, 3, nil]
+    let mut body = vec![0x95, 3, 0x80, 0xa0 + id.len() as u8];
+    body.extend_from_slice(id.as_bytes());
+    body.extend_from_slice(&[3, 0xc0]);
+    body.insert(0, body.len() as u8);
+    unmasked(FIN | BINARY, &body)
 }
 
 /// A masked frame, whole: its first byte, its payload, its length.
@@ -317,7 +343,7 @@ fn cut_record(gathered: &mut Vec<u8>, is_binary: bool) -> Option<Vec<u8>> {
 /// A MessagePack message by the names of JSON.
 fn invocation(record: &[u8]) -> Value {
     let message = unpack(&mut &record[..]);
-    json!({ "type": message[0], "target": message[3], "arguments": message[4] })
+    json!({ "type": message[0], "invocationId": message[2], "target": message[3], "arguments": message[4] })
 }
 
 /// A MessagePack value as JSON.

@@ -50,6 +50,30 @@ impl Authorization {
     }
 }
 
+/// What a view model would be requested with by a client that has just sent this update: with the update's `$headers` in place of
+/// those of its last request (contract 6.3). `requested`: the argument of that, None for null. None: the update has no headers, or it is
+/// not an object.
+pub fn renewed(requested: Option<&[u8]>, update: &[u8]) -> Option<Vec<u8>> {
+    if !may_have_headers(update) {
+        return None;
+    }
+    let headers = last_member(update, |name| json::eq(name, HEADERS))?;
+    let argument = requested.and_then(|requested| {
+        last_member(requested, |name| json::eq(name, ARGUMENT)).map(|argument| argument.of(requested))
+    });
+    let mut renewed = Vec::from(*b"{");
+    if let Some(argument) = argument {
+        renewed.extend_from_slice(b"\"$vmArg\":");
+        renewed.extend_from_slice(argument);
+        renewed.push(b',');
+    }
+    renewed.extend_from_slice(b"\"$headers\":");
+    renewed.extend_from_slice(headers.of(update));
+    renewed.push(b'}');
+    Some(renewed)
+}
+
+const ARGUMENT: &str = "$vmArg";
 const HEADERS: &str = "$headers";
 const BEARER: &str = "Bearer ";
 
@@ -96,6 +120,25 @@ mod tests {
         let argument = r#"{"$vmArg":{"Id":5,"Name":"é\"<"},"$headers":{"Authorization":"Bearer abc"}}"#;
         assert_eq!(contents(argument), Some("Bearer abc"));
         assert_eq!(bearer(argument).as_deref(), Some("abc"));
+    }
+
+    #[test]
+    fn an_update_with_headers_renews_what_a_view_model_is_requested_with() {
+        let renewed = |requested: Option<&str>, update: &str| {
+            let renewed = renewed(requested.map(str::as_bytes), update.as_bytes());
+            renewed.map(|renewed| String::from_utf8(renewed).unwrap())
+        };
+        let update = r#"{"$headers":{"Authorization":"Bearer new"},"Age":5}"#;
+        let with = r#"{"$vmArg":{"Id":5},"$headers":{"Authorization":"Bearer new"}}"#;
+        let without = r#"{"$headers":{"Authorization":"Bearer new"}}"#;
+        let old = r#"{"$headers":{"Authorization":"Bearer old"},"$vmArg":{"Id":5}}"#;
+        assert_eq!(renewed(Some(old), update).as_deref(), Some(with));
+        assert_eq!(renewed(Some(r#"{"$headers":1}"#), update).as_deref(), Some(without));
+        assert_eq!(renewed(None, update).as_deref(), Some(without));
+        assert_eq!(renewed(Some("[5]"), update).as_deref(), Some(without));
+        for update in [r#"{"Age":5}"#, r#"{"a":{"$headers":1}}"#, "null", r#"["$headers"]"#] {
+            assert_eq!(renewed(Some(old), update), None, "{update}");
+        }
     }
 
     #[test]

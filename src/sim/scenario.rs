@@ -1,0 +1,211 @@
+//! What one seed decides before anything happens: the node's settings, its app servers, its clients, and what befalls them.
+use super::chance::Chance;
+use super::faults::Fault;
+use super::network::Weather;
+use super::wire::Encoding;
+use crate::filter::Filter;
+use crate::ids::{LanePlace, OriginKey, ShardId, UpstreamIndex};
+use crate::journal::ShardJournal;
+use crate::metrics::process::ProcessStats;
+use crate::proto::dotnetify::context::HeaderPolicy;
+use crate::proto::http::{HttpPolicy, OriginPolicy, Transports, Trusted};
+use crate::proto::signalr::Protocol;
+use crate::session::client::ClientSettings;
+use crate::session::pace::Rate;
+use crate::session::routing::{Dispatch, HubScope, Route, UpstreamKind};
+use crate::session::token::TokenKey;
+use crate::shard::{Settings, Upstream, Upstreams, Window};
+use core::time::Duration;
+use std::sync::Arc;
+
+/// An upstream of the node.
+#[derive(Clone, Debug)]
+pub(super) struct Plan {
+    pub(super) urls: u8,
+    /// Lanes of each shard to each url.
+    pub(super) lanes: usize,
+    pub(super) encoding: Encoding,
+    pub(super) scope: HubScope,
+    /// None: nothing is acknowledged.
+    pub(super) window: Option<Window>,
+}
+
+#[derive(Clone, Debug)]
+pub(super) struct Scenario {
+    pub(super) shards: usize,
+    pub(super) upstreams: Vec<Plan>,
+    pub(super) users: usize,
+    /// How long things go wrong.
+    pub(super) rough: Duration,
+    /// What is done by chance during that time, and how far it lies apart (milliseconds, at most).
+    pub(super) faults: Vec<Fault>,
+    pub(super) fault_every_ms: u64,
+    /// Clients do something so often (milliseconds, at most).
+    pub(super) act_every_ms: u64,
+    pub(super) weather: Weather,
+    pub(super) client_timeout: Duration,
+    lane_queue_timeout: Duration,
+    headers: HeaderPolicy,
+    secret: [u8; 16],
+    seed: u64,
+}
+
+/// View models of this upstream begin with it.
+pub(super) fn letter(upstream: usize) -> char {
+    char::from(b'A' + upstream as u8)
+}
+
+impl Scenario {
+    pub(super) fn new(chance: &mut Chance) -> Scenario {
+        let is_fair = chance.happens(100);
+        let several = chance.happens(300);
+        let plan = |chance: &mut Chance| Plan {
+            urls: if chance.happens(200) { 2 } else { 1 },
+            lanes: 1 + chance.below(3),
+            encoding: if chance.happens(300) { Encoding::MessagePack } else { Encoding::Json },
+            scope: if chance.happens(250) { HubScope::Node } else { HubScope::Lane },
+            window: chance.happens(800).then(|| Window {
+                messages: chance.one_of(&[1, 4, 32, 256]),
+                timeout: Duration::from_secs(chance.one_of(&[3, 10, 30])),
+            }),
+        };
+        let upstreams = (0..if several { 2 } else { 1 }).map(|_| plan(chance)).collect();
+        let odds = |chance: &mut Chance, most: usize| if is_fair { 0 } else { chance.below(most) as u32 };
+        let weather = Weather {
+            latency_us: chance.one_of(&[(20, 100), (100, 3_000), (5_000, 80_000)]),
+            cut: chance.below(400) as u32,
+            part: odds(chance, 300),
+            short: odds(chance, 200),
+            interrupted: odds(chance, 50),
+            starved: odds(chance, 100),
+            spurious: odds(chance, 100),
+            poll_ends: odds(chance, 100),
+            buffers: if is_fair { [64, 16] } else { [1 + chance.below(8) as u16, 1 + chance.below(4) as u16] },
+            window: chance.one_of(&[4_000, 16_000, 64_000]),
+        };
+        let acts = [
+            Fault::AcceptFails,
+            Fault::Stall,
+            Fault::ClockJump,
+            Fault::ControlFull,
+            Fault::ClientReset,
+            Fault::ClientSilent,
+            Fault::ClientSlow,
+            Fault::LaneReset,
+            Fault::LaneClosed,
+            Fault::LaneSilent,
+            Fault::LaneFrozen,
+            Fault::ServerRestart,
+        ];
+        // Each seed has a few kinds of its own, so that nothing is always masked by something else.
+        let faults = if is_fair { Vec::new() } else { acts.into_iter().filter(|_| chance.happens(400)).collect() };
+        let most_users = if chance.happens(100) { 30 } else { 10 };
+        Scenario {
+            shards: if chance.happens(250) { 2 } else { 1 },
+            upstreams,
+            users: 2 + chance.below(most_users),
+            rough: chance.millis(3_000, 20_000),
+            faults,
+            fault_every_ms: chance.one_of(&[1_000, 3_000, 8_000]),
+            act_every_ms: chance.one_of(&[500, 2_000, 4_000]),
+            weather,
+            client_timeout: Duration::from_secs(chance.one_of(&[8, 20])),
+            lane_queue_timeout: Duration::from_secs(chance.one_of(&[1, 5, 15])),
+            headers: if chance.happens(500) {
+                HeaderPolicy::All
+            } else {
+                HeaderPolicy::Only(vec!["user-agent".into()])
+            },
+            secret: chance.bytes(),
+            seed: chance.next(),
+        }
+    }
+
+    /// Where the lanes of a shard lead.
+    pub(super) fn lanes(&self) -> Vec<LanePlace> {
+        let mut lanes = Vec::new();
+        for (upstream, plan) in self.upstreams.iter().enumerate() {
+            for url in 0..plan.urls {
+                let place = LanePlace { upstream: UpstreamIndex(upstream as u8), url };
+                lanes.extend(core::iter::repeat_n(place, plan.lanes));
+            }
+        }
+        lanes
+    }
+
+    /// Every app server: one a url.
+    pub(super) fn places(&self) -> Vec<LanePlace> {
+        let mut places = self.lanes();
+        places.dedup();
+        places
+    }
+
+    pub(super) fn plan(&self, place: LanePlace) -> &Plan {
+        &self.upstreams[usize::from(place.upstream.0)]
+    }
+
+    fn upstream(&self, index: usize, plan: &Plan) -> Upstream {
+        let is_last = index + 1 == self.upstreams.len();
+        let filter = || Filter::compile(&format!("vm_id.startsWith('{}')", letter(index))).expect("a filter");
+        Upstream {
+            name: format!("upstream-{index}"),
+            route: Route { kind: UpstreamKind::AppServer, filter: (!is_last).then(filter), halts: true },
+            protocol: match plan.encoding {
+                Encoding::Json => Protocol::Json,
+                Encoding::MessagePack => Protocol::MessagePack,
+            },
+            message_bytes_max: 32 * 1024,
+            forward_headers: self.headers.clone(),
+            shown_host: None,
+            dispatch: Dispatch::Client,
+            hub_scope: plan.scope,
+            window: plan.window,
+            weights: vec![1; usize::from(plan.urls)],
+        }
+    }
+
+    pub(super) fn settings(&self, shard: usize) -> Settings {
+        let upstreams = self.upstreams.iter().enumerate().map(|(index, plan)| self.upstream(index, plan)).collect();
+        Settings {
+            shard: ShardId(shard as u8),
+            http: HttpPolicy {
+                hub_path: "/dotnetify".into(),
+                origins: OriginPolicy { allowed: Vec::new() },
+                transports: Transports::ALL,
+                post_body_bytes_max: 64 * 1024,
+            },
+            client: ClientSettings {
+                handshake_timeout: Duration::from_secs(15),
+                client_timeout: self.client_timeout,
+                keep_alive: self.client_timeout / 2,
+                message_bytes_max: 32 * 1024,
+                rate: Rate { per_second: 1000, burst: 2000 },
+            },
+            trusted: Trusted::default(),
+            proxy_protocol: false,
+            authentication: None,
+            resume_bytes_max: None,
+            poll_timeout: Duration::from_secs(90),
+            disconnect_timeout: Duration::from_secs(15),
+            upstreams: Upstreams::new(upstreams),
+            lanes: self.lanes(),
+            process: Arc::new(ProcessStats::default()),
+            has_tls: false,
+            connections_max: 200,
+            accept_rate: 2000,
+            addresses: None,
+            begins_unavailable: true,
+            send_queue_bytes_max: 16 * 1024,
+            send_queue_time: Duration::from_secs(60),
+            replay_bytes_max: 1024,
+            journal: ShardJournal::default(),
+            send_buffer_bytes: 16 * 1024,
+            request_head_timeout: Duration::from_secs(15),
+            lane_queue_bytes_max: 256 * 1024,
+            lane_queue_timeout: self.lane_queue_timeout,
+            origin_key: OriginKey(self.secret),
+            tokens: TokenKey::new(&self.secret, "sim"),
+            seed: self.seed,
+        }
+    }
+}

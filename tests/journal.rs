@@ -1,0 +1,222 @@
+//! A node that is killed tells nobody: the next one tells the app server, from the journal (contract 6.4 and 4.5). Real processes, real
+//! SIGKILLs, and a double that counts what it has of clients.
+
+mod common;
+
+use common::ws::{Socket, record};
+use common::{App, Node, PATIENCE, Process, address, wait_for};
+use std::collections::BTreeSet;
+use std::fs;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Duration;
+use tempfile::TempDir;
+
+fn folder() -> TempDir {
+    tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).expect("a folder")
+}
+
+fn text(folder: &TempDir) -> &str {
+    folder.path().to_str().expect("it is UTF-8")
+}
+
+fn files(folder: &TempDir) -> BTreeSet<PathBuf> {
+    fs::read_dir(folder.path()).expect("it is there").map(|entry| entry.expect("an entry").path()).collect()
+}
+
+fn start(app: &App, folder: &TempDir) -> Node {
+    Node::start(app, &["--shards", "2", "--pool-size", "4", "--journal", text(folder)])
+}
+
+/// A client with two view models, whose states are there.
+fn client(node: SocketAddr) -> Socket {
+    let mut client = Socket::connect(node);
+    for vm in ["HelloWorldVM", "HelloWorldVM$2"] {
+        client.send(&record(&format!(r#"{{"type":1,"target":"Request_VM","arguments":["{vm}",null]}}"#)));
+        client.response("the state", |data| data["Greetings"] == "Hello World!");
+    }
+    client
+}
+
+fn clients(node: SocketAddr, count: usize) -> Vec<Socket> {
+    (0..count).map(|_| client(node)).collect()
+}
+
+/// As `kill -9` does, and waits until it is gone.
+fn kill(process: &mut Process) {
+    let status = Command::new("kill").args(["-KILL", &process.id().to_string()]).status().expect("kill is there");
+    assert!(status.success());
+    process.wait(PATIENCE).expect("nobody survives SIGKILL");
+}
+
+fn waits_for(app: &App, figure: &str, count: u64) {
+    wait_for(&format!("{count} {figure}: {}", app.double()), PATIENCE, || (app.figure(figure) == count).then_some(()));
+}
+
+fn says_hello(client: &mut Socket, name: &str) {
+    client.send(&record(&format!(
+        r#"{{"type":1,"target":"Update_VM","arguments":["HelloWorldVM",{{"FirstName":"{name}"}}]}}"#
+    )));
+    client.response("the answer", |data| data["FullName"] == format!("{name} World"));
+}
+
+#[test]
+fn what_an_app_server_has_of_a_killed_nodes_clients_goes_while_the_next_node_serves_others() {
+    const DEAD: usize = 300;
+    const GONE: usize = 30;
+    let (app, folder) = (App::start(), folder());
+    let mut node = start(&app, &folder);
+    let mut dead = clients(node.address, DEAD + GONE);
+    dead.truncate(DEAD);
+    waits_for(&app, "bindings", DEAD as u64);
+    assert_eq!(app.figure("view_models"), 2 * DEAD as u64);
+    wait_for("the journal", PATIENCE, || {
+        (node.metric_where("signalring_journal_ids", "live") == DEAD as f64).then_some(())
+    });
+    let left = files(&folder);
+    assert_eq!(left.len(), 1);
+    kill(&mut node.process);
+    waits_for(&app, "lanes", 0);
+    // Of each lane one client, at most, is found out by the app server itself (contract 4.4).
+    assert!(app.figure("bindings") >= (DEAD - 4) as u64, "{}", app.double());
+
+    let mut node = start(&app, &folder);
+    let mut living = clients(node.address, 20);
+    waits_for(&app, "bindings", 20);
+    waits_for(&app, "view_models", 40);
+    wait_for("the end of the recovery", PATIENCE, || {
+        (node.metric_where("signalring_recovered_ids", "signed_off") == DEAD as f64).then_some(())
+    });
+    wait_for("the old journal to go", PATIENCE, || files(&folder).is_disjoint(&left).then_some(()));
+    assert_eq!((node.metric("signalring_recovering_ids"), node.metric("signalring_journal_errors")), (0.0, 0.0));
+    assert_eq!(node.metric("signalring_buried"), DEAD as f64);
+    let said = node.process.output();
+    assert!(
+        said.contains(&format!("without saying goodbye: {DEAD} clients are being signed off at {}", app.url())),
+        "{said}"
+    );
+    for client in &mut living {
+        says_hello(client, "Ada");
+    }
+    assert_eq!((app.figure("bindings"), app.figure("leaks")), (20, 0));
+
+    // A clean stop tells everybody, and leaves nothing.
+    let stopped = Command::new("kill").args(["-TERM", &node.process.id().to_string()]).status().unwrap();
+    assert!(stopped.success() && node.process.wait(PATIENCE).is_some_and(|status| status.success()));
+    assert_eq!((files(&folder), app.figure("bindings")), (BTreeSet::new(), 0));
+}
+
+#[test]
+fn a_node_that_lives_is_left_alone_by_others_that_share_its_folder_and_buried_by_them_when_it_is_killed() {
+    let (app, folder) = (App::start(), folder());
+    let mut first = start(&app, &folder);
+    let mut clients = clients(first.address, 10);
+    let second = start(&app, &folder);
+    assert_eq!(files(&folder).len(), 2);
+    // Longer than a recovery rests before it begins.
+    std::thread::sleep(Duration::from_secs(3));
+    assert_eq!((second.metric("signalring_recovered_ids"), second.metric("signalring_buried")), (0.0, 0.0));
+    assert_eq!(app.figure("bindings"), 10);
+    says_hello(&mut clients[9], "Grace");
+    // Nobody starts it again, and the other finds out.
+    kill(&mut first.process);
+    waits_for(&app, "view_models", 0);
+    wait_for("the figures", PATIENCE, || {
+        (second.metric_where("signalring_recovered_ids", "signed_off") == 10.0).then_some(())
+    });
+}
+
+#[test]
+fn a_recovery_that_is_killed_itself_is_finished_by_the_next_node() {
+    let (app, folder) = (App::start(), folder());
+    let mut node = start(&app, &folder);
+    let dead = clients(node.address, 25);
+    waits_for(&app, "bindings", 25);
+    let left = files(&folder);
+    refuse(&app, true);
+    kill(&mut node.process);
+    drop(dead);
+    // It finds the journal and reaches nobody.
+    let url = app.url();
+    let flags =
+        ["run", "--listen", "127.0.0.1:0", "--admin", "127.0.0.1:0", "--app-server", &url, "--journal", text(&folder)];
+    let mut second = Process::signalring("second node", &flags);
+    let admin = address(&second.printed("admin on "));
+    let page = || common::get(admin, "/metrics").body;
+    wait_for("the second node to wait", PATIENCE, || page().contains("\nsignalring_recovering_ids 25\n").then_some(()));
+    kill(&mut second);
+    // The second had no clients, so nothing of its own is left.
+    assert!(files(&folder).is_superset(&left));
+    refuse(&app, false);
+    let node = start(&app, &folder);
+    waits_for(&app, "bindings", 0);
+    waits_for(&app, "view_models", 0);
+    wait_for("its journal alone", PATIENCE, || (files(&folder).len() == 1).then_some(()));
+    // Of the second none: it had no clients.
+    assert_eq!(node.metric_where("signalring_recovered_ids", "signed_off"), 25.0);
+}
+
+fn refuse(app: &App, refuse: bool) {
+    let body = format!("{{\"refuse\":{refuse}}}");
+    let request = format!(
+        "POST /__double/refuse HTTP/1.1\r\nHost: app\r\nContent-Type: application/json\r\nContent-Length: {}\r\nConnection: close\r\n\r\n{body}",
+        body.len()
+    );
+    assert_eq!(common::exchange(app.address, request.as_bytes(), PATIENCE).status, 200);
+}
+
+#[test]
+fn clients_of_an_app_server_that_is_not_configured_wait_for_a_node_that_knows_it() {
+    let (app, other, folder) = (App::start(), App::start(), folder());
+    let lines = |apps: &[&App]| {
+        let upstream = |app: &&App| {
+            format!("[[upstream]]\nurl = \"{}\"\nhalt_pipeline = false\nconnection_pool_size = 2\n", app.url())
+        };
+        let last = format!("[[upstream]]\nurl = \"{}\"\nconnection_pool_size = 2\n", apps.last().unwrap().url());
+        let before: String = apps[..apps.len() - 1].iter().map(upstream).collect();
+        format!("shards = 1\njournal = \"{}\"\n{before}{last}", text(&folder))
+    };
+    let mut node = Node::configured(&lines(&[&app, &other]));
+    // The mirror gets nothing before its lane is up.
+    wait_for("all lanes", PATIENCE, || (node.metric_where("signalring_lanes", "up") >= 4.0).then_some(()));
+    let dead = clients(node.address, 8);
+    waits_for(&app, "bindings", 8);
+    waits_for(&other, "bindings", 8);
+    kill(&mut node.process);
+    drop(dead);
+    let mut node = Node::configured(&lines(&[&other]));
+    waits_for(&other, "bindings", 0);
+    wait_for("a word about it", PATIENCE, || {
+        (node.metric_where("signalring_recovered_ids", "unknown_url") == 8.0).then_some(())
+    });
+    let said = node.process.output();
+    assert!(said.contains(&format!("leak at {}: no upstream has this url", app.url())), "{said}");
+    kill(&mut node.process);
+    assert!(app.figure("bindings") >= 6);
+    let node = Node::configured(&lines(&[&app]));
+    waits_for(&app, "bindings", 0);
+    // Those of the other have been told of and are named no more.
+    wait_for("the end", PATIENCE, || (files(&folder).len() == 1).then_some(()));
+    assert_eq!(node.metric_where("signalring_recovered_ids", "signed_off"), 8.0);
+    assert_eq!(node.metric_where("signalring_recovered_ids", "unknown_url"), 0.0);
+}
+
+#[test]
+fn a_folder_in_which_nothing_can_be_made_ends_the_start_with_what_to_do() {
+    let run = |folder: &str| {
+        let flags = ["run", "--listen", "127.0.0.1:0", "--admin", "127.0.0.1:0", "--app-server", "http://127.0.0.1:9"];
+        let mut node = Process::signalring("node", &[&flags[..], &["--journal", folder]].concat());
+        let status = node.wait(PATIENCE).expect("it ends");
+        (status.code(), node.output())
+    };
+    let (code, said) = run("/proc");
+    assert_eq!(code, Some(1), "{said}");
+    assert!(said.contains("no journal can be made in /proc") && said.contains("write access"), "{said}");
+    for wrong in ["/no/such/folder", "/proc/version"] {
+        assert!(Path::new(wrong).parent().is_some());
+        let (code, said) = run(wrong);
+        assert_eq!(code, Some(2), "{said}");
+        assert!(said.contains(wrong) && said.contains("install -d -m 700"), "{said}");
+    }
+}
