@@ -6,10 +6,10 @@ mod common;
 use common::fake::Fake;
 use common::web::{HANDSHAKE, Polling, Web, token_on};
 use common::ws::{FIN, Socket, TEXT, frame, header, record};
-use common::{App, Node, PATIENCE, Process, wait_for};
+use common::{App, Node, PATIENCE, Process, narrow, wait_for};
 use signalring::config::{Budget, Config, Key, Machine, RunFlags};
 use std::io::Write;
-use std::net::{SocketAddr, TcpStream};
+use std::net::TcpStream;
 use std::time::Duration;
 
 const CLIENTS: usize = 100;
@@ -101,17 +101,6 @@ fn settled(node: &Node) {
 /// A message whose answer has the same length.
 fn echo(bytes: usize) -> String {
     format!("{{\"type\":1,\"target\":\"Nobody\",\"invocationId\":\"{}\",\"arguments\":[]}}", "i".repeat(bytes))
-}
-
-fn narrow(address: SocketAddr) -> TcpStream {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime starts");
-    let stream = runtime.block_on(async {
-        let socket = tokio::net::TcpSocket::new_v4().expect("a socket");
-        socket.set_recv_buffer_size(4096).expect("a buffer's size can be set");
-        socket.connect(address).await.expect("the listener accepts").into_std().expect("it is out of the runtime")
-    });
-    stream.set_nonblocking(false).expect("it can be made to wait");
-    stream
 }
 
 #[test]

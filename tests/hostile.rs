@@ -7,7 +7,7 @@ mod common;
 
 use certificates::{Authority, Folder};
 use common::ws::{CLOSE, FIN, TEXT, frame};
-use common::{App, Node, PATIENCE, Reply, wait_for};
+use common::{App, Node, PATIENCE, Reply, narrow, wait_for};
 use rustls::pki_types::ServerName;
 use rustls::{ClientConfig, ClientConnection, StreamOwned};
 use std::io::{ErrorKind, Read, Write};
@@ -221,18 +221,6 @@ fn a_flood_behind_a_request_for_another_shard_is_not_gathered() {
     assert!(node.metric("signalring_handed_over") >= 1.0);
     let grown = peak() - before;
     assert!(grown < 16 * 1024, "{grown} KiB more for one connection");
-}
-
-/// A connection to the node whose kernel holds little.
-fn narrow(address: SocketAddr) -> TcpStream {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-    let stream = runtime.block_on(async {
-        let socket = tokio::net::TcpSocket::new_v4().unwrap();
-        socket.set_recv_buffer_size(4096).unwrap();
-        socket.connect(address).await.unwrap().into_std().unwrap()
-    });
-    stream.set_nonblocking(false).unwrap();
-    stream
 }
 
 const NOWHERE: &str = "GET /nowhere HTTP/1.1\r\nHost: x\r\n\r\n";

@@ -6,9 +6,9 @@ mod common;
 use common::fake::Fake;
 use common::web::{EVENTS, Events, Polling, REQUEST, Web, token_on};
 use common::ws::{FIN, PING, PONG, Socket, frame, record};
-use common::{App, Node, PATIENCE, exchange, wait_for};
+use common::{App, Node, PATIENCE, connect_from, exchange, narrow, wait_for};
 use std::io::{Read, Write};
-use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpStream};
+use std::net::{Ipv4Addr, TcpStream};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
@@ -42,26 +42,6 @@ fn unframed(id: &str) -> String {
 
 fn nobody(id: &str) -> Vec<u8> {
     record(&unframed(id))
-}
-
-/// A connection whose kernel takes little that is not read.
-fn narrow(address: SocketAddr) -> TcpStream {
-    from(Ipv4Addr::LOCALHOST.into(), address, Some(4096))
-}
-
-/// A connection from a certain address of this machine.
-fn from(source: IpAddr, address: SocketAddr, receive_buffer: Option<u32>) -> TcpStream {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime starts");
-    let stream = runtime.block_on(async {
-        let socket = tokio::net::TcpSocket::new_v4().expect("a socket");
-        if let Some(bytes) = receive_buffer {
-            socket.set_recv_buffer_size(bytes).expect("a buffer's size can be set");
-        }
-        socket.bind((source, 0).into()).expect("a loopback address is free");
-        socket.connect(address).await.expect("the listener accepts").into_std().expect("it is out of the runtime")
-    });
-    stream.set_nonblocking(false).expect("it can be made to wait");
-    stream
 }
 
 fn ends(node: &Node, reason: &str, count: usize) {
@@ -278,7 +258,7 @@ fn one_address_has_so_many_connections_and_another_its_own() {
     assert_eq!((reply.status, reply.header("retry-after")), (429, Some("5")), "{}", reply.text);
     node.counts_refusals(&["address_limit"], 1);
     assert!(node.process.output().contains("connections_per_address"), "it is said in the log");
-    let mut other = from(Ipv4Addr::new(127, 0, 0, 2).into(), node.address, None);
+    let mut other = connect_from(Ipv4Addr::new(127, 0, 0, 2), node.address, None);
     other.write_all(b"GET /dotnetify HTTP/1.1\r\nHost: x\r\n\r\n").unwrap();
     assert_eq!(common::read_reply(&mut other, Duration::ZERO).status, 400, "it is served");
     held.pop();
