@@ -40,6 +40,7 @@
 //!   **carrier**: the connection that takes what is queued for it at present.
 //! - **connection token**: what negotiate hands out as `<node_name>.<rest>` ([`session::token`]): signed, names node and shard, and begins one
 //!   connection. **Bearer token**: what says which **user** a client is ([`identity`]).
+//! - **pause**: nothing is read from one client for a while, so that TCP holds it back; nobody else notices ([`shard`], `pause`).
 //! - **hand-over**: a connection goes to the shard that owns the client it asks for, with its socket, its TLS and what was read.
 //! - **app server**: a dotNetify server behind the node. **Upstream**: an entry of the configuration for one, or for several that stand
 //!   for each other, each with its **url**; clients are dealt over the urls. Upstreams stand in order, at most `limits::UPSTREAMS_MAX`.
@@ -105,7 +106,8 @@
 //!    (`session::resume::Outbound`).
 //! 4. What is queued for a carried client moves to its carrier (`shard::carried`, `pump`): its WebSocket, its event stream, the poll that waits.
 //!    Without a carrier it waits for the next poll, or is what a reconnect replays.
-//! 5. A queue over its bound marks the client as too slow; it ends when the lane's bytes have been handled. All others leave in `flush`.
+//! 5. A queue over its bound marks the client as too slow; it ends when the lane's bytes have been handled. All others leave in `flush`. What
+//!    the kernel does not take is watched as a whole: a client that takes nothing for too long ends, too (`Socket::fell_behind`).
 //!
 //! Ends: a client's end takes it out of its hubs' groups and sends `OnDisconnectedAsync` to every upstream that has seen anything of it, as
 //! its last message on its lane there; while no lane to that url is up it waits as a notice, and what was said a moment before a lane is

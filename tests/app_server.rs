@@ -922,6 +922,116 @@ async fn it_can_refuse_newcomers_and_lose_a_lane() {
     assert!(hook(&server, "close", json!({ "lane": id })).await.starts_with("HTTP/1.1 404"));
 }
 
+/// How a socket ends, seen by its peer.
+async fn end_of(peer: &mut Peer) -> String {
+    loop {
+        match timeout(PATIENCE, peer.socket.next()).await.expect("an end within ten seconds") {
+            Some(Ok(Message::Close(_))) => return "close".into(),
+            Some(Ok(Message::Text(text))) if text.contains("\"type\":7") => return text.as_str().into(),
+            Some(Ok(_)) => {}
+            Some(Err(error)) => return error.to_string(),
+            None => return "nothing".into(),
+        }
+    }
+}
+
+#[tokio::test]
+async fn lanes_are_listed_and_end_in_three_ways() {
+    let server = server().await;
+    for (how, end) in
+        [("reset", "Connection reset by peer"), ("goodbye", r#"{"type":7,"allowReconnect":true}"#), ("cut", "close")]
+    {
+        let (mut lost, mut other) = (Peer::connect(&server).await, Peer::connect(&server).await);
+        lost.request("HelloWorldVM", quiet(), &format!("{how}1"), "h").await;
+        lost.request("HelloWorldVM", quiet(), &format!("{how}2"), "h").await;
+        other.request("HelloWorldVM", quiet(), &format!("{how}3"), "g").await;
+        let shown = body(&http(&server, "GET /__double/lanes HTTP/1.1\r\n").await);
+        let lanes: Vec<app::LaneSnapshot> = serde_json::from_value(shown).unwrap();
+        assert_eq!(lanes, server.lanes());
+        let lane = lanes.iter().find(|lane| lane.clients.len() == 2).expect("the one with two clients");
+        assert_eq!((lane.alive, lane.hub_ids.as_slice()), (true, &[Some("h".to_owned())][..]));
+
+        assert!(hook(&server, "close", json!({ "lane": lane.lane, "how": how })).await.starts_with("HTTP/1.1 200"));
+        let seen = end_of(&mut lost).await;
+        assert!(seen.contains(end), "{how}: {seen}");
+        // The last one's client goes with it (contract 4.4), the first one's binding stays.
+        eventually("the lane's end", || server.lanes().iter().any(|lane| !lane.alive && lane.clients.len() == 1)).await;
+        assert_eq!(server.close(&app::Close { lane: None, how: app::How::Reset }), 1, "all lanes that there are");
+        end_of(&mut other).await;
+        eventually("the other lane's end", || server.state().lanes == 0).await;
+        let mut after = Peer::connect(&server).await;
+        for left in ["1", "2", "3"] {
+            after.off(&format!("{how}{left}"), "h").await;
+        }
+        assert_eq!(server.state().bindings, 0);
+        drop(after);
+        eventually("the last lane's end", || server.state().lanes == 0).await;
+    }
+}
+
+#[tokio::test]
+async fn a_frozen_lane_is_noticed_late_and_takes_its_last_client_along() {
+    const LATE: Duration = Duration::from_millis(400);
+    let server = server_with(AppOptions { keep_alive: Duration::from_millis(50), ..AppOptions::default() }).await;
+    let mut lane = Peer::connect(&server).await;
+    lane.request("HelloWorldVM", quiet(), "a", "h").await;
+    lane.request("HelloWorldVM", quiet(), "b", "h").await;
+    let id = server.bindings()[0].lane.clone();
+    let begin = Instant::now();
+    let freeze = json!({ "lane": id, "notice_ms": LATE.as_millis() as u64 });
+    assert!(hook(&server, "freeze", freeze).await.starts_with("HTTP/1.1 200"));
+    // A ping may have been under way; then there is silence, although this is sent and would be answered.
+    let update = json!(["Update_VM", ["HelloWorldVM", "{}"], { "$fwdConnContext": context("a", "h") }]);
+    lane.send(json!({ "type": 1, "invocationId": "x", "target": "Invoke", "arguments": update })).await;
+    while timeout(LATE / 4, lane.socket.next()).await.is_ok() {}
+    assert_eq!((server.state().invokes, server.state().lanes, server.state().bindings), (2, 1, 2));
+    assert!(begin.elapsed() < LATE, "the machine is too busy for this test: {:?}", begin.elapsed());
+
+    assert!(end_of(&mut lane).await.contains("reset"));
+    eventually("the late end", || server.state().lanes == 0).await;
+    assert!(begin.elapsed() >= LATE);
+    assert_eq!(server.bindings()[0].connection_id, "a", "the last message that was processed was b's");
+    assert_eq!((server.state().bindings, server.state().leaks), (1, 0));
+}
+
+#[tokio::test]
+async fn a_stuck_lane_keeps_pinging_and_goes_on_when_it_is_let_go() {
+    let server = server_with(AppOptions { keep_alive: Duration::from_millis(20), ..AppOptions::default() }).await;
+    let (mut stuck, mut other) = (Peer::connect(&server).await, Peer::connect(&server).await);
+    stuck.request("BurstVM", json!({}), "a", "h").await;
+    other.request("BurstVM", json!({}), "b", "g").await;
+    let id = server.bindings()[0].lane.clone();
+    assert!(hook(&server, "hold", json!({ "lane": id, "hold": true })).await.starts_with("HTTP/1.1 200"));
+    let update = json!(["Update_VM", ["BurstVM", "{\"Send\":1}"], { "$fwdConnContext": context("a", "h") }]);
+    stuck.send(json!({ "type": 1, "invocationId": "1", "target": "Invoke", "arguments": update })).await;
+    for _ in 0..5 {
+        let text = timeout(PATIENCE, stuck.socket.next()).await.unwrap().unwrap().unwrap().into_text().unwrap();
+        assert_eq!(text.as_str(), "{\"type\":6}\u{1e}");
+    }
+    assert_eq!(other.update("BurstVM", json!({ "Send": 1 }), "b", "g").await.len(), 1, "others are not held up");
+
+    assert!(hook(&server, "hold", json!({ "hold": false })).await.starts_with("HTTP/1.1 200"));
+    assert_eq!(sent(&stuck.pushed().await, "BurstVM", "a"), json!({ "Echo": 1 }));
+    assert_eq!(stuck.next().await.expect("the completion")["type"], 3);
+    assert!(hook(&server, "hold", json!({ "hold": false })).await.starts_with("HTTP/1.1 404"), "nobody is held");
+}
+
+#[tokio::test]
+async fn invocations_can_be_made_to_fail() {
+    let server = server().await;
+    let mut lane = Peer::connect(&server).await;
+    assert!(hook(&server, "fail", json!({ "vm_id": "BurstVM", "times": 1 })).await.starts_with("HTTP/1.1 200"));
+    let call = json!(["Request_VM", ["BurstVM", null], { "$fwdConnContext": context("a", "h") }]);
+    let (responses, error) = lane.try_call("Invoke", call.clone()).await;
+    assert_eq!(error.as_deref(), Some("An unexpected error occurred invoking 'Invoke' on the server."));
+    assert_eq!((responses.len(), server.state().bindings), (0, 0), "as where an argument cannot be converted");
+    let states = lane.call("Invoke", call.clone()).await;
+    assert_eq!(sent(&states[0], "BurstVM", "a"), json!({ "ConnectionId": "a", "Echo": null }));
+    assert_eq!((server.state().failed_invocations, server.state().repeated_requests), (1, 0));
+    lane.call("Invoke", call).await;
+    assert_eq!(server.state().repeated_requests, 1);
+}
+
 #[tokio::test]
 async fn an_observer_records_and_never_answers() {
     let server = server_with(AppOptions { observer: true, ..AppOptions::default() }).await;

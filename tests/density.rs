@@ -3,20 +3,17 @@
 
 mod common;
 
+use common::crowd::{Socket, dial};
 use common::{App, Node, wait_for};
 use futures_util::{SinkExt, StreamExt};
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
-use tokio::net::{TcpSocket, TcpStream};
 use tokio::sync::Semaphore;
 use tokio::time::MissedTickBehavior;
-use tokio_tungstenite::tungstenite::{Message, protocol::WebSocketConfig};
-use tokio_tungstenite::{WebSocketStream, client_async_with_config};
+use tokio_tungstenite::tungstenite::Message;
 
 const CLIENTS: usize = 10_000;
-/// A source address has some 28,000 ports; several also look more like a crowd.
-const SOURCES: u8 = 5;
 /// Dialled at once: a listener's backlog is bounded.
 const DIALLING: usize = 256;
 const MESSAGES_PER_SECOND: usize = 3_000;
@@ -195,23 +192,13 @@ async fn converse(mut clients: Vec<Client>, per_second: Option<usize>) -> (Vec<C
 
 struct Client {
     number: usize,
-    socket: WebSocketStream<TcpStream>,
+    socket: Socket,
 }
 
 impl Client {
     /// Connects, shakes hands, and asks for a view model with a name of its own and no clock: then it is idle.
     async fn connect(address: SocketAddr, number: usize) -> Client {
-        let source = Ipv4Addr::new(127, 0, 0, 2 + (number % usize::from(SOURCES)) as u8);
-        let socket = TcpSocket::new_v4().expect("a socket");
-        socket.bind((source, 0).into()).expect("a loopback address is free");
-        let stream = socket.connect(address).await.unwrap_or_else(|error| panic!("client {number}: {error}"));
-        stream.set_nodelay(true).expect("TCP_NODELAY can be set");
-        // Small buffers: there are 10,000 of them here, too.
-        let config = WebSocketConfig::default().read_buffer_size(1024).write_buffer_size(0);
-        let url = format!("ws://{address}/dotnetify");
-        let (socket, _) = client_async_with_config(url, stream, Some(config))
-            .await
-            .unwrap_or_else(|error| panic!("client {number}: {error}"));
+        let socket = dial(address, number).await.unwrap_or_else(|error| panic!("client {number}: {error}"));
         let mut client = Client { number, socket };
         client.send("{\"protocol\":\"json\",\"version\":1}\u{1e}".into()).await;
         assert_eq!(client.text().await, "{}\u{1e}", "client {number}: the handshake's answer");

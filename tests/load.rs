@@ -311,6 +311,8 @@ enum Lie {
     /// Sends it under the id of another view model.
     Mislabels,
     Throws,
+    /// Sends the state, and goes on from there.
+    Renews,
     HangsUp,
 }
 
@@ -392,11 +394,11 @@ impl Liar {
                         let room = arguments[1]["$vmArg"]["ChatRoom"].as_str();
                         me.room = room.unwrap_or(view_model).to_owned();
                         let mut members = self.members.lock().unwrap();
-                        response(&me, view_model, json!({ "Tick": tick(self.tick.load(Ordering::Relaxed)) }));
+                        response(&me, view_model, self.state());
                         members.push(me.clone());
                         drop(members);
                         if view_model == "EchoVM" {
-                            self.send(&me, view_model, ping(1));
+                            self.send(&me, view_model, ping("me", 1));
                         }
                     }
                     Some("Update_VM") => self.update(&me, view_model, &arguments[1]).await,
@@ -410,7 +412,8 @@ impl Liar {
         match view_model {
             "EchoVM" => {
                 tokio::time::sleep(Duration::from_millis(20)).await;
-                self.send(me, view_model, ping(data["Pong"]["Sequence"].as_u64().unwrap() + 1));
+                let (id, last) = (&data["Pong"]["ConnectionId"], &data["Pong"]["Sequence"]);
+                self.send(me, view_model, ping(id.as_str().unwrap(), last.as_u64().unwrap() + 1));
             }
             "ChatRoomVM" => {
                 let members = self.members.lock().unwrap().clone();
@@ -421,6 +424,11 @@ impl Liar {
             "BurstVM" => self.send(me, view_model, json!({ "Echo": data["Send"] })),
             _ => {}
         }
+    }
+
+    /// A view model's whole state.
+    fn state(&self) -> Value {
+        json!({ "Tick": tick(self.tick.load(Ordering::Relaxed)), "TickInterval": 20 })
     }
 
     /// Sends a numbered message, or lies.
@@ -443,6 +451,12 @@ impl Liar {
                 response(member, view_model, json!({ "ExceptionType": "InvalidOperationException", "Message": "no" }));
                 response(member, view_model, data);
             }
+            // Not even a lie: what a proxy does that lost a lane.
+            Lie::Renews if is_it => {
+                response(member, view_model, self.state());
+                let is_ping = data.get("Ping").is_some();
+                response(member, view_model, if is_ping { ping("me again", 1) } else { data });
+            }
             Lie::HangsUp if is_it => {
                 let _ = member.outbox.send(HANG_UP.into());
             }
@@ -464,8 +478,8 @@ fn response(member: &Member, view_model: &str, data: Value) {
     let _ = member.outbox.send(record);
 }
 
-fn ping(sequence: u64) -> Value {
-    json!({ "Ping": { "ConnectionId": "me", "Time": NOW, "Sequence": sequence, "PrevLatency": 1.5, "AvgLatency": 1.5 } })
+fn ping(id: &str, sequence: u64) -> Value {
+    json!({ "Ping": { "ConnectionId": id, "Time": NOW, "Sequence": sequence, "PrevLatency": 1.5, "AvgLatency": 1.5 } })
 }
 
 fn tick(sequence: u32) -> Value {
@@ -573,6 +587,16 @@ fn exceptions_and_lost_connections_are_counted() {
     assert_caught(Lie::Throws, Profile::Burst, [0, 0, 0, 0, 1, 0]);
     for profile in [Profile::Echo, Profile::Broadcast, Profile::ChatRoom] {
         assert_caught(Lie::HangsUp, profile, [0, 0, 0, 0, 0, 1]);
+    }
+}
+
+/// A fresh state that nobody asked for ends what was owed, and begins anew; the run does not pass as if nothing had happened.
+#[test]
+fn renewed_view_models_are_counted_and_followed() {
+    for profile in [Profile::Echo, Profile::Broadcast, Profile::ChatRoom, Profile::Burst] {
+        let report = against(Lie::Renews, profile);
+        assert_eq!((counts(&report.total), report.total.renewed), ([0; 6], 1), "{profile:?}: {report}");
+        assert!(!report.passed && report.total.received > u64::from(NUMBER), "{profile:?}: {report}");
     }
 }
 

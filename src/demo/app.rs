@@ -12,16 +12,15 @@
 //! WebSocket library demands it (reference 16.4); binary ones may.
 use axum::Router;
 use axum::extract::ws::{WebSocketUpgrade, rejection::WebSocketUpgradeRejection};
-use axum::extract::{Query, Request, State};
+use axum::extract::{ConnectInfo, Query, Request, State};
 use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Json, Response};
 use axum::routing::{get, post};
-use axum::serve::ListenerExt;
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use serde_json::{Value, json};
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::io;
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
@@ -43,13 +42,15 @@ mod observer;
 mod outbox;
 mod protocol;
 mod vm;
+mod wire;
 
-pub use hooks::Slow;
-pub use hub::{BindingSnapshot, Snapshot};
+pub use hooks::{Close, Fail, Freeze, Hold, How, Slow};
+pub use hub::{BindingSnapshot, LaneSnapshot, Snapshot};
 pub use observer::{ClientReport, HubReport, ObserverSnapshot};
 
 use bindings::ConnectionId;
 use hub::Hub;
+use wire::{Fault, Wires};
 
 /// A negotiated connection that never connects is forgotten (reference 2).
 const DISCONNECT_TIMEOUT: Duration = Duration::from_secs(15);
@@ -119,6 +120,8 @@ struct Shared {
     timers_changed: Notify,
     /// Tells every connection to say goodbye; its receivers are the connections.
     stopping: watch::Sender<bool>,
+    /// Connections that are stuck in a hub method until they are taken out of here.
+    held: watch::Sender<HashSet<ConnectionId>>,
     connections: Mutex<tokio::task::JoinSet<()>>,
 }
 
@@ -147,6 +150,7 @@ pub async fn bind(addr: SocketAddr, options: AppOptions) -> io::Result<AppServer
         refusing: AtomicBool::default(),
         timers_changed: Notify::new(),
         stopping: watch::channel(false).0,
+        held: watch::channel(HashSet::new()).0,
         connections: Mutex::default(),
         options,
     });
@@ -157,14 +161,9 @@ pub async fn bind(addr: SocketAddr, options: AppOptions) -> io::Result<AppServer
         .merge(hooks::routes())
         .layer(axum::middleware::from_fn(cross_origin))
         .with_state(shared.clone());
-    // As Kestrel does: a record waits for nothing.
-    let listener = listener.tap_io(|stream| {
-        if let Err(error) = stream.set_nodelay(true) {
-            tracing::debug!(%error, "TCP_NODELAY cannot be set");
-        }
-    });
+    let service = router.into_make_service_with_connect_info::<Fault>();
     let mut stopping = shared.stopping.subscribe();
-    let serve = axum::serve(listener, router).with_graceful_shutdown(async move {
+    let serve = axum::serve(Wires(listener), service).with_graceful_shutdown(async move {
         let _ = stopping.wait_for(|stopping| *stopping).await;
     });
     let tasks = vec![
@@ -235,10 +234,34 @@ impl AppServer {
         }
     }
 
-    /// Cuts one connection without a goodbye: half of a test that loses a lane. Returns whether there was one.
-    /// The server notices as it would notice a reset.
+    /// Cuts one connection without a goodbye of SignalR's: half of a test that loses a lane. Returns whether there was one.
     pub fn cut(&self, connection_id: &str) -> bool {
-        self.shared.hub().cut(connection_id)
+        self.close(&Close { lane: Some(connection_id.to_owned()), how: How::Cut }) > 0
+    }
+
+    /// Ends one connection or all lanes. Returns how many.
+    pub fn close(&self, close: &Close) -> usize {
+        self.shared.close(close)
+    }
+
+    /// Lets lanes go silent, as if the network were gone. Returns how many.
+    pub fn freeze(&self, freeze: &Freeze) -> usize {
+        self.shared.freeze(freeze)
+    }
+
+    /// Lets lanes be stuck in a hub method, or go on. Returns how many.
+    pub fn hold(&self, hold: &Hold) -> usize {
+        self.shared.hold(hold)
+    }
+
+    /// Makes invocations fail.
+    pub fn fail(&self, fail: Fail) {
+        self.shared.hub().fail(fail);
+    }
+
+    /// Lanes, and what is bound to those that are gone.
+    pub fn lanes(&self) -> Vec<LaneSnapshot> {
+        self.shared.hub().lane_snapshots()
     }
 
     /// What an Observer was told; None unless it is one.
@@ -348,6 +371,7 @@ async fn negotiate(State(shared): State<Arc<Shared>>, Query(query): Query<Vec<(S
 /// Starts the WebSocket transport (reference 1.1, 1.2).
 async fn connect(
     State(shared): State<Arc<Shared>>,
+    ConnectInfo(fault): ConnectInfo<Fault>,
     Query(query): Query<Vec<(String, String)>>,
     headers: HeaderMap,
     upgrade: Result<WebSocketUpgrade, WebSocketUpgradeRejection>,
@@ -392,7 +416,7 @@ async fn connect(
             let mut connections = lock(&shared.connections);
             // Ended ones are taken out here, where new ones come in.
             while connections.try_join_next().is_some() {}
-            let task = connection::run(shared.clone(), id, user, socket);
+            let task = connection::run(shared.clone(), id, user, fault, socket);
             let shared = shared.clone();
             connections.spawn(async move {
                 task.await;

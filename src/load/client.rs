@@ -1,6 +1,9 @@
 //! One client's life: wait for its turn, connect, request, talk and listen, leave. One task, and one timer for everything it waits for.
 use serde::Deserialize;
+use serde::de::IgnoredAny;
 use serde_json::{Value, json};
+use std::borrow::Cow;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, MutexGuard};
 use std::time::Duration;
 use tokio::sync::{Semaphore, watch};
@@ -100,6 +103,8 @@ struct Session<'a> {
     connection: Option<Connection>,
     behaviour: Box<dyn Behaviour>,
     joined: bool,
+    /// Names in the view model's state; none before it has come, or if they are too few to know a state by.
+    state: BTreeSet<String>,
     /// The view model did not want to be created.
     refused: Option<String>,
     updates: Vec<Value>,
@@ -115,7 +120,15 @@ struct Exception {
 impl<'a> Session<'a> {
     fn new(client: &'a Client) -> Session<'a> {
         let behaviour = behaviour(&client.run.options, &client.server().shared, client.index);
-        Session { client, connection: None, behaviour, joined: false, refused: None, updates: Vec::new() }
+        Session {
+            client,
+            connection: None,
+            behaviour,
+            joined: false,
+            state: BTreeSet::new(),
+            refused: None,
+            updates: Vec::new(),
+        }
     }
 
     /// Connects, requests the view model and waits for its state.
@@ -246,7 +259,7 @@ impl<'a> Session<'a> {
     fn read(&mut self) -> Result<(), Lost> {
         let now = Instant::now();
         let mut tally = self.client.tally();
-        let Session { behaviour, joined, refused, updates, .. } = self;
+        let Session { behaviour, joined, state, refused, updates, .. } = self;
         let connection = self.connection.as_mut().expect("see `connection`");
         let mut closed = None;
         connection.records(|record| match record {
@@ -265,8 +278,16 @@ impl<'a> Session<'a> {
                     }
                 } else {
                     let mut turn = Turn { now, tally: &mut tally, updates };
-                    let is_state = !std::mem::replace(joined, true);
-                    let read = if is_state { behaviour.joined(&data, &mut turn) } else { Ok(()) };
+                    let is_first = !std::mem::replace(joined, true);
+                    if is_first {
+                        *state = names_of_state(&data);
+                    }
+                    let is_renewed = !is_first && is_state(&data, state);
+                    if is_renewed {
+                        turn.tally.renewed += 1;
+                        behaviour.renewed();
+                    }
+                    let read = if is_first || is_renewed { behaviour.joined(&data, &mut turn) } else { Ok(()) };
                     if let Err(error) = read.and_then(|()| behaviour.response(&data, &mut turn)) {
                         tally.errors += 1;
                         tally.fault(format!("a response that cannot be read: {error}"));
@@ -286,6 +307,19 @@ impl<'a> Session<'a> {
             Some(Some(reason)) => Err(format!("the server closed the connection: {reason}")),
         }
     }
+}
+
+/// What a state names. One that names a single property cannot be told from a change of it.
+fn names_of_state(data: &str) -> BTreeSet<String> {
+    let names = serde_json::from_str::<BTreeMap<String, IgnoredAny>>(data).unwrap_or_default();
+    if names.len() > 1 { names.into_keys().collect() } else { BTreeSet::new() }
+}
+
+/// A response that names everything the first state named is a state: changes name what has changed.
+fn is_state(data: &str, state: &BTreeSet<String>) -> bool {
+    !state.is_empty()
+        && serde_json::from_str::<BTreeMap<Cow<'_, str>, IgnoredAny>>(data)
+            .is_ok_and(|names| names.len() == state.len() && names.keys().all(|name| state.contains(name.as_ref())))
 }
 
 /// A response that is an error has both members (contract 1.4).

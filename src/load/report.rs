@@ -49,6 +49,8 @@ pub struct Figures {
     pub failed_connects: u64,
     /// Lost their connection before they were to leave. What they missed afterwards is not counted as missed.
     pub disconnects: u64,
+    /// View models that the server began anew by itself: a proxy's way to the old ones was lost. What was under way is not counted as missed.
+    pub renewed: u64,
     pub sent: Sent,
     /// `Response_VM` messages of any kind.
     pub responses: u64,
@@ -177,6 +179,7 @@ impl Figures {
             active: tally.active,
             failed_connects: tally.failed_connects,
             disconnects: tally.disconnects,
+            renewed: tally.renewed,
             sent: Sent { request_vm: tally.requests, update_vm: tally.updates, dispose_vm: tally.disposes },
             responses: tally.responses,
             received: tally.received,
@@ -201,6 +204,7 @@ impl Figures {
         let wrongs = [
             self.failed_connects,
             self.disconnects,
+            self.renewed,
             self.missed,
             self.duplicated,
             self.reordered,
@@ -286,6 +290,7 @@ impl Report {
             "connected",
             "failed",
             "lost",
+            "renewed",
             "sent",
             "received",
             "missed",
@@ -303,6 +308,7 @@ impl Report {
                 format!("{}/{}", figures.connected, figures.clients),
                 figures.failed_connects.to_string(),
                 figures.disconnects.to_string(),
+                figures.renewed.to_string(),
                 figures.sent.all().to_string(),
                 figures.received.to_string(),
                 figures.missed.to_string(),

@@ -80,6 +80,7 @@ pub struct Tally {
     pub active: u64,
     pub failed_connects: u64,
     pub disconnects: u64,
+    pub renewed: u64,
     pub requests: u64,
     pub updates: u64,
     pub disposes: u64,
@@ -142,6 +143,7 @@ impl Tally {
             active,
             failed_connects,
             disconnects,
+            renewed,
             requests,
             updates,
             disposes,
@@ -165,6 +167,7 @@ impl Tally {
         self.active += active;
         self.failed_connects += failed_connects;
         self.disconnects += disconnects;
+        self.renewed += renewed;
         self.requests += requests;
         self.updates += updates;
         self.disposes += disposes;

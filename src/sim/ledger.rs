@@ -307,7 +307,10 @@ impl Ledger {
         let upstream_lane = member.pinned.values().any(|pinned| *pinned == lane);
         let Some(entry) = member.views.get_mut(view) else { return };
         if is_left_out {
-            entry.left_out.insert(number);
+            // By an id that it has no more it cannot be left out: it may be a member by the new one already (contract 6.3).
+            if upstream_lane {
+                entry.left_out.insert(number);
+            }
         } else if upstream_lane && network.socket(self.lanes[lane].socket).broken.is_none() {
             self.expected.push(Expected { client, view: view.into(), number, lane });
         }

@@ -172,6 +172,12 @@ impl Fake {
         lanes[lane].stream.write_all(&bytes).expect("the lane is up");
     }
 
+    /// What leads to the node on a lane, for bytes of any kind.
+    pub fn wire(&self, lane: usize) -> TcpStream {
+        let lanes = self.shared.lanes.lock().expect("no lane panicked");
+        lanes[lane].stream.try_clone().expect("a descriptor is free")
+    }
+
     /// Cuts a lane as a lost network would.
     pub fn cut(&self, lane: usize) {
         let _ = self.shared.lanes.lock().expect("no lane panicked")[lane].stream.shutdown(Shutdown::Both);

@@ -2,12 +2,14 @@
 //! message, and gone when the test is.
 #![allow(dead_code)] // Each test binary uses its part.
 
+pub mod crowd;
 pub mod fake;
 pub mod web;
 pub mod ws;
 
+use signalring::demo::app::LaneSnapshot;
 use std::io::{BufRead, BufReader, Read, Write};
-use std::net::{SocketAddr, TcpStream};
+use std::net::{Ipv4Addr, SocketAddr, TcpStream};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
@@ -103,6 +105,12 @@ impl Process {
         None
     }
 
+    /// SIGKILL, as the kernel's or an impatient administrator's; returns when it is gone.
+    pub fn kill(&mut self) {
+        self.child.kill().expect("a child can be killed");
+        self.child.wait().expect("a child can be waited for");
+    }
+
     fn signal_group(&self, signal: &str) {
         // The group may be gone already; that is fine.
         let _ =
@@ -180,6 +188,22 @@ impl App {
         serde_json::from_str(binding["last_context"].as_str().expect("text")).expect("a context is JSON")
     }
 
+    /// Every lane at the double, and the ids that are bound to it.
+    pub fn lanes(&self) -> Vec<LaneSnapshot> {
+        let reply = get(self.address, "/__double/lanes");
+        serde_json::from_str(&reply.body).expect("/__double/lanes is a list of lanes")
+    }
+
+    /// Has the double do something; how many lanes it did it to.
+    pub fn disturb(&self, hook: &str, what: serde_json::Value) -> u64 {
+        let body = what.to_string();
+        let head = format!("POST /__double/{hook} HTTP/1.1\r\nHost: {}\r\nConnection: close\r\n", self.address);
+        let request = format!("{head}Content-Type: application/json\r\nContent-Length: {}\r\n\r\n{body}", body.len());
+        let reply = exchange(self.address, request.as_bytes(), PATIENCE);
+        assert_eq!(reply.status, 200, "{hook} {what}: {}", reply.text);
+        reply.body.parse().unwrap_or_else(|_| panic!("{hook} {what}: {}", reply.text))
+    }
+
     /// What the double says about itself.
     pub fn double(&self) -> serde_json::Value {
         let reply = get(self.address, "/__double");
@@ -208,23 +232,44 @@ pub struct Node {
 impl Node {
     pub fn start(app: &App, flags: &[&str]) -> Node {
         let url = app.url();
-        Node::run(&[&["--app-server", &url], flags].concat())
+        Node::run_at("127.0.0.1:0", &[&["--app-server", &url], flags].concat())
     }
 
     /// With these lines as its configuration.
     pub fn configured(lines: &str) -> Node {
+        Node::configured_at("127.0.0.1:0", lines)
+    }
+
+    /// The same where clients look for it.
+    pub fn configured_at(listen: &str, lines: &str) -> Node {
         static NODES: AtomicU32 = AtomicU32::new(0);
         let name = format!("node-{}-{}.toml", std::process::id(), NODES.fetch_add(1, Relaxed));
         let path = Path::new(env!("CARGO_TARGET_TMPDIR")).join(name);
         std::fs::write(&path, lines).expect("the folder for tests' files is there");
-        let node = Node::run(&["--config", path.to_str().expect("it is UTF-8")]);
+        let node = Node::run_at(listen, &["--config", path.to_str().expect("it is UTF-8")]);
         let _ = std::fs::remove_file(&path);
         node
     }
 
-    fn run(flags: &[&str]) -> Node {
+    fn run_at(listen: &str, flags: &[&str]) -> Node {
+        let addresses = ["run", "--listen", listen, "--admin", "127.0.0.1:0"];
+        Node::started(Process::signalring("node", &[&addresses[..], flags].concat()))
+    }
+
+    pub fn run(flags: &[&str]) -> Node {
+        Node::run_at("127.0.0.1:0", flags)
+    }
+
+    /// With so many file descriptors.
+    pub fn run_with_descriptors(count: usize, flags: &[&str]) -> Node {
         let addresses = ["run", "--listen", "127.0.0.1:0", "--admin", "127.0.0.1:0"];
-        let mut process = Process::signalring("node", &[&addresses[..], flags].concat());
+        let script = format!("ulimit -n {count}; exec \"$0\" \"$@\"");
+        let mut command = Command::new("sh");
+        command.args(["-c", &script, env!("CARGO_BIN_EXE_signalring")]).args(addresses).args(flags);
+        Node::started(Process::spawn("node", &mut command).expect("there is a shell"))
+    }
+
+    fn started(mut process: Process) -> Node {
         let listen = address(&process.printed("listening on "));
         let admin = address(&process.printed("admin on "));
         let node = Node { process, address: listen, admin };
@@ -265,6 +310,26 @@ impl Node {
 pub fn address(url: &str) -> SocketAddr {
     let text = url.strip_prefix("http://").unwrap_or_else(|| panic!("{url:?} is no http URL"));
     text.trim_end_matches('/').parse().unwrap_or_else(|_| panic!("{url:?} has no address"))
+}
+
+/// A connection from a certain address of this machine, whose kernel may be told to hold little that is not read.
+pub fn connect_from(source: Ipv4Addr, address: SocketAddr, receive_buffer: Option<u32>) -> TcpStream {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime starts");
+    let stream = runtime.block_on(async {
+        let socket = tokio::net::TcpSocket::new_v4().expect("a socket");
+        if let Some(bytes) = receive_buffer {
+            socket.set_recv_buffer_size(bytes).expect("a buffer's size can be set");
+        }
+        socket.bind((source, 0).into()).expect("a loopback address is free");
+        socket.connect(address).await.expect("the listener accepts").into_std().expect("it is out of the runtime")
+    });
+    stream.set_nonblocking(false).expect("it can be made to wait");
+    stream
+}
+
+/// A connection whose kernel holds little that is not read.
+pub fn narrow(address: SocketAddr) -> TcpStream {
+    connect_from(Ipv4Addr::LOCALHOST, address, Some(4096))
 }
 
 /// An HTTP reply as bytes on the wire, and its parts.

@@ -2,8 +2,10 @@
 use axum::extract::ws::{Message, WebSocket};
 use futures_util::stream::{SplitSink, SplitStream};
 use futures_util::{SinkExt, StreamExt};
+use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::Duration;
+use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, MissedTickBehavior, sleep, sleep_until, timeout};
 
@@ -14,6 +16,7 @@ use super::hub::{Command, Failed, Hub};
 use super::invoke;
 use super::outbox::{Next, Outbox};
 use super::protocol::{self, Argument, Call, HandshakeError, Inbound, Outbound, Protocol};
+use super::wire::Fault;
 
 /// How long a closed connection may take to write its last records and see the peer's close frame (reference 13.4).
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(5);
@@ -21,13 +24,14 @@ const CLOSE_TIMEOUT: Duration = Duration::from_secs(5);
 const CLOSED_WITH_AN_ERROR: &str = "Connection closed with an error.";
 
 /// Runs the connection to its end, its hub disconnect included.
-pub async fn run(shared: Arc<Shared>, id: ConnectionId, user: Option<String>, socket: WebSocket) {
+pub async fn run(shared: Arc<Shared>, id: ConnectionId, user: Option<String>, fault: Fault, socket: WebSocket) {
     let (sink, stream) = socket.split();
     let outbox = Arc::new(Outbox::new(shared.options.outbox_bytes_max));
     let mut writer = Writer(tokio::spawn(write(outbox.clone(), sink, shared.options.keep_alive)));
-    let mut reader = Reader { shared: &shared, stream, outbox: &outbox, buffer: Vec::new() };
+    let held = shared.held.subscribe();
+    let mut reader = Reader { shared: &shared, stream, outbox: &outbox, held, buffer: Vec::new() };
     if let Ok(protocol) = reader.handshake().await {
-        shared.hub().connected(&id, protocol, user, outbox.clone());
+        shared.hub().connected(&id, protocol, user, outbox.clone(), fault);
         let end = reader.messages(&id, protocol).await;
         reader.close(&id, protocol, end);
         shared.hub().disconnected(&id);
@@ -71,6 +75,7 @@ struct Reader<'a> {
     shared: &'a Shared,
     stream: SplitStream<WebSocket>,
     outbox: &'a Arc<Outbox>,
+    held: watch::Receiver<HashSet<ConnectionId>>,
     /// Received and not yet processed: a record may be split over WebSocket messages, and several may come in one.
     buffer: Vec<u8>,
 }
@@ -136,6 +141,8 @@ impl Reader<'_> {
                 Ok(Inbound::Ping) => *pinged = true,
                 Ok(Inbound::Ignored) => {}
                 Ok(Inbound::Invocation { id: invocation_id, target, call }) => {
+                    // Its sender lives as long as the server.
+                    let _ = self.held.wait_for(|held| !held.contains(id)).await;
                     let error = self.invocation(id, &target, call).await.err();
                     if let Some(invocation_id) = invocation_id {
                         let completion = Outbound::Completion { id: &invocation_id, error: error.as_deref() };
@@ -177,6 +184,9 @@ impl Reader<'_> {
                 let mut hub = self.shared.hub();
                 // The Items are replaced before anything can fail (contract 2.5).
                 hub.invoked(id, metadata);
+                if hub.is_to_fail(id, command.as_ref().ok().and_then(Option::as_ref)) {
+                    return Err(Failed);
+                }
                 let Some(command) = command? else {
                     hub.counters.unknown_methods += 1;
                     return Ok(());

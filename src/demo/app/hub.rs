@@ -9,11 +9,12 @@ use std::time::{Duration, Instant};
 
 use super::bindings::{Bindings, ConnectionId, HubId};
 use super::context::{self, Origin};
-use super::hooks::Slow;
+use super::hooks::{Fail, How, Slow};
 use super::observer::{Observer, ObserverSnapshot};
 use super::outbox::Outbox;
 use super::protocol::{Argument, Forwarded, Outbound, Protocol};
 use super::vm::{self, Effect, Exception, Object, Sharing, Turn, ViewModel};
+use super::wire::Fault;
 
 /// Ids whose return would be a leak are remembered, the oldest forgotten first.
 const DEPARTED_MAX: usize = 500_000;
@@ -43,6 +44,8 @@ pub struct Snapshot {
     pub lost_sends: u64,
     /// Counter: updates of view models that the controller does not have (contract 4.2).
     pub dropped_updates: u64,
+    /// Counter: requests for view models that the controller has already: allowed, and answered with their state (contract 1.3).
+    pub repeated_requests: u64,
     /// Counter: invocations that failed: unknown method, arguments, conversion, context.
     pub failed_invocations: u64,
     /// Counter: `Invoke`s received.
@@ -59,6 +62,18 @@ pub struct Snapshot {
     pub timeouts: u64,
     /// Counter: connections given up because they did not read.
     pub slow_connections: u64,
+}
+
+/// One line of `GET /__double/lanes`: a connection that called `Invoke`, or that bindings still name although it is gone.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LaneSnapshot {
+    /// The lane's connection id here.
+    pub lane: String,
+    pub alive: bool,
+    /// Origin ids bound to it, in the order in which they came.
+    pub clients: Vec<String>,
+    /// Distinct hub ids of these, in the same order.
+    pub hub_ids: Vec<Option<String>>,
 }
 
 /// One line of `GET /__double/bindings`.
@@ -99,11 +114,22 @@ pub enum Command {
     Disconnected,
 }
 
+impl Command {
+    /// The view model it is for.
+    pub fn vm_id(&self) -> Option<&str> {
+        match self {
+            Command::Request { vm_id, .. } | Command::Update { vm_id, .. } | Command::Dispose { vm_id } => Some(vm_id),
+            Command::Disconnected => None,
+        }
+    }
+}
+
 #[derive(Default)]
 pub struct Counters {
     pub leaks: u64,
     pub lost_sends: u64,
     pub dropped_updates: u64,
+    pub repeated_requests: u64,
     pub failed_invocations: u64,
     pub invokes: u64,
     pub oversized: u64,
@@ -128,6 +154,8 @@ pub struct Hub {
     next_id: u64,
     /// What a test has made slow.
     slow: Vec<Slow>,
+    /// What a test wants to fail.
+    failing: Vec<Fail>,
     /// There if it is one.
     pub observer: Option<Observer>,
     pub counters: Counters,
@@ -135,6 +163,7 @@ pub struct Hub {
 
 struct Connection {
     outbox: Arc<Outbox>,
+    fault: Fault,
     protocol: Protocol,
     user: Option<String>,
     /// It called `Invoke` at least once.
@@ -222,6 +251,7 @@ impl Hub {
             timers: BTreeMap::new(),
             next_id: 0,
             slow: Vec::new(),
+            failing: Vec::new(),
             observer: is_observer.then(Observer::default),
             counters: Counters::default(),
         }
@@ -229,8 +259,15 @@ impl Hub {
 
     // ---- connections --------------------------------------------------------------------------------------------
 
-    pub fn connected(&mut self, id: &ConnectionId, protocol: Protocol, user: Option<String>, outbox: Arc<Outbox>) {
-        let connection = Connection { outbox, protocol, user, is_lane: false, items: Vec::new() };
+    pub fn connected(
+        &mut self,
+        id: &ConnectionId,
+        protocol: Protocol,
+        user: Option<String>,
+        outbox: Arc<Outbox>,
+        fault: Fault,
+    ) {
+        let connection = Connection { outbox, fault, protocol, user, is_lane: false, items: Vec::new() };
         let replaced = self.connections.insert(id.clone(), connection);
         assert!(replaced.is_none(), "connection ids are random and used once");
     }
@@ -253,12 +290,58 @@ impl Hub {
         }
     }
 
-    /// Ends a connection as if it were lost; its reader does the rest.
-    pub fn cut(&mut self, id: &str) -> bool {
-        self.connections.get(id).is_some_and(|connection| {
-            connection.outbox.abandon();
-            true
-        })
+    /// Ends a connection, or else all lanes; their readers do the rest. Returns how many.
+    pub fn close(&self, lane: Option<&str>, how: How) -> usize {
+        let mut closed = 0;
+        for connection in self.meant(lane).map(|(_, connection)| connection) {
+            closed += 1;
+            match how {
+                How::Cut => connection.outbox.abandon(),
+                How::Reset => connection.fault.reset(),
+                How::Goodbye => {
+                    let goodbye = Outbound::Close { error: None, allow_reconnect: true };
+                    let _ = connection.outbox.push(&connection.protocol.encode(&goodbye));
+                    connection.outbox.give_up();
+                }
+            }
+        }
+        closed
+    }
+
+    /// The socket of a connection, or those of all lanes.
+    pub fn faults(&self, lane: Option<&str>) -> Vec<Fault> {
+        self.meant(lane).map(|(_, connection)| connection.fault.clone()).collect()
+    }
+
+    /// A connection, or all lanes.
+    pub fn ids(&self, lane: Option<&str>) -> Vec<ConnectionId> {
+        self.meant(lane).map(|(id, _)| id.clone()).collect()
+    }
+
+    fn meant(&self, lane: Option<&str>) -> impl Iterator<Item = (&ConnectionId, &Connection)> {
+        let is_meant = move |(id, connection): &(&ConnectionId, &Connection)| match lane {
+            Some(lane) => ***id == *lane,
+            None => connection.is_lane,
+        };
+        self.connections.iter().filter(is_meant)
+    }
+
+    pub fn fail(&mut self, fail: Fail) {
+        if fail.times > 0 {
+            self.failing.push(fail);
+        }
+    }
+
+    /// Whether a test wants this invocation to fail, as one whose arguments cannot be converted: before anything is bound (contract 2.5).
+    pub fn is_to_fail(&mut self, connection_id: &str, command: Option<&Command>) -> bool {
+        let Some(fail) =
+            self.failing.iter_mut().find(|fail| fail.concerns(connection_id, command.and_then(Command::vm_id)))
+        else {
+            return false;
+        };
+        fail.times -= 1;
+        self.failing.retain(|fail| fail.times > 0);
+        true
     }
 
     /// Replaces the lane's `Items` by an `Invoke`'s metadata (contract 2.5, step 1).
@@ -350,7 +433,9 @@ impl Hub {
     /// Idempotent: the state is sent again; vmArg then has no effect.
     fn request(&mut self, client: &ConnectionId, vm_id: &str, argument: &Object) -> Result<(), Exception> {
         let mut after_state = Vec::new();
-        if !self.holds(client, vm_id) {
+        if self.holds(client, vm_id) {
+            self.counters.repeated_requests += 1;
+        } else {
             self.create(client, vm_id, argument, &mut after_state)?;
         }
         let (data, group) = match &self.controllers[client].view_models[vm_id] {
@@ -739,6 +824,7 @@ impl Hub {
             leaks: counters.leaks,
             lost_sends: counters.lost_sends,
             dropped_updates: counters.dropped_updates,
+            repeated_requests: counters.repeated_requests,
             failed_invocations: counters.failed_invocations,
             invokes: counters.invokes,
             hub_ids: self.bindings.hub_ids().into_iter().map(|id| id.map(|id| id.to_string())).collect(),
@@ -748,6 +834,31 @@ impl Hub {
             timeouts: counters.timeouts,
             slow_connections: counters.slow_connections,
         }
+    }
+
+    pub fn lane_snapshots(&self) -> Vec<LaneSnapshot> {
+        let line = |id: &ConnectionId| LaneSnapshot {
+            lane: id.to_string(),
+            alive: self.connections.contains_key(id),
+            clients: Vec::new(),
+            hub_ids: Vec::new(),
+        };
+        let mut lines: Vec<LaneSnapshot> = self.ids(None).iter().map(line).collect();
+        let mut index: HashMap<ConnectionId, usize> =
+            lines.iter().enumerate().map(|(index, found)| (found.lane.as_str().into(), index)).collect();
+        for (origin, binding) in self.bindings.in_order() {
+            let index = *index.entry(binding.lane.clone()).or_insert_with(|| {
+                lines.push(line(&binding.lane));
+                lines.len() - 1
+            });
+            let found = &mut lines[index];
+            found.clients.push(origin.to_string());
+            let hub_id = binding.hub_id.as_ref().map(|id| id.to_string());
+            if !found.hub_ids.contains(&hub_id) {
+                found.hub_ids.push(hub_id);
+            }
+        }
+        lines
     }
 
     pub fn binding_snapshots(&self) -> Vec<BindingSnapshot> {

@@ -31,6 +31,7 @@ pub struct Broadcast {
     sequence: Sequence,
     gaps: Gaps,
     previous: Option<Instant>,
+    is_renewed: bool,
     average: Average,
 }
 
@@ -55,6 +56,7 @@ impl Broadcast {
             sequence: Sequence::starting_with(1),
             gaps: Gaps::default(),
             previous: None,
+            is_renewed: false,
             average: Average::default(),
         }
     }
@@ -71,10 +73,19 @@ impl Behaviour for Broadcast {
 
     /// The state holds the latest tick: all from the next one on are owed.
     fn joined(&mut self, data: &str, _turn: &mut Turn) -> Result<(), serde_json::Error> {
-        if let Some(tick) = serde_json::from_str::<State>(data)?.tick {
-            self.sequence = Sequence::starting_with(tick.sequence.saturating_add(1));
+        let latest = serde_json::from_str::<State>(data)?.tick.map_or(0, |tick| tick.sequence);
+        self.sequence = Sequence::starting_with(latest.saturating_add(1));
+        if self.is_renewed {
+            // An app server that was started again counts from 1. One that was not has told others more, or will in a moment.
+            self.shared.ticks.latest.store(latest, Ordering::Relaxed);
         }
         Ok(())
+    }
+
+    fn renewed(&mut self) {
+        self.is_renewed = true;
+        self.gaps = Gaps::default();
+        self.previous = None;
     }
 
     fn response(&mut self, data: &str, turn: &mut Turn) -> Result<(), serde_json::Error> {

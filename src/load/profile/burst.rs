@@ -19,6 +19,8 @@ pub struct Burst {
     gaps: Gaps,
     /// When the messages were sent that have not come back, in their order.
     under_way: VecDeque<(u32, Instant)>,
+    /// Of what is under way, some may be lost and the rest still come: the next number begins the sequence.
+    is_renewed: bool,
     average: Average,
 }
 
@@ -45,6 +47,7 @@ impl Burst {
             sequence: Sequence::starting_with(1),
             gaps: Gaps::default(),
             under_way: VecDeque::new(),
+            is_renewed: false,
             average: Average::default(),
         }
     }
@@ -60,8 +63,15 @@ impl Behaviour for Burst {
     }
 
     fn joined(&mut self, _data: &str, turn: &mut Turn) -> Result<(), serde_json::Error> {
-        self.next_burst = Some(turn.now + self.interval);
+        if !self.is_renewed {
+            self.next_burst = Some(turn.now + self.interval);
+        }
         Ok(())
+    }
+
+    fn renewed(&mut self) {
+        self.is_renewed = true;
+        self.gaps = Gaps::default();
     }
 
     fn response(&mut self, data: &str, turn: &mut Turn) -> Result<(), serde_json::Error> {
@@ -69,6 +79,9 @@ impl Behaviour for Burst {
         if echo.client_id != self.client_id {
             turn.tally.misdelivered += 1;
             return Ok(());
+        }
+        if std::mem::take(&mut self.is_renewed) {
+            self.sequence = Sequence::starting_with(echo.sequence);
         }
         let arrival = self.sequence.arrives(echo.sequence, 0, &mut self.gaps);
         turn.tally.arrival(arrival);
@@ -106,11 +119,13 @@ impl Behaviour for Burst {
     }
 
     fn is_settled(&self) -> bool {
-        self.sequence.next() > self.sent
+        self.is_renewed || self.sequence.next() > self.sent
     }
 
     fn close_books(&mut self, tally: &mut Tally) {
-        tally.missed += u64::from(self.sequence.ends_with(self.sent, 0, &mut self.gaps));
+        if !self.is_renewed {
+            tally.missed += u64::from(self.sequence.ends_with(self.sent, 0, &mut self.gaps));
+        }
         if let Some(missed) = self.gaps.shown() {
             tally.fault(format!("[{}] Missed={missed}", self.client_id));
         }

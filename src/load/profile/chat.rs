@@ -104,6 +104,7 @@ pub struct Chat {
     /// Senders of other programs, by id.
     strangers: HashMap<String, (u32, Sequence)>,
     gaps: Gaps,
+    is_renewed: bool,
     average: Average,
 }
 
@@ -135,6 +136,7 @@ impl Chat {
             heard: Vec::new(),
             strangers: HashMap::new(),
             gaps: Gaps::default(),
+            is_renewed: false,
             average: Average::default(),
         }
     }
@@ -194,10 +196,17 @@ impl Behaviour for Chat {
     fn joined(&mut self, _data: &str, turn: &mut Turn) -> Result<(), serde_json::Error> {
         let after = |sender: &Sender| Sequence::starting_with(sender.last.load(Ordering::Acquire) + 1);
         self.heard = self.shared.rooms.senders(self.role.room).map(after).collect();
-        if self.role.sender.is_some() {
+        if self.role.sender.is_some() && !self.is_renewed {
             self.next_message = Some(turn.now + STAGGER * self.role.index);
         }
         Ok(())
+    }
+
+    /// It joins the room again, and goes on with its own messages where it was.
+    fn renewed(&mut self) {
+        self.is_renewed = true;
+        self.gaps = Gaps::default();
+        self.strangers.clear();
     }
 
     fn response(&mut self, data: &str, turn: &mut Turn) -> Result<(), serde_json::Error> {

@@ -99,11 +99,22 @@ impl Behaviour for Echo {
     }
 
     fn joined(&mut self, _data: &str, turn: &mut Turn) -> Result<(), serde_json::Error> {
+        // There is a second time, when it is renewed.
+        if self.stopped {
+            return Ok(());
+        }
         if self.is_shared {
             turn.updates.push(json!({ "Pong": {} }));
         }
         self.next_ping = Some(turn.now + if self.is_shared { self.interval } else { FIRST_PING });
         Ok(())
+    }
+
+    /// It knows the client by another id and counts from 1 again.
+    fn renewed(&mut self) {
+        self.connection_id = None;
+        (self.sequence, self.gaps) = (Sequence::starting_with(1), Gaps::default());
+        self.next_ping = None;
     }
 
     fn response(&mut self, data: &str, turn: &mut Turn) -> Result<(), serde_json::Error> {

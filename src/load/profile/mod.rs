@@ -31,6 +31,10 @@ pub trait Behaviour: Send {
         Ok(())
     }
 
+    /// The server began the view model anew by itself, and this is the state: a proxy lost its way to the old one (contract 6.3). `joined`
+    /// and `response` are told next. Nobody knows what became of what was under way, so it is not owed any more.
+    fn renewed(&mut self) {}
+
     /// What the view model says, JSON text.
     fn response(&mut self, _data: &str, _turn: &mut Turn) -> Result<(), serde_json::Error> {
         Ok(())
