@@ -298,9 +298,12 @@ pub const BURIALS_AT_ONCE: u32 = 20;
 /// ... and then after this time the next: a thousand a second for each lane leaves an app server, which handles one message of a
 /// lane after the other, most of its time for clients that live and have all come back at once.
 pub const BURIALS_PAUSE_MS: u64 = 20;
-/// How long after its start a node begins to tell of them: what the dead process wrote last is handled first. A message that an app
-/// server handles behind the end of its client brings the client back for good (contract 2.5).
+/// How long after a node has found a journal it begins to tell of them: what the dead process wrote last is handled first. A message that an
+/// app server handles behind the end of its client brings the client back for good (contract 2.5) ...
 pub const BURIALS_REST_MS: u64 = 2_000;
+/// ... so it is told again, when even an app server that is slow to notice has done with the dead process's lanes.
+pub const BURIALS_AGAIN_MS: u64 = 60_000;
+const _: () = assert!(BURIALS_AGAIN_MS > TOLD_KEPT_MS);
 /// How long ids are kept for an app server that the configuration does not name: it may be another node's that shares the folder.
 pub const JOURNAL_KEPT_SECONDS: u64 = 7 * 24 * 60 * 60;
 

@@ -5,6 +5,7 @@ mod common;
 
 use common::ws::{Socket, record};
 use common::{App, Node, PATIENCE, Process, address, wait_for};
+use serde_json::{Value, json};
 use std::collections::BTreeSet;
 use std::fs;
 use std::net::SocketAddr;
@@ -50,8 +51,21 @@ fn kill(process: &mut Process) {
     process.wait(PATIENCE).expect("nobody survives SIGKILL");
 }
 
+/// As a service manager does, and waits until it has ended in order.
+fn stop(process: &mut Process) {
+    let status = Command::new("kill").args(["-TERM", &process.id().to_string()]).status().expect("kill is there");
+    assert!(status.success() && process.wait(PATIENCE).is_some_and(|status| status.success()));
+}
+
 fn waits_for(app: &App, figure: &str, count: u64) {
     wait_for(&format!("{count} {figure}: {}", app.double()), PATIENCE, || (app.figure(figure) == count).then_some(()));
+}
+
+/// So many ids of killed processes have come to this end.
+fn recovers(node: &Node, result: &str, count: u64) {
+    wait_for(&format!("{count} ids that are {result}"), PATIENCE, || {
+        (node.metric_where("signalring_recovered_ids", result) == count as f64).then_some(())
+    });
 }
 
 fn says_hello(client: &mut Socket, name: &str) {
@@ -85,10 +99,7 @@ fn what_an_app_server_has_of_a_killed_nodes_clients_goes_while_the_next_node_ser
     let mut living = clients(node.address, 20);
     waits_for(&app, "bindings", 20);
     waits_for(&app, "view_models", 40);
-    wait_for("the end of the recovery", PATIENCE, || {
-        (node.metric_where("signalring_recovered_ids", "signed_off") == DEAD as f64).then_some(())
-    });
-    wait_for("the old journal to go", PATIENCE, || files(&folder).is_disjoint(&left).then_some(()));
+    recovers(&node, "signed_off", DEAD as u64);
     assert_eq!((node.metric("signalring_recovering_ids"), node.metric("signalring_journal_errors")), (0.0, 0.0));
     assert_eq!(node.metric("signalring_buried"), DEAD as f64);
     let said = node.process.output();
@@ -101,9 +112,14 @@ fn what_an_app_server_has_of_a_killed_nodes_clients_goes_while_the_next_node_ser
     }
     assert_eq!((app.figure("bindings"), app.figure("leaks")), (20, 0));
 
+    // When everybody has been told of again the dead one's journal goes, and nobody who lives has noticed.
+    wait_for("the old journal to go", 5 * PATIENCE, || files(&folder).is_disjoint(&left).then_some(()));
+    assert_eq!(node.metric("signalring_buried"), 2.0 * DEAD as f64);
+    recovers(&node, "signed_off", DEAD as u64);
+    assert_eq!((app.figure("bindings"), app.figure("leaks")), (20, 0));
+    says_hello(&mut living[0], "Grace");
     // A clean stop tells everybody, and leaves nothing.
-    let stopped = Command::new("kill").args(["-TERM", &node.process.id().to_string()]).status().unwrap();
-    assert!(stopped.success() && node.process.wait(PATIENCE).is_some_and(|status| status.success()));
+    stop(&mut node.process);
     assert_eq!((files(&folder), app.figure("bindings")), (BTreeSet::new(), 0));
 }
 
@@ -122,19 +138,28 @@ fn a_node_that_lives_is_left_alone_by_others_that_share_its_folder_and_buried_by
     // Nobody starts it again, and the other finds out.
     kill(&mut first.process);
     waits_for(&app, "view_models", 0);
-    wait_for("the figures", PATIENCE, || {
-        (second.metric_where("signalring_recovered_ids", "signed_off") == 10.0).then_some(())
-    });
+    recovers(&second, "signed_off", 10);
 }
 
 #[test]
 fn a_recovery_that_is_killed_itself_is_finished_by_the_next_node() {
     let (app, folder) = (App::start(), folder());
     let mut node = start(&app, &folder);
-    let dead = clients(node.address, 25);
+    let mut dead = clients(node.address, 25);
     waits_for(&app, "bindings", 25);
     let left = files(&folder);
+    // The lanes are lost and do not come back: whoever stays or leaves, the app server is yet to hear of the ids it knows.
     refuse(&app, true);
+    let bindings: Value = serde_json::from_str(&common::get(app.address, "/__double/bindings").body).unwrap();
+    let lanes: BTreeSet<&str> = bindings.as_array().unwrap().iter().map(|of| of["lane"].as_str().unwrap()).collect();
+    lanes.iter().for_each(|lane| post(&app, "close", &json!({ "lane": lane })));
+    dead.truncate(15);
+    let ids = |state| node.metric_where("signalring_journal_ids", state);
+    // Some had another id on the lane that was cut next.
+    let owed = wait_for("all ends to be owed", PATIENCE, || {
+        let (live, owed) = (ids("live"), ids("pending"));
+        (live == 0.0 && owed >= 25.0).then_some(owed)
+    });
     kill(&mut node.process);
     drop(dead);
     // It finds the journal and reaches nobody.
@@ -144,7 +169,9 @@ fn a_recovery_that_is_killed_itself_is_finished_by_the_next_node() {
     let mut second = Process::signalring("second node", &flags);
     let admin = address(&second.printed("admin on "));
     let page = || common::get(admin, "/metrics").body;
-    wait_for("the second node to wait", PATIENCE, || page().contains("\nsignalring_recovering_ids 25\n").then_some(()));
+    wait_for("the second node to wait", PATIENCE, || {
+        page().contains(&format!("\nsignalring_recovering_ids {owed}\n")).then_some(())
+    });
     kill(&mut second);
     // The second had no clients, so nothing of its own is left.
     assert!(files(&folder).is_superset(&left));
@@ -152,15 +179,18 @@ fn a_recovery_that_is_killed_itself_is_finished_by_the_next_node() {
     let node = start(&app, &folder);
     waits_for(&app, "bindings", 0);
     waits_for(&app, "view_models", 0);
-    wait_for("its journal alone", PATIENCE, || (files(&folder).len() == 1).then_some(()));
     // Of the second none: it had no clients.
-    assert_eq!(node.metric_where("signalring_recovered_ids", "signed_off"), 25.0);
+    recovers(&node, "signed_off", owed as u64);
 }
 
 fn refuse(app: &App, refuse: bool) {
-    let body = format!("{{\"refuse\":{refuse}}}");
+    post(app, "refuse", &json!({ "refuse": refuse }));
+}
+
+fn post(app: &App, hook: &str, body: &Value) {
+    let body = body.to_string();
     let request = format!(
-        "POST /__double/refuse HTTP/1.1\r\nHost: app\r\nContent-Type: application/json\r\nContent-Length: {}\r\nConnection: close\r\n\r\n{body}",
+        "POST /__double/{hook} HTTP/1.1\r\nHost: app\r\nContent-Type: application/json\r\nContent-Length: {}\r\nConnection: close\r\n\r\n{body}",
         body.len()
     );
     assert_eq!(common::exchange(app.address, request.as_bytes(), PATIENCE).status, 200);
@@ -187,19 +217,52 @@ fn clients_of_an_app_server_that_is_not_configured_wait_for_a_node_that_knows_it
     drop(dead);
     let mut node = Node::configured(&lines(&[&other]));
     waits_for(&other, "bindings", 0);
-    wait_for("a word about it", PATIENCE, || {
-        (node.metric_where("signalring_recovered_ids", "unknown_url") == 8.0).then_some(())
-    });
+    recovers(&node, "unknown_url", 8);
+    recovers(&node, "signed_off", 8);
     let said = node.process.output();
     assert!(said.contains(&format!("leak at {}: no upstream has this url", app.url())), "{said}");
     kill(&mut node.process);
     assert!(app.figure("bindings") >= 6);
     let node = Node::configured(&lines(&[&app]));
     waits_for(&app, "bindings", 0);
-    // Those of the other have been told of and are named no more.
-    wait_for("the end", PATIENCE, || (files(&folder).len() == 1).then_some(()));
-    assert_eq!(node.metric_where("signalring_recovered_ids", "signed_off"), 8.0);
-    assert_eq!(node.metric_where("signalring_recovered_ids", "unknown_url"), 0.0);
+    recovers(&node, "signed_off", 8);
+}
+
+/// Neither of them says that it has heard of an end.
+#[test]
+fn observers_and_app_servers_that_acknowledge_nothing_are_told_as_well() {
+    let (app, observer, folder) = (App::start(), App::start_with(&["--observer"]), folder());
+    let lines = format!(
+        "shards = 1\njournal = \"{}\"\n[[upstream]]\nname = \"observer\"\nkind = \"observer\"\nurl = \"{}\"\n\
+         [[upstream]]\nname = \"app\"\nurl = \"{}\"\nacknowledge = false\n",
+        text(&folder),
+        observer.url(),
+        app.url()
+    );
+    let start = || {
+        let node = Node::configured(&lines);
+        wait_for("all lanes", PATIENCE, || (node.metric_where("signalring_lanes", "down") == 0.0).then_some(()));
+        node
+    };
+    let shown = |gone: bool| {
+        let seen: Value = serde_json::from_str(&common::get(observer.address, "/__double/observer").body).unwrap();
+        seen["clients"].as_object().unwrap().values().filter(|client| client["gone"] == gone).count()
+    };
+    let mut node = start();
+    let dead = clients(node.address, 20);
+    wait_for("the Observer to see them", PATIENCE, || (shown(false) == 20).then_some(()));
+    let left = files(&folder);
+    kill(&mut node.process);
+    drop(dead);
+    let mut node = start();
+    waits_for(&app, "bindings", 0);
+    wait_for("the Observer to see them gone", PATIENCE, || (shown(true) == 20).then_some(()));
+    recovers(&node, "signed_off", 40);
+    let living = clients(node.address, 5);
+    wait_for("the Observer to see others", PATIENCE, || (shown(false) == 5).then_some(()));
+    stop(&mut node.process);
+    drop(living);
+    assert_eq!((files(&folder), app.figure("bindings"), shown(false)), (left, 0, 0), "its own journal is gone");
 }
 
 #[test]

@@ -5,6 +5,7 @@
 use super::Config;
 use crate::bus::{self, ControlOrder, ShardOrder};
 use crate::filter::Needs;
+use crate::ids::OriginId;
 use crate::limits::*;
 use crate::session::groups::MEMBERSHIP_BYTES;
 use crate::session::routing::HubScope;
@@ -79,6 +80,7 @@ impl Budget {
             config.limits.upstream_queue_bytes,
         ]
         .map(|bytes| bytes as usize);
+        let urls: usize = config.upstreams.iter().map(|upstream| upstream.urls.len()).sum();
         let transports = config.hub.transports;
         let filters = config.upstreams.iter().filter_map(|upstream| upstream.filter.as_ref());
         let needs = filters.fold(Needs::default(), |needs, filter| needs.with(filter.needs()));
@@ -263,6 +265,13 @@ impl Budget {
                 lanes * LANE_NOTICES_MAX as u64,
                 shard::NOTICE_BYTES,
                 "for each lane, waiting or told lately; then the oldest is dropped",
+            ),
+            term(
+                "ids of killed processes",
+                Worst,
+                each(config.journal.is_some(), shards * urls as u64),
+                JOURNAL_PAGE_IDS * size_of::<OriginId>(),
+                "a page of a journal each, on their way to app servers",
             ),
             term(
                 "admin requests",

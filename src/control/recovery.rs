@@ -1,23 +1,24 @@
 //! After a crash (contract 6.4): whom the journals of dead processes name, their app servers are told of over this node's lanes.
 //!
-//! A dead process's file stays until everybody in it has been told of, so that what this process does not finish the next one does. To
-//! tell of somebody twice is harmless (contract 2.5).
+//! Each is told of twice, a minute apart. A dead process's file stays until that is done, so that what this process does not finish the next
+//! one does. To tell of somebody once more is harmless (contract 2.5).
 use super::plane::{ORDER_TRIES, ShardHandle, State, send_order};
 use super::upstreams::Upstreams;
-use crate::bus::ShardOrder;
+use crate::bus::{ShardOrder, Unsent};
 use crate::config::Config;
 use crate::ids::{LanePlace, OriginId, OriginKey, UpstreamIndex};
 use crate::journal::{self, Clients, Dead, Folder, Found, Journal};
-use crate::limits::{BURIALS_REST_MS, JOURNAL_KEPT_SECONDS, JOURNAL_LOOK_MS};
+use crate::limits::{BURIALS_AGAIN_MS, BURIALS_REST_MS, JOURNAL_KEPT_SECONDS, JOURNAL_LOOK_MS};
 use crate::metrics::JournalInfo;
 use crate::shard;
-use core::cell::Cell;
+use core::cell::{Cell, RefCell};
 use core::time::Duration;
 use futures_util::future::join_all;
+use std::collections::HashMap;
 use std::io::{self, ErrorKind};
 use std::path::Path;
 use std::rc::Rc;
-use tokio::sync::oneshot;
+use tokio::sync::{Semaphore, oneshot};
 use tracing::{error, info, warn};
 
 /// What a start finds in the folder of journals.
@@ -70,7 +71,8 @@ fn in_words(folder: &Path, fault: &io::Error) -> io::Error {
 
 /// Signs off whom the dead name, and those who die while this process lives.
 pub(super) async fn keep_looking(mut folder: Folder, dead: Vec<Dead>, shards: Vec<ShardHandle>, state: Rc<State>) {
-    recover(dead, &shards, &state);
+    let common = Rc::new(Common { shards, state: state.clone(), next: Cell::new(0), places: RefCell::default() });
+    common.recover(dead);
     let mut is_told = false;
     loop {
         tokio::time::sleep(Duration::from_millis(JOURNAL_LOOK_MS)).await;
@@ -81,7 +83,7 @@ pub(super) async fn keep_looking(mut folder: Folder, dead: Vec<Dead>, shards: Ve
             Ok(Found { dead, unreadable, .. }) => {
                 is_told = false;
                 state.journal(|info| info.errors += unreadable);
-                recover(dead, &shards, &state);
+                common.recover(dead);
             }
             Err(fault) => {
                 state.journal(|info| info.errors += 1);
@@ -93,78 +95,92 @@ pub(super) async fn keep_looking(mut folder: Folder, dead: Vec<Dead>, shards: Ve
     }
 }
 
-/// For each of them a task.
-fn recover(dead: Vec<Dead>, shards: &[ShardHandle], state: &Rc<State>) {
-    for dead in dead {
-        let recovery =
-            Recovery { dead: Rc::new(dead), shards: shards.to_vec().into(), state: state.clone(), next: Cell::new(0) };
-        tokio_uring::spawn(recovery.run());
+/// What all recoveries share.
+struct Common {
+    shards: Vec<ShardHandle>,
+    state: Rc<State>,
+    /// The shard whose turn it is.
+    next: Cell<usize>,
+    /// An app server hears of one dead process after the other.
+    places: RefCell<HashMap<LanePlace, Rc<Semaphore>>>,
+}
+
+impl Common {
+    /// For each of them a task.
+    fn recover(self: &Rc<Common>, dead: Vec<Dead>) {
+        for dead in dead {
+            tokio_uring::spawn(Recovery { dead, common: self.clone() }.run());
+        }
+    }
+
+    fn turn(&self, place: LanePlace) -> Rc<Semaphore> {
+        self.places.borrow_mut().entry(place).or_insert_with(|| Rc::new(Semaphore::new(1))).clone()
     }
 }
 
 struct Recovery {
-    dead: Rc<Dead>,
-    shards: Rc<[ShardHandle]>,
-    state: Rc<State>,
-    /// The shard whose turn it is.
-    next: Cell<usize>,
+    dead: Dead,
+    common: Rc<Common>,
 }
 
 /// Why a recovery does not go on.
 enum Cut {
     /// The node stops: the next process goes on.
     Stopping,
-    /// The file cannot be read or written any more.
-    File(io::Error),
+    /// The file cannot be read or written any more, or a shard is stuck.
+    Fault(io::Error),
 }
 
 impl Recovery {
     async fn run(self) {
-        if let Err(Cut::File(fault)) = self.all().await {
-            self.state.journal(|info| info.errors += 1);
+        if let Err(Cut::Fault(fault)) = self.all().await {
+            self.common.state.journal(|info| info.errors += 1);
             let journal = self.dead.path().display();
             error!(%journal, "the journal of a process that was killed cannot be worked off, the next start tries again: {fault}");
         }
     }
 
     async fn all(&self) -> Result<(), Cut> {
-        let (all, damaged) = self.dead.clients().map_err(Cut::File)?;
+        let (all, damaged) = self.dead.clients().map_err(Cut::Fault)?;
         let journal = self.dead.path().display();
         if damaged > 0 {
-            self.state.journal(|info| info.damaged += damaged);
+            self.common.state.journal(|info| info.damaged += damaged);
             warn!(%journal, "{damaged} of its entries are damaged: their clients cannot be signed off");
         }
         let (mut known, mut strangers) = (Vec::new(), 0);
         for clients in all {
-            match place_of(&self.state.upstreams, &clients) {
+            match place_of(&self.common.state.upstreams, &clients) {
                 Some(place) => known.push((clients, place)),
                 None => strangers += self.no_upstream(&clients),
             }
         }
         for (Clients { url, count, .. }, _) in &known {
-            self.state.journal(|info| info.waiting += count);
+            self.common.state.journal(|info| info.waiting += count);
             let pid = self.dead.pid();
-            warn!(
-                pid,
-                "the previous process ended without saying goodbye: {count} clients are being signed off at {url}"
-            );
+            warn!(pid, "a process ended without saying goodbye: {count} clients are being signed off at {url}");
         }
         if !known.is_empty() {
             tokio::time::sleep(Duration::from_millis(BURIALS_REST_MS)).await;
-            // Of one place after the other nobody would hear while the first of them is down.
-            for done in join_all(known.iter().map(|(clients, place)| self.sign_off(clients, *place))).await {
-                done?;
-            }
+            self.sign_all_off(&known, true).await?;
+            // Until then the file stays: it is what remembers them.
+            tokio::time::sleep(Duration::from_millis(BURIALS_AGAIN_MS)).await;
+            self.sign_all_off(&known, false).await?;
         }
         if strangers > 0 && self.dead.age() < Duration::from_secs(JOURNAL_KEPT_SECONDS) {
-            return known.iter().try_for_each(|(clients, _)| self.dead.forget(clients.place)).map_err(Cut::File);
+            return known.iter().try_for_each(|(clients, _)| self.dead.forget(clients.place)).map_err(Cut::Fault);
         }
-        self.dead.delete().map_err(Cut::File)
+        self.dead.delete().map_err(Cut::Fault)
+    }
+
+    /// Has every place told of all its clients, side by side: one that is down keeps nobody else waiting.
+    async fn sign_all_off(&self, known: &[(Clients, LanePlace)], is_first: bool) -> Result<(), Cut> {
+        let all = known.iter().map(|(clients, place)| self.sign_off(clients, *place, is_first));
+        join_all(all).await.into_iter().collect()
     }
 
     /// Counts clients of an app server that is not configured.
     fn no_upstream(&self, Clients { url, count, .. }: &Clients) -> u64 {
-        self.state.journal(|info| info.strangers += count);
+        self.common.state.journal(|info| info.strangers += count);
         let journal = self.dead.path().display();
         let days = JOURNAL_KEPT_SECONDS / (24 * 60 * 60);
         warn!(%journal, "{count} clients of a process that was killed leak at {url}: no upstream has this url; the journal is kept for {days} days, in case it is another node's, and may be deleted");
@@ -172,42 +188,50 @@ impl Recovery {
     }
 
     /// Has one place told of all its clients.
-    async fn sign_off(&self, clients: &Clients, to: LanePlace) -> Result<(), Cut> {
+    async fn sign_off(&self, clients: &Clients, to: LanePlace, is_first: bool) -> Result<(), Cut> {
+        let turn = self.common.turn(to);
+        let _turn = turn.acquire().await;
         let mut told = 0;
         let mut pages = self.dead.ids(clients.place);
         loop {
             // One page for each shard that can take it, and the next when all are done.
             let mut under_way = Vec::new();
-            for page in pages.by_ref().take(self.shards.len()) {
-                let ids = page.map_err(Cut::File)?;
+            for page in pages.by_ref().take(self.common.shards.len()) {
+                let ids = page.map_err(Cut::Fault)?;
                 let count = ids.len() as u64;
                 under_way.push((self.order(to, ids).await?, count));
             }
             if under_way.is_empty() {
-                info!(url = clients.url, "{told} clients of a process that was killed are signed off");
+                if is_first {
+                    info!(url = clients.url, "{told} clients of a process that was killed are signed off");
+                }
                 return Ok(());
             }
             for (answer, count) in under_way {
                 // A shard that ends answers nothing, or what it could not see to the end.
-                if answer.await.is_err() || self.state.stopping.get() {
+                if answer.await.is_err() || self.common.state.stopping.get() {
                     return Err(Cut::Stopping);
                 }
                 told += count;
-                self.state.journal(|info| {
-                    info.waiting -= count;
-                    info.signed_off += count;
-                });
+                if is_first {
+                    self.common.state.journal(|info| {
+                        info.waiting -= count;
+                        info.signed_off += count;
+                    });
+                }
             }
         }
     }
 
     async fn order(&self, place: LanePlace, ids: Vec<OriginId>) -> Result<oneshot::Receiver<()>, Cut> {
-        let shard = &self.shards[self.next.get() % self.shards.len()];
-        self.next.set(self.next.get() + 1);
+        let Common { shards, next, .. } = &*self.common;
+        let shard = &shards[next.get() % shards.len()];
+        next.set(next.get().wrapping_add(1));
         let (answer, answered) = oneshot::channel();
         match send_order(&shard.orders, ShardOrder::Bury { place, ids, answer }, ORDER_TRIES).await {
             Ok(()) => Ok(answered),
-            Err(_) => Err(Cut::Stopping),
+            Err(Unsent::Full(_)) => Err(Cut::Fault(io::Error::other("a shard takes no orders"))),
+            Err(Unsent::Closed(_)) => Err(Cut::Stopping),
         }
     }
 }

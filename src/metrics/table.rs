@@ -231,7 +231,7 @@ table! {
         PausedLane = "lane_full",
     }
     "receive_buffers_exhausted", "Receives that found no free buffer and were repeated", "" { ReceiveBuffersExhausted = "" }
-    "buried", "Clients of processes that were killed, told to their app servers as gone", "" { Buried = "" }
+    "buried", "Ends of clients of killed processes that were told to app servers, each of them twice", "" { Buried = "" }
     "turns", "Turns of the shard's loop", "" { Turns = "" }
 }
 

@@ -205,11 +205,6 @@ impl<'a> ClientSide<'a> {
         self.gate.metrics.add_upstream(UpstreamIndex(observer as u8), counter, 1);
     }
 
-    /// Notes that an upstream knows the client, in case this process dies.
-    fn enter(&self, upstream: usize, lane: usize) {
-        self.gate.settings.journal.live(self.lanes[lane].place, self.socket.key.slot, self.pins[upstream].serial);
-    }
-
     /// Why somebody whom nobody waits for did not get a message.
     fn why_dropped(&self, upstream: usize) -> UpstreamCounter {
         let is_up = self.pins[upstream].lane.is_some_and(|lane| self.lanes[usize::from(lane.0)].is_up());

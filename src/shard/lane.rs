@@ -388,15 +388,28 @@ impl Lane {
     /// server that never hears it keeps the client's view models for good (contract 4.5), and hearing it twice is harmless (contract
     /// 2.5).
     fn remember(&mut self, notice: Notice, gate: &mut Gate<'_>) {
+        while !self.is_acknowledged(gate.settings)
+            && self.told.len() + self.notices.len() >= LANE_NOTICES_MAX
+            && let Some(oldest) = self.told.pop_front()
+        {
+            gate.settled(Some(oldest));
+        }
+        self.told.push_back(notice);
+    }
+
+    fn is_acknowledged(&self, settings: &Settings) -> bool {
+        settings.upstreams.of(self.place).window.is_some()
+    }
+
+    /// Without acknowledgements: what has been told is done when the lane has been alive since, or ends in order behind it.
+    fn settle_told(&mut self, now: Time, is_over: bool, gate: &Gate<'_>) {
         let silence = Duration::from_millis(TOLD_KEPT_MS);
-        let is_acknowledged = gate.settings.upstreams.of(self.place).window.is_some();
         while let Some(oldest) = self.told.front()
-            && !is_acknowledged
-            && (oldest.at.after(silence) <= notice.at || self.told.len() + self.notices.len() >= LANE_NOTICES_MAX)
+            && !self.is_acknowledged(gate.settings)
+            && (is_over || oldest.at.after(silence) <= now)
         {
             gate.settled(self.told.pop_front());
         }
-        self.told.push_back(notice);
     }
 
     /// Tells of a client of whom nothing is known but its id.
@@ -759,8 +772,7 @@ impl Lane {
         }
     }
 
-    /// A message does not go out. What was a view model's beginning takes what was said to it along, unless it is requested again behind
-    /// it.
+    /// A message does not go out. What was a view model's beginning takes along what was said to it, up to where it is requested again.
     fn refuse(
         &mut self,
         waiting: Waiting,
@@ -770,19 +782,22 @@ impl Lane {
         views: &mut Views,
         gate: &mut Gate<'_>,
     ) {
-        let begins = waiting.call == Call::RequestVm && waiting.opens.is_some();
-        let again = |other: &Waiting| other.call == Call::RequestVm && other.goes_with(&waiting);
-        if begins && let Some(next) = self.waiting.iter_mut().find(|other| again(other)) {
-            next.opens = waiting.opens;
-            return refuse(&Waiting { opens: None, ..waiting }, refusal, socket, client, views, self.upstream(), gate);
-        }
-        refuse(&waiting, refusal, socket, client, views, self.upstream(), gate);
-        while begins && let Some(index) = self.waiting.iter().position(|other| other.goes_with(&waiting)) {
-            let Some(lost) = self.waiting.remove(index) else { return };
+        let upstream = self.upstream();
+        let mut opens = waiting.opens.filter(|_| waiting.call == Call::RequestVm);
+        while opens.is_some()
+            && let Some(index) = self.waiting.iter().position(|other| other.goes_with(&waiting))
+        {
+            if self.waiting[index].call == Call::RequestVm {
+                self.waiting[index].opens = opens.take();
+                break;
+            }
+            let Some(lost) = self.waiting.remove(index) else { break };
             self.waiting_bytes -= lost.cost();
-            client.pins[self.upstream()].waits_no_longer(lost.client, gate.relieved);
-            refuse(&lost, refusal, socket, client, views, self.upstream(), gate);
+            client.pins[upstream].waits_no_longer(lost.client, gate.relieved);
+            refuse(&lost, refusal, socket, client, views, upstream, gate);
         }
+        let waiting = if waiting.call == Call::RequestVm { Waiting { opens, ..waiting } } else { waiting };
+        refuse(&waiting, refusal, socket, client, views, upstream, gate);
     }
 
     /// Takes the connection out; None where it is not up.
@@ -972,6 +987,7 @@ impl<I: Io> Shard<I> {
                 lane.drain(now, conns, views, &mut gate);
                 lane.expire(now, conns, views, &mut gate);
             }
+            lane.settle_told(now, false, &gate);
             if lost.is_none() && lane.stuck_at(settings).is_some_and(|at| now >= at) {
                 lost = Some(LaneEnd::Stuck);
             }
@@ -1010,11 +1026,15 @@ impl<I: Io> Shard<I> {
     /// closed.
     pub(super) fn close_lanes(&mut self, now: Time, at_once: bool) -> bool {
         for index in 0..self.lanes.len() {
-            let lane = &self.lanes[index];
+            let Shard { lanes, frames, dirty, random, clock, metrics, settings, relieved, .. } = self;
+            let lane = &mut lanes[index];
             // What nobody acknowledges in time is not waited for: the goodbye itself still has to leave.
             if let State::Up(link) = &lane.state
                 && (at_once || link.socket.queue.is_empty() && lane.notices.is_empty() && lane.flight.is_empty())
             {
+                let is_said = link.socket.queue.is_empty();
+                let gate = Gate { settings, frames, dirty, random, clock, metrics, relieved };
+                lane.settle_told(now, is_said, &gate);
                 self.lane_ends(now, LaneIndex(index as u16), LaneEnd::Stopping);
             }
         }

@@ -7,12 +7,12 @@
 //! ```
 //! Whether the app server has lost one connection or everything makes no difference. What was on the lane and not acknowledged is not
 //! repeated, for it may have been done: what the view model is then, its new state says.
-use super::Shard;
 use super::forwarding::{choose_lane, plain};
 use super::lane::{Gate, Lane, Notice, Pinger, refuse};
 use super::pause::Pause;
 use super::socket::{Client, Conn, Stage, Tie};
 use super::upstreams::Hub;
+use super::{Settings, Shard};
 use crate::ids::{LaneIndex, LaneKey, OriginId, Serial, SlotKey, Time, UpstreamIndex};
 use crate::limits::{REPLAYS_IN_FLIGHT_MAX, TELL_AGAIN_MS, TOLD_KEPT_MS};
 use crate::metrics::Counter;
@@ -178,8 +178,7 @@ impl<I: Io> Shard<I> {
                     closed += 1;
                 }
                 Tie::Known => {
-                    let to =
-                        if is_own { choose_lane(lanes, settings, upstream) } else { pin_lane(client, upstream, own) };
+                    let to = if is_own { lane_for(lanes, settings, own) } else { pin_lane(client, upstream, own) };
                     let notice = gate.bury(lanes[own].place, key, &pin, &client.origin);
                     lanes[other].notice(notice, &mut gate);
                     renew(key, client, upstream, to, serials, views, lanes, hubs, &mut gate);
@@ -187,7 +186,7 @@ impl<I: Io> Shard<I> {
                 }
                 // It has not come to be known here: it goes on where it can.
                 Tie::Owed if is_own => {
-                    let to = choose_lane(lanes, settings, upstream);
+                    let to = lane_for(lanes, settings, own);
                     client.pins[upstream].repin(key, Some(to), client.user.as_deref(), lanes, hubs);
                     lanes[to].replays.push_back(key);
                 }
@@ -288,6 +287,12 @@ impl<I: Io> Shard<I> {
             self.read_on(now, key, Pause::Lane);
         }
     }
+}
+
+/// Where a client of this lane goes on: on one that is up, or on the same one some day, where what it has said waits.
+fn lane_for(lanes: &[Lane], settings: &Settings, lost: usize) -> usize {
+    let chosen = choose_lane(lanes, settings, lanes[lost].upstream());
+    if lanes[chosen].is_up() { chosen } else { lost }
 }
 
 /// The lane that a client has, or this one.

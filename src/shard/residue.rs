@@ -25,6 +25,9 @@ pub struct Residue {
     pub waiting: usize,
     pub waiting_bytes: usize,
     pub notices: usize,
+    /// View models to be requested again, and invocations that are not answered.
+    pub replays: usize,
+    pub in_flight: usize,
     /// Entries in the lists of a turn that are for the next one.
     pub unfinished: usize,
 }
@@ -52,11 +55,15 @@ impl<I: Io> Shard<I> {
             waiting: lanes().map(|lane| lane.waiting()).sum(),
             waiting_bytes: lanes().map(|lane| lane.waiting_bytes() as usize).sum(),
             notices: lanes().map(|lane| lane.notices()).sum(),
+            replays: lanes().map(|lane| lane.replays.len()).sum(),
+            in_flight: lanes().map(|lane| lane.flight.len()).sum(),
             unfinished: self.dirty.len()
                 + self.ending.len()
                 + self.starved.len()
                 + self.pumped.len()
                 + self.unserved.len()
+                + self.failed.len()
+                + self.relieved.len()
                 + self.looks.len(),
         }
     }

@@ -18,6 +18,9 @@ use std::collections::{BTreeMap, BTreeSet, HashSet, VecDeque};
 const PING: Duration = Duration::from_secs(15);
 const SILENCE: Duration = Duration::from_secs(30);
 
+/// `MaximumReceiveMessageSize`, framing included.
+pub(super) const MESSAGE_BYTES_MAX: usize = 32 * 1024;
+
 type Origin = String;
 /// What is said, and over which lane.
 type Answer = (usize, Record);
@@ -60,17 +63,19 @@ struct Room {
 /// A lane in one of its lives, from the app server's end.
 pub(super) struct Lane {
     server: usize,
-    socket: SocketId,
+    pub(super) socket: SocketId,
     reader: Reader,
     records: Records,
     inbox: VecDeque<Invoke>,
     is_busy: bool,
-    frozen_until: Time,
+    pub(super) frozen_until: Time,
     /// Whose message it carried last.
     items: Option<Origin>,
     heard: Time,
     /// Open, as far as this end knows.
     pub(super) is_open: bool,
+    /// The other end is gone; nothing is taken from it any more, and what is being worked on delays the end.
+    is_closing: bool,
 }
 
 struct Invoke {
@@ -107,9 +112,17 @@ impl Invoke {
         self.context["HubId"].as_str().unwrap_or_default().into()
     }
 
-    /// Whose it is, as the client's own request said.
+    /// Whose it is, as the client's own request said. None where the context is without headers: of somebody who is gone, or with a
+    /// message that would be too large with them.
     fn client(&self) -> Option<usize> {
         self.context["HttpRequestHeaders"]["UserAgent"].as_str()?.strip_prefix("sim/")?.parse().ok()
+    }
+
+    /// Whose it says it is.
+    fn says(&self) -> Option<usize> {
+        let argument: Value = serde_json::from_str(self.arguments.get(1)?.as_str()?).ok()?;
+        let says = if self.method == "Request_VM" { &argument["$vmArg"]["c"] } else { &argument["c"] };
+        Some(says.as_u64()? as usize)
     }
 }
 
@@ -151,6 +164,7 @@ impl AppServers {
             items: None,
             heard: network.now,
             is_open: true,
+            is_closing: false,
         });
         network.at(network.now.after(PING), Event::LanePing { lane });
     }
@@ -175,16 +189,16 @@ impl AppServers {
     }
 
     /// Something arrived on a lane's socket.
-    pub(super) fn on_bytes(&mut self, lane: usize, ledger: &mut Ledger, network: &mut Network) -> Result<(), String> {
+    pub(super) fn on_bytes(&mut self, lane: usize, network: &mut Network) -> Result<(), String> {
         let (bytes, ended) = network.peer_takes(self.lanes[lane].socket);
         let encoding = self.servers[self.lanes[lane].server].encoding;
         let this = &mut self.lanes[lane];
-        if !this.is_open {
+        if !this.is_open || this.is_closing && bytes.is_empty() {
             return Ok(());
         }
         this.heard = network.now;
         this.reader.push(&bytes);
-        let mut closes = ended;
+        let mut says_goodbye = false;
         while let Some(frame) = self.lanes[lane].reader.next()? {
             let this = &mut self.lanes[lane];
             match frame {
@@ -193,7 +207,11 @@ impl AppServers {
                         return Err("a lane's records come in the wrong kind of frame".into());
                     }
                     this.records.push(&payload);
-                    while let Some(record) = this.records.next(encoding)? {
+                    while let Some((record, bytes)) = this.records.next_sized(encoding)? {
+                        if bytes > MESSAGE_BYTES_MAX {
+                            // A real one closes the lane with everybody on it (contract 4.6).
+                            return Err(format!("an app server is sent a message of {bytes} bytes"));
+                        }
                         if let Some(invoke) = Invoke::read(record)? {
                             this.inbox.push_back(invoke);
                         }
@@ -203,15 +221,16 @@ impl AppServers {
                     network.peer_sends(this.socket, &wire::frame(wire::PONG, true, None, &payload));
                 }
                 Frame::Pong => {}
-                Frame::Close(_) => closes = true,
+                Frame::Close(_) => says_goodbye = true,
             }
         }
         self.tamper(lane, network);
-        self.go_on(lane, network);
-        if closes {
-            // What it brought before is still worked on; then it is closed.
-            self.finish(lane, ledger, network)?;
+        if ended && !says_goodbye {
+            // What an aborted connection brought and nobody has looked at is thrown away.
+            self.lanes[lane].inbox.clear();
         }
+        self.lanes[lane].is_closing |= ended || says_goodbye;
+        self.go_on(lane, network);
         Ok(())
     }
 
@@ -253,7 +272,7 @@ impl AppServers {
 
     fn go_on(&mut self, lane: usize, network: &mut Network) {
         let this = &mut self.lanes[lane];
-        if this.is_busy || this.inbox.is_empty() || !this.is_open {
+        if this.is_busy || this.inbox.is_empty() && !this.is_closing || !this.is_open {
             return;
         }
         this.is_busy = true;
@@ -269,8 +288,13 @@ impl AppServers {
         if !this.is_open {
             return Ok(());
         }
-        if let Some(invoke) = this.inbox.pop_front() {
-            self.invoke(lane, invoke, ledger, network)?;
+        match this.inbox.pop_front() {
+            Some(invoke) => self.invoke(lane, invoke, ledger, network)?,
+            None if this.is_closing => {
+                network.peer_ends(self.lanes[lane].socket);
+                self.lost(lane, network);
+            }
+            None => {}
         }
         self.go_on(lane, network);
         Ok(())
@@ -285,18 +309,6 @@ impl AppServers {
         }
         self.send(lane, &[Record::Ping], network);
         network.at(network.now.after(PING), Event::LanePing { lane });
-    }
-
-    /// The other side has said that it goes: everything before that is worked on.
-    fn finish(&mut self, lane: usize, ledger: &mut Ledger, network: &mut Network) -> Result<(), String> {
-        while self.lanes[lane].is_open
-            && let Some(invoke) = self.lanes[lane].inbox.pop_front()
-        {
-            self.invoke(lane, invoke, ledger, network)?;
-        }
-        network.peer_ends(self.lanes[lane].socket);
-        self.lost(lane, network);
-        Ok(())
     }
 
     /// A lane is gone, as its app server notices: it takes whoever spoke last for gone (contract 4.4).
@@ -383,7 +395,11 @@ impl AppServers {
             self.complete(lane, &invoke, None, network);
             return Ok(());
         }
-        let client = client.ok_or_else(|| format!("{} has no client in its context", invoke.method))?;
+        let client = client.or_else(|| {
+            let known = self.servers[server].controllers.get(&origin);
+            known.map(|controller| controller.client).or_else(|| invoke.says())
+        });
+        let client = client.ok_or_else(|| format!("nobody can say whose {} it is", invoke.method))?;
         // Of a lane that is gone it may work on what it has, whatever has become of the client meanwhile (contract 4.4).
         let is_late = network.socket(self.lanes[lane].socket).broken.is_some();
         if self.servers[server].departed.contains(&origin) && !is_late {
@@ -468,17 +484,17 @@ impl AppServers {
     ) -> Result<Vec<Answer>, String> {
         let server = self.lanes[bound].server;
         let upstream = self.upstream(server);
-        let is_in_turn = ledger.on_request(upstream, client, view, argument)?;
+        ledger.on_request(upstream, client, view, argument)?;
         let this = &mut self.servers[server];
         let epoch = this.epoch;
         let controller = this.controllers.get_mut(origin).expect("it was made above");
         if controller.views.insert(view.into()) {
             // A client's view models are asked for in its order, also when they are asked for again.
             let ordinal = argument["o"].as_u64().unwrap_or_default();
-            if is_in_turn && ordinal < controller.newest {
-                return Err(format!("{view} of client {client} is requested behind one that it was requested before"));
+            if ordinal < controller.newest {
+                ledger.out_of_turn(client, view);
             }
-            controller.newest = ordinal;
+            controller.newest = ordinal.max(controller.newest);
         }
         let state = json!({"c": client, "r": argument["r"], "u": server, "up": upstream, "e": epoch}).to_string();
         let mut answers = vec![(bound, self.response("SendAsync", json!([view, state]), Some(self.full(origin))))];
@@ -631,10 +647,15 @@ impl AppServers {
             .iter()
             .flat_map(|(client, views)| views.iter().map(|(upstream, views)| ((*client, *upstream), views.clone())))
             .collect();
-        match known == expected {
-            true => Ok(()),
-            false => Err(format!("app servers have the view models {known:?} where clients have {expected:?}")),
+        let none = BTreeSet::new();
+        for key in known.keys().chain(expected.keys()) {
+            let (here, there) = (known.get(key).unwrap_or(&none), expected.get(key).unwrap_or(&none));
+            if here != there {
+                let (client, upstream) = key;
+                return Err(format!("client {client} has {there:?}, and upstream {upstream} has {here:?} of it"));
+            }
         }
+        Ok(())
     }
 
     pub(super) fn is_empty(&self) -> bool {

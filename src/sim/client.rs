@@ -40,8 +40,9 @@ pub(super) struct Client {
     /// Names of its live view models.
     views: Vec<String>,
     ping_every: Duration,
-    /// May it come back?
+    /// May it come back? Was it told so?
     comes_back: bool,
+    is_asked_back: bool,
 }
 
 /// What clients are told of the world they are in.
@@ -75,6 +76,7 @@ impl Client {
             views: Vec::new(),
             ping_every: ways.client_timeout / 3,
             comes_back: true,
+            is_asked_back: false,
         };
         if negotiates {
             let head = client.request_head("POST", "/dotnetify/negotiate?negotiateVersion=1", "Content-Length: 0\r\n");
@@ -103,6 +105,11 @@ impl Client {
 
     pub(super) fn is_gone(&self) -> bool {
         self.state == State::Gone
+    }
+
+    /// The node ended it and asked it to come again.
+    pub(super) fn is_asked_back(&self) -> bool {
+        self.is_asked_back
     }
 
     pub(super) fn number(&self) -> usize {
@@ -258,7 +265,10 @@ impl Client {
                     self.open_ids.remove(0);
                 }
                 Record::Ping => {}
-                Record::Close { allow_reconnect, .. } => self.comes_back &= allow_reconnect,
+                Record::Close { allow_reconnect, .. } => {
+                    self.comes_back &= allow_reconnect;
+                    self.is_asked_back = allow_reconnect;
+                }
                 other => return Err(format!("a client is sent {other:?}")),
             }
         }
@@ -383,14 +393,16 @@ impl Client {
     fn update(&mut self, name: &str, ledger: &mut Ledger, network: &mut Network, records: &mut Vec<Record>) {
         let number = ledger.updated(self.number, name, network.now);
         let mut data = json!({"c": self.number, "n": number});
-        if network.chance.happens(100) {
-            data["more"] = json!("\u{e9}\"".repeat(network.chance.below(2000)));
+        if network.chance.happens(50) {
+            // Now and then more than an app server takes: with every quote escaped twice it is four times as long.
+            let most = network.chance.one_of(&[100, 1_000, 8_000]);
+            data["more"] = json!("\u{e9}\"".repeat(network.chance.below(most)));
         }
         records.push(self.call("Update_VM", vec![json!(name), data]));
     }
 
     fn dispose(&mut self, name: String, ledger: &mut Ledger, network: &mut Network) {
-        ledger.disposed(self.number, &name);
+        ledger.disposed(self.number, &name, network.now);
         let children = format!("{name}.");
         self.views.retain(|live| *live != name && !live.starts_with(&children));
         let record = self.call("Dispose_VM", vec![json!(name)]);

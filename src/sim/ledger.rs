@@ -61,7 +61,10 @@ pub(super) struct View {
     last_answered: u64,
     /// An update that reached an app server without the view model: its request was refused, as the client may not know yet.
     missed: Option<u64>,
+    is_out_of_turn: bool,
     pub(super) is_disposed: bool,
+    /// The last time it was.
+    disposed: Option<Time>,
     pub(super) is_refused: bool,
     /// Since when it has shown a state.
     shown: Option<Time>,
@@ -172,7 +175,9 @@ impl Ledger {
             last_applied: 0,
             last_answered: 0,
             missed: None,
+            is_out_of_turn: false,
             is_disposed: false,
+            disposed: None,
             is_refused: false,
             shown: None,
             heard: HashSet::new(),
@@ -199,13 +204,14 @@ impl Ledger {
         entry.updates.len() as u64
     }
 
-    pub(super) fn disposed(&mut self, client: usize, view: &str) {
+    pub(super) fn disposed(&mut self, client: usize, view: &str, now: Time) {
         self.sent += 1;
         let member = self.members.get_mut(&client).expect("it is open");
         let children = format!("{view}.");
         for (name, entry) in &mut member.views {
             if name == view || name.starts_with(&children) {
                 entry.is_disposed = true;
+                entry.disposed = Some(now);
             }
         }
     }
@@ -225,14 +231,23 @@ impl Ledger {
         client: usize,
         view: &str,
         argument: &Value,
-    ) -> Result<bool, String> {
+    ) -> Result<(), String> {
         self.is_its_own(client, argument, view)?;
         let entry = self.view(upstream, client, view)?;
         let number = argument["r"].as_u64().unwrap_or_default();
         let sent = entry.requests.get_mut(number.wrapping_sub(1) as usize);
         let sent = sent.ok_or_else(|| format!("client {client} never sent request {number} of {view}"))?;
         sent.applied = true;
-        Ok(!entry.is_refused)
+        Ok(())
+    }
+
+    /// A view model was made behind one that its client had asked for later: the first request of it was refused, as the client may not
+    /// know yet, and another one was not.
+    pub(super) fn out_of_turn(&mut self, client: usize, view: &str) {
+        if let Some(entry) = self.members.get_mut(&client).and_then(|member| member.views.get_mut(view)) {
+            // Nothing of it matters where it has been disposed of since.
+            entry.is_out_of_turn |= !entry.is_disposed;
+        }
     }
 
     /// Whoever sees it says whether it has the view model.
@@ -255,7 +270,9 @@ impl Ledger {
         let sent = entry.updates.get_mut(number as usize - 1);
         let sent = sent.ok_or_else(|| format!("client {client} never sent update {number} of {view}"))?;
         sent.applied = true;
-        if !is_known {
+        // What was disposed of behind it need not be there, if it has to wait for a lane.
+        let is_wanted = entry.disposed.is_none_or(|disposed| disposed < sent.at);
+        if !is_known && is_wanted {
             entry.missed.get_or_insert(number);
         }
         Ok(())
@@ -290,7 +307,10 @@ impl Ledger {
         let upstream_lane = member.pinned.values().any(|pinned| *pinned == lane);
         let Some(entry) = member.views.get_mut(view) else { return };
         if is_left_out {
-            entry.left_out.insert(number);
+            // By an id that it has no more it cannot be left out: it may be a member by the new one already (contract 6.3).
+            if upstream_lane {
+                entry.left_out.insert(number);
+            }
         } else if upstream_lane && network.socket(self.lanes[lane].socket).broken.is_none() {
             self.expected.push(Expected { client, view: view.into(), number, lane });
         }
@@ -395,6 +415,9 @@ impl Ledger {
             for (name, view) in &member.views {
                 if view.is_refused {
                     continue;
+                }
+                if view.is_out_of_turn {
+                    return Err(format!("{name} of client {client} was requested behind what was requested later"));
                 }
                 if let Some(number) = view.missed {
                     return Err(format!(

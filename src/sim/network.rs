@@ -97,9 +97,12 @@ struct Kernel {
     submitted: Vec<Operation>,
     completions: Vec<(Completion, Vec<u8>)>,
     free: [Vec<u16>; 2],
-    listener: Option<(RawFd, Option<Token>)>,
+    /// The listener, and the accepts under way for it.
+    listener: Option<(RawFd, Vec<Token>)>,
     backlog: VecDeque<SocketId>,
     doorbell: Option<Token>,
+    /// Goes with its shard, and what it holds goes with it.
+    is_ending: bool,
 }
 
 /// How the network and the kernel are.
@@ -153,6 +156,7 @@ impl Network {
             listener: None,
             backlog: VecDeque::new(),
             doorbell: None,
+            is_ending: false,
         };
         Network {
             now: Time::from_millis(1),
@@ -267,23 +271,24 @@ impl Network {
 
     /// Connections that wait are accepted, if that is asked for.
     pub(super) fn offer(&mut self, shard: usize) {
-        while let Kernel { listener: Some((_, Some(token))), backlog, .. } = &mut self.kernels[shard]
+        while let Kernel { listener: Some((_, accepts)), backlog, .. } = &mut self.kernels[shard]
+            && !accepts.is_empty()
             && let Some(id) = backlog.pop_front()
         {
-            let token = *token;
+            let token = accepts.remove(0);
             let descriptor = name();
             let fd = descriptor.as_raw_fd();
             self.by_descriptor.insert(fd, id);
             self.owned.insert(fd, descriptor);
             self.note("accept", [id as u64, shard as u64, 0]);
-            self.complete(shard, token, fd, true);
+            self.complete(shard, token, fd, false);
         }
     }
 
-    /// The next accept fails, and with it the multishot one.
+    /// An accept fails.
     pub(super) fn fail_accept(&mut self, shard: usize, errno: i32) {
-        if let Some((_, armed @ Some(_))) = &mut self.kernels[shard].listener
-            && let Some(token) = armed.take()
+        if let Some((_, accepts)) = &mut self.kernels[shard].listener
+            && let Some(token) = accepts.pop()
         {
             self.fault(Fault::AcceptFails);
             self.complete(shard, token, -errno, false);
@@ -467,12 +472,18 @@ impl Network {
     }
 
     pub(super) fn listen(&mut self, shard: usize, listener: RawFd) {
-        self.kernels[shard].listener = Some((listener, None));
+        self.kernels[shard].listener = Some((listener, Vec::new()));
+    }
+
+    pub(super) fn end_kernel(&mut self, shard: usize) {
+        self.kernels[shard].is_ending = true;
     }
 
     /// A listener is shut: whoever waits is refused.
     fn stop_listening(&mut self, shard: usize) {
-        self.kernels[shard].listener = None;
+        if let Some((_, accepts)) = self.kernels[shard].listener.take() {
+            accepts.into_iter().for_each(|token| self.complete(shard, token, -libc::EINVAL, false));
+        }
         for id in core::mem::take(&mut self.kernels[shard].backlog) {
             self.breaks(id, true);
             self.arrival(id, Side::Peer, Item::Reset);
@@ -484,10 +495,10 @@ impl Network {
         for operation in core::mem::take(&mut self.kernels[shard].submitted) {
             match operation {
                 Operation::Accept(fd, token) => {
-                    if let Some((listener, armed)) = &mut self.kernels[shard].listener
-                        && *listener == fd
-                    {
-                        *armed = Some(token);
+                    match &mut self.kernels[shard].listener {
+                        Some((listener, accepts)) if *listener == fd => accepts.push(token),
+                        // It was shut meanwhile.
+                        _ => self.complete(shard, token, -libc::EINVAL, false),
                     }
                     self.offer(shard);
                 }
@@ -516,10 +527,14 @@ impl Network {
 
     fn cancel(&mut self, shard: usize, token: Token) {
         if token.op == Op::Accept {
-            if let Some((_, armed)) = &mut self.kernels[shard].listener {
-                *armed = None;
+            // One of them, as the kernel does.
+            if let Some((_, accepts)) = &mut self.kernels[shard].listener
+                && let Some(at) = accepts.iter().position(|armed| *armed == token)
+            {
+                accepts.remove(at);
+                self.complete(shard, token, -libc::ECANCELED, false);
             }
-            return self.complete(shard, token, -libc::ECANCELED, false);
+            return;
         }
         for socket in &mut self.sockets {
             let armed = match token.op {
@@ -707,7 +722,8 @@ impl Network {
     }
 
     pub(super) fn shutdown(&mut self, fd: RawFd) {
-        let listening = self.kernels.iter().position(|kernel| kernel.listener.is_some_and(|(own, _)| own == fd));
+        let listening =
+            self.kernels.iter().position(|kernel| kernel.listener.as_ref().is_some_and(|(own, _)| *own == fd));
         if let Some(shard) = listening {
             return self.stop_listening(shard);
         }
@@ -726,7 +742,9 @@ impl Network {
 
     pub(super) fn close(&mut self, fd: RawFd) {
         let Some(id) = self.open(fd, "closes") else { return };
-        self.is_idle(id, "closed");
+        if !self.kernels[self.sockets[id].shard].is_ending {
+            self.is_idle(id, "closed");
+        }
         self.note("close", [id as u64, 0, 0]);
         self.breaks(id, true);
         let now = self.now;

@@ -1,4 +1,5 @@
 //! What one seed decides before anything happens: the node's settings, its app servers, its clients, and what befalls them.
+use super::app_server::MESSAGE_BYTES_MAX;
 use super::chance::Chance;
 use super::faults::Fault;
 use super::network::Weather;
@@ -26,7 +27,7 @@ pub(super) struct Plan {
     pub(super) lanes: usize,
     pub(super) encoding: Encoding,
     pub(super) scope: HubScope,
-    /// None: nothing is acknowledged.
+    /// Invocations under way at the most, and how long they may take; None: they are not acknowledged.
     pub(super) window: Option<Window>,
 }
 
@@ -44,7 +45,15 @@ pub(super) struct Scenario {
     pub(super) act_every_ms: u64,
     pub(super) weather: Weather,
     pub(super) client_timeout: Duration,
+    /// The shards are stopped while clients are there.
+    pub(super) is_stopped_early: bool,
+    /// Connections of a shard, at most.
+    connections_max: u32,
     lane_queue_timeout: Duration,
+    rate: Rate,
+    accept_rate: u32,
+    begins_unavailable: bool,
+    replay_bytes_max: u32,
     headers: HeaderPolicy,
     secret: [u8; 16],
     seed: u64,
@@ -65,7 +74,7 @@ impl Scenario {
             encoding: if chance.happens(300) { Encoding::MessagePack } else { Encoding::Json },
             scope: if chance.happens(250) { HubScope::Node } else { HubScope::Lane },
             window: chance.happens(800).then(|| Window {
-                messages: chance.one_of(&[1, 4, 32, 256]),
+                messages: chance.one_of(&[1, 3, 16, 256]),
                 timeout: Duration::from_secs(chance.one_of(&[3, 10, 30])),
             }),
         };
@@ -109,8 +118,14 @@ impl Scenario {
             fault_every_ms: chance.one_of(&[1_000, 3_000, 8_000]),
             act_every_ms: chance.one_of(&[500, 2_000, 4_000]),
             weather,
+            is_stopped_early: chance.happens(400),
+            connections_max: if chance.happens(100) { 4 } else { 200 },
             client_timeout: Duration::from_secs(chance.one_of(&[8, 20])),
             lane_queue_timeout: Duration::from_secs(chance.one_of(&[1, 5, 15])),
+            rate: if chance.happens(200) { Rate { per_second: 5, burst: 10 } } else { Rate::ANY },
+            accept_rate: if chance.happens(200) { 5 } else { 0 },
+            begins_unavailable: chance.happens(700),
+            replay_bytes_max: if chance.happens(150) { 150 } else { 16 * 1024 },
             headers: if chance.happens(500) {
                 HeaderPolicy::All
             } else {
@@ -119,6 +134,16 @@ impl Scenario {
             secret: chance.bytes(),
             seed: chance.next(),
         }
+    }
+
+    /// There may be more users than a node takes.
+    pub(super) fn has_few_places(&self) -> bool {
+        self.connections_max < 200
+    }
+
+    /// A client may have more view models than can be requested again, and is asked to come back where that would be needed.
+    pub(super) fn ends_with_lanes(&self) -> bool {
+        self.replay_bytes_max < 1024
     }
 
     /// Where the lanes of a shard lead.
@@ -154,7 +179,7 @@ impl Scenario {
                 Encoding::Json => Protocol::Json,
                 Encoding::MessagePack => Protocol::MessagePack,
             },
-            message_bytes_max: 32 * 1024,
+            message_bytes_max: MESSAGE_BYTES_MAX as u32,
             forward_headers: self.headers.clone(),
             shown_host: None,
             dispatch: Dispatch::Client,
@@ -179,7 +204,7 @@ impl Scenario {
                 client_timeout: self.client_timeout,
                 keep_alive: self.client_timeout / 2,
                 message_bytes_max: 32 * 1024,
-                rate: Rate { per_second: 1000, burst: 2000 },
+                rate: self.rate,
             },
             trusted: Trusted::default(),
             proxy_protocol: false,
@@ -191,19 +216,19 @@ impl Scenario {
             lanes: self.lanes(),
             process: Arc::new(ProcessStats::default()),
             has_tls: false,
-            connections_max: 200,
-            accept_rate: 2000,
+            connections_max: self.connections_max,
+            accept_rate: self.accept_rate,
             addresses: None,
-            begins_unavailable: true,
+            begins_unavailable: self.begins_unavailable,
             send_queue_bytes_max: 16 * 1024,
-            send_queue_time: Duration::from_secs(60),
-            replay_bytes_max: 1024,
-            journal: ShardJournal::default(),
+            send_queue_time: Duration::from_secs(30),
             send_buffer_bytes: 16 * 1024,
             request_head_timeout: Duration::from_secs(15),
             lane_queue_bytes_max: 256 * 1024,
             lane_queue_timeout: self.lane_queue_timeout,
+            replay_bytes_max: self.replay_bytes_max,
             origin_key: OriginKey(self.secret),
+            journal: ShardJournal::default(),
             tokens: TokenKey::new(&self.secret, "sim"),
             seed: self.seed,
         }

@@ -20,9 +20,6 @@ use std::os::fd::AsRawFd;
 use std::rc::Rc;
 use std::sync::Arc;
 
-/// As the node behaves today: a lost lane ends the clients that used it.
-const CLOSES_WITH_LANES: bool = true;
-
 /// A shard on its part of the world.
 struct Runner {
     shard: Option<Shard<World>>,
@@ -147,10 +144,22 @@ impl Simulation {
         }
         self.run_for(Duration::from_secs(10))?;
         self.judge()?;
-        self.leave();
-        self.run_for(Duration::from_secs(75))?;
-        self.judge_rest()?;
-        self.stop()
+        let there: Vec<usize> = (0..self.clients.len()).filter(|client| self.clients[*client].is_open()).collect();
+        if !self.scenario.is_stopped_early {
+            self.leave();
+            self.run_for(Duration::from_secs(75))?;
+            self.judge_rest()?;
+            return self.stop();
+        }
+        self.is_leaving = true;
+        self.stop()?;
+        if let Some(client) = there.iter().find(|client| !self.clients[**client].is_asked_back()) {
+            return Err(format!("client {client} is not asked to come back when its node stops"));
+        }
+        match self.servers.is_empty() {
+            true => Ok(()),
+            false => Err("an app server is not told who leaves with its node".into()),
+        }
     }
 
     fn begin(&mut self) {
@@ -184,7 +193,8 @@ impl Simulation {
         self.ledger.judge_messages(&network)?;
         for client in &self.clients {
             let is_whole = network.socket(client.socket()).broken.is_none();
-            if is_whole && !client.is_open() {
+            // Where there is room for few only, some go on trying.
+            if is_whole && !client.is_open() && !self.scenario.has_few_places() {
                 return Err(format!("client {} does not get in", client.number()));
             }
         }
@@ -303,6 +313,7 @@ impl Simulation {
             }
         }
         if !goes_on && let Some(this) = self.runners[shard].shard.take() {
+            self.network.borrow_mut().end_kernel(shard);
             this.end();
         }
         self.control();
@@ -310,7 +321,7 @@ impl Simulation {
         match broken {
             Some(rule) => Err(rule),
             None if self.is_leaving => Ok(()),
-            None => self.ledger.judge_ends(&self.network.borrow(), CLOSES_WITH_LANES),
+            None => self.ledger.judge_ends(&self.network.borrow(), self.scenario.ends_with_lanes()),
         }
     }
 
@@ -324,7 +335,7 @@ impl Simulation {
                         Peer::Client(client) => {
                             self.clients[client].on_bytes(socket, &self.ways, &mut self.ledger, network)?;
                         }
-                        Peer::Lane(lane) => self.servers.on_bytes(lane, &mut self.ledger, network)?,
+                        Peer::Lane(lane) => self.servers.on_bytes(lane, network)?,
                     }
                 }
             }
@@ -454,7 +465,14 @@ impl Simulation {
             }
             _ => {
                 let lanes = &self.servers.lanes;
-                let open: Vec<usize> = (0..lanes.len()).filter(|lane| lanes[*lane].is_open).collect();
+                // What froze and is cut in silence goes on by itself one day, and nobody can tell it what happened meanwhile.
+                let may_suffer = |lane: &usize| match fault {
+                    Fault::LaneFrozen => !network.socket(lanes[*lane].socket).is_severed,
+                    Fault::LaneSilent => lanes[*lane].frozen_until <= now,
+                    _ => true,
+                };
+                let open = (0..lanes.len()).filter(|lane| lanes[*lane].is_open && may_suffer(lane));
+                let open: Vec<usize> = open.collect();
                 if open.is_empty() {
                     return Ok(());
                 }

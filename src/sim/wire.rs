@@ -252,10 +252,15 @@ impl Records {
     }
 
     pub(super) fn next(&mut self, encoding: Encoding) -> Result<Option<Record>, String> {
+        Ok(self.next_sized(encoding)?.map(|(record, _)| record))
+    }
+
+    /// With its bytes, framing included.
+    pub(super) fn next_sized(&mut self, encoding: Encoding) -> Result<Option<(Record, usize)>, String> {
         let Some((from, to, end)) = self.bounds(encoding) else { return Ok(None) };
         let record = Record::read(encoding, &self.bytes[from..to]);
         self.bytes.drain(..end);
-        record.map(Some)
+        record.map(|record| Some((record, end)))
     }
 
     /// The answer to a handshake, which is JSON always.
