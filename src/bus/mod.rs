@@ -1,5 +1,6 @@
 //! Between threads: bounded crossbeam queues with a doorbell. They carry ownership (a dialled lane, a connection for another shard, new
 //! keys, an order to stop). A message of a client passes only as what was read of a connection that is handed over.
+pub mod settings;
 pub mod sight;
 
 use crate::identity::Identity;
@@ -8,7 +9,9 @@ use crate::limits::{BUS_ORDERS, RELAY_BYTES_MAX};
 use crate::sys::doorbell::Doorbell;
 use crate::tls::Tls;
 use core::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+use core::time::Duration;
 use crossbeam::channel;
+use settings::Renewal;
 use sight::{ClientDetail, Sight};
 use std::io;
 use std::net::SocketAddr;
@@ -41,8 +44,21 @@ pub enum ShardOrder {
     Look { clients_max: u32, answer: oneshot::Sender<Sight> },
     /// Show one client; None if it is gone.
     LookAt { client: OriginId, answer: oneshot::Sender<Option<Box<ClientDetail>>> },
-    /// Tell everybody and end.
+    /// These settings hold from now on.
+    Settings(Box<Renewal>),
+    /// Send everybody away, each at a random moment of the window, serve them until then, and end.
+    Drain { window: Duration, heir: Heir },
+    /// Tell everybody at once and end.
     Stop,
+}
+
+/// Who serves the clients that come while a node sends its own away.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Heir {
+    /// Nobody: they are told to come back later, and meanwhile perhaps reach another node.
+    None,
+    /// Another process, which has the same listening sockets and the same key for tokens.
+    Process,
 }
 
 /// A record on its way to another shard.

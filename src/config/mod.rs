@@ -35,12 +35,12 @@ pub use settings::{Key, Place};
 pub use value::read_bytes;
 
 use crate::filter::Filter;
+use crate::identity::Required;
 use crate::ids::{LanePlace, ShardId, UpstreamIndex};
 use crate::limits::CONNECTIONS_SPARE;
 use crate::proto::dotnetify::context::HeaderPolicy;
 use crate::proto::http::{ForwardedHeader, Transports};
 use crate::session::routing::{Dispatch, HubScope, UpstreamKind};
-use crate::shard::Required;
 use crate::tls::MinimumVersion;
 use core::time::Duration;
 use std::net::SocketAddr;
@@ -71,6 +71,12 @@ pub struct Config {
     /// Level or tracing filter directive.
     pub log: String,
     pub log_format: LogFormat,
+    /// How long a node that is told to stop serves as before. Default 0.
+    pub drain_delay: Duration,
+    /// Time over which it then sends its clients away. Default 10 s.
+    pub drain_window: Duration,
+    /// Where a successor finds this node, and this node its predecessor. Absolute; it need not be there.
+    pub take_over: Option<PathBuf>,
     pub hub: Hub,
     pub limits: Limits,
     /// There if a listener has `tls`, and perhaps without.

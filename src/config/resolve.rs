@@ -8,9 +8,9 @@ use super::value::{Value, read_text};
 use super::{
     Config, Hub, Identity, Limits, ListenAddress, Listener, LogFormat, Tls, TrustedProxy, env, file, lanes, upstreams,
 };
+use crate::identity::Required;
 use crate::limits::*;
 use crate::proto::http::{ForwardedHeader, Transports};
-use crate::shard::Required;
 use crate::tls::MinimumVersion;
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
@@ -212,6 +212,9 @@ impl Draft {
                 "json" => LogFormat::Json,
                 _ => LogFormat::Text,
             },
+            drain_delay: duration(Key::DrainDelay, 0),
+            drain_window: duration(Key::DrainWindow, 10),
+            take_over: self.path(Key::TakeOver),
             hub: Hub {
                 maximum_receive_message_size: count(Key::MaximumReceiveMessageSize, MESSAGE_BYTES_DEFAULT),
                 handshake_timeout: duration(Key::HandshakeTimeout, 15),

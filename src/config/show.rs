@@ -80,6 +80,9 @@ impl Config {
             Key::AllowedOrigins => list(&self.allowed_origins),
             Key::Log => quoted(&self.log),
             Key::LogFormat => quoted(self.log_format.name()),
+            Key::DrainDelay => quoted(&duration_text(self.drain_delay)),
+            Key::DrainWindow => quoted(&duration_text(self.drain_window)),
+            Key::TakeOver => path(self.take_over.as_ref()?),
             Key::MaximumReceiveMessageSize => size(self.hub.maximum_receive_message_size),
             Key::HandshakeTimeout => quoted(&duration_text(self.hub.handshake_timeout)),
             Key::ClientTimeoutInterval => quoted(&duration_text(self.hub.client_timeout_interval)),
@@ -227,6 +230,8 @@ mod tests {
                 .with(Key::Listen, "unix:/run/a 'b'.sock")
                 .with(Key::Listen, "https://[::]:443")
                 .with(Key::NodeName, "node-1")
+                .with(Key::TakeOver, "/run/signalring/take over.sock")
+                .with(Key::DrainDelay, "3s")
                 .with(Key::TrustedProxies, "10.0.0.0/8,::1,unix")
                 .with(Key::ProxyProtocol, "true")
                 .with(Key::Transports, "longpolling,WebSockets")

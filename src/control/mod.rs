@@ -21,7 +21,7 @@ pub use listen::Listening;
 
 use crate::bus;
 use crate::config::{self, Config, TrustedProxy};
-use crate::identity::Identity;
+use crate::identity::{Authentication, Identity};
 use crate::ids::{LaneIndex, LaneKey, OriginKey, ShardId, base64url};
 use crate::limits::{NODE_NAME_BYTES_MAX, POST_BODY_MESSAGES_MAX, STOP_GRACE_MS, STOP_MS};
 use crate::metrics::Published;
@@ -31,7 +31,7 @@ use crate::proto::signalr::Protocol;
 use crate::session::client::ClientSettings;
 use crate::session::routing::{Route, UpstreamKind};
 use crate::session::token::TokenKey;
-use crate::shard::{Authentication, Settings, Shard, Upstream, Upstreams};
+use crate::shard::{Settings, Shard, Upstream, Upstreams};
 use crate::sys::ring::Ring;
 use crate::sys::{probe, socket};
 use core::time::Duration;

@@ -132,6 +132,7 @@ table! {
         RefusedDeleteNotLongPolling = "delete_not_long_polling",
         RefusedHeadTimeout = "head_timeout",
         RefusedProxyProtocol = "proxy_protocol",
+        RefusedStopping = "stopping",
         RefusedOverloaded = "overloaded",
         // proto::dotnetify::request::RequestError.
         RefusedUnknownMethod = "unknown_method",

@@ -63,7 +63,7 @@ impl<I: Io> Shard<I> {
     }
 
     fn arm_listener(&mut self, index: usize) {
-        if let Some(listener) = self.listeners.get(index) {
+        if let Some(Some(listener)) = self.listeners.get(index) {
             self.io.arm_accept(listener.socket.as_raw_fd(), accept_token(index));
         }
     }
@@ -76,15 +76,20 @@ impl<I: Io> Shard<I> {
         } else {
             self.on_accepted_socket(now, index, completion.result);
         }
-        if !completion.more && !self.resting.contains(&index) {
+        if completion.more || self.resting.contains(&index) {
+            return;
+        }
+        if self.listens() {
             self.arm_listener(index);
+        } else {
+            self.listener_released(index);
         }
     }
 
     /// Mostly out of descriptors or memory: the kernel ended the multishot accept. Rest a moment instead of spinning; connections wait
     /// in the backlog meanwhile.
     fn on_accept_error(&mut self, now: Time, index: usize, errno: i32) {
-        if self.listeners.is_empty() {
+        if !self.listens() {
             return;
         }
         self.metrics.add(Counter::AcceptErrors, 1);
@@ -114,13 +119,13 @@ impl<I: Io> Shard<I> {
         }
     }
 
-    fn on_accepted_socket(&mut self, now: Time, index: usize, fd: i32) {
+    pub(super) fn on_accepted_socket(&mut self, now: Time, index: usize, fd: i32) {
         self.metrics.add(Counter::ConnectionsAccepted, 1);
-        let is_unix = self.listeners.get(index).is_some_and(|listener| listener.is_unix);
+        let listener = self.listeners.get(index).and_then(Option::as_ref);
+        let is_unix = listener.is_some_and(|listener| listener.is_unix);
         let nowhere = SocketAddr::from((Ipv4Addr::UNSPECIFIED, 0));
         let addresses = if is_unix { Some((nowhere, nowhere)) } else { self.io.addresses(fd) };
-        let (Some((local, remote)), None, Some(listener)) = (addresses, self.stopping, self.listeners.get(index))
-        else {
+        let (Some((local, remote)), Some(listener)) = (addresses, listener) else {
             self.metrics.add(Counter::ConnectionsClosed, 1);
             return self.io.close(fd);
         };
@@ -134,8 +139,11 @@ impl<I: Io> Shard<I> {
             }
         };
         self.io.prepare_client(fd, self.settings.send_buffer_bytes);
-        let until = now.after(self.settings.request_head_timeout);
-        let mut http = HttpStage::new(Peer { local, remote, is_unix }, until);
+        let patience = match self.stopping {
+            None => self.settings.request_head_timeout,
+            Some(_) => Duration::from_millis(STOP_REQUEST_MS),
+        };
+        let mut http = HttpStage::new(Peer { local, remote, is_unix }, now.after(patience));
         // Whoever is no proxy of ours comes directly, and would be a client that makes up an address.
         http.proxied = self.settings.proxy_protocol && self.settings.trusted.admits((!is_unix).then_some(remote.ip()));
         self.add_connection(now, fd, secure, http);
@@ -150,7 +158,7 @@ impl<I: Io> Shard<I> {
         mut http: HttpStage,
     ) -> Option<SlotKey> {
         let (until, is_secure) = (http.until, secure.is_some());
-        let is_surplus = self.conns.len() >= self.settings.connections_max;
+        let is_surplus = self.conns.len() >= self.settings.connections_max || self.stopping.is_some();
         http.is_surplus = is_surplus;
         let conn = |key| {
             let mut socket = Socket::new(key, fd);
@@ -167,11 +175,16 @@ impl<I: Io> Shard<I> {
         self.wheel.set(key.slot, until);
         // Over TLS nothing can be said before the handshake: then its first request is answered so.
         if is_surplus && !is_secure {
-            self.refuse_request(now, key, HttpError::Overloaded, Cors::None);
+            self.refuse_request(now, key, self.surplus(), Cors::None);
             return None;
         }
         self.conns.get_mut(key)?.socket.arm_readable(&mut self.io);
         Some(key)
+    }
+
+    /// What a connection is told that is one too many.
+    fn surplus(&self) -> HttpError {
+        if self.stopping.is_some() { HttpError::Stopping } else { HttpError::Overloaded }
     }
 
     pub(super) fn wants_proxy_header(&self, key: SlotKey) -> bool {
@@ -240,7 +253,7 @@ impl<I: Io> Shard<I> {
                 return;
             }
             if http.is_surplus {
-                return self.refuse_request(now, key, HttpError::Overloaded, Cors::None);
+                return self.refuse_request(now, key, self.surplus(), Cors::None);
             }
             let skipped = http.body_left.min(http.buffer.len() as u64);
             http.buffer.drain(..skipped as usize);
@@ -359,7 +372,8 @@ impl<I: Io> Shard<I> {
                 reply.keep_alive = *keep_alive;
                 return Ok(Served::Answered);
             }
-            Action::Negotiate { cors, keep_alive, .. } => (None, *cors, *keep_alive),
+            // The next request is to reach who stays.
+            Action::Negotiate { cors, keep_alive, .. } => (None, *cors, *keep_alive && !self.is_leaving()),
             // What follows an upgrade that is refused may be frames.
             Action::Upgrade { id, cors, .. } => (*id, *cors, false),
             Action::EventStream { id, cors } => (Some(*id), *cors, head.keep_alive),
@@ -389,6 +403,7 @@ impl<I: Io> Shard<I> {
         }
         match action {
             Action::Replied { .. } => unreachable!("answered above"),
+            Action::Negotiate { .. } if self.refuses(true) => return Err(refused(HttpError::Stopping)),
             Action::Negotiate { version, stateful_reconnect, .. } => {
                 let stateful_reconnect = stateful_reconnect && self.settings.resume_bytes_max.is_some();
                 let (id, token) = self.new_token(stateful_reconnect);
@@ -444,6 +459,7 @@ impl<I: Io> Shard<I> {
         }
         socket.out(frames, dirty, |out| out.extend_from_slice(bytes));
         http.body_left = body_bytes;
+        http.is_served = true;
         if keep_alive {
             // A body that is announced has to come at once; a next request need not.
             http.until = if body_bytes > 0 {

@@ -12,6 +12,7 @@
 //! forwarding    which upstreams a request goes to, and on which lanes          upstreams     what is known of them, who shares a hub id
 //! socket        lives of sockets, what is in flight for them                   secure        TLS between a socket and the rest
 //! sight         what the shard shows of itself to who looks at the node
+//! renewal       settings that change while it runs                     stop          how it ends
 //! ```
 
 mod accept;
@@ -24,17 +25,19 @@ mod forwarding;
 mod handover;
 mod lane;
 mod quiet;
+mod renewal;
 mod secure;
 mod sight;
 mod socket;
+mod stop;
 mod turn;
 mod upstreams;
 
 pub use accept::Listener;
-pub use authenticate::{Authentication, Required};
 pub use upstreams::{Upstream, Upstreams};
 
 use crate::bus::{ControlOrder, Receiver, Sender, ShardOrder};
+use crate::identity::Authentication;
 use crate::ids::{LanePlace, OriginKey, Serial, ShardId, SlotKey, Time};
 use crate::limits::CONNECTIONS_SPARE;
 use crate::mem::frames::FramePool;
@@ -116,7 +119,8 @@ pub struct Settings {
 pub struct Shard<I: Io> {
     settings: Settings,
     io: I,
-    listeners: Vec<Listener>,
+    /// None: closed, when the shard ends.
+    listeners: Vec<Option<Listener>>,
     /// Listeners that rest until `accept_again`.
     resting: Vec<usize>,
     /// The way to every shard of the node, by id.
@@ -171,6 +175,8 @@ pub struct Shard<I: Io> {
     told_second: u64,
     /// Accepting stopped for want of descriptors; armed again at this time.
     accept_again: Option<Time>,
+    draining: Option<stop::Drain>,
+    /// The shard has until then to end.
     stopping: Option<Time>,
     stopped: bool,
     quiet: QuietLines,
@@ -199,6 +205,10 @@ impl Random {
         z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
         z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
         z ^ (z >> 31)
+    }
+    /// Some time of the window that begins now.
+    pub(crate) fn moment(&mut self, now: Time, window: Duration) -> Time {
+        now.after(Duration::from_nanos(self.next() % (window.as_nanos() as u64).max(1)))
     }
     pub(crate) fn mask(&mut self) -> [u8; 4] {
         (self.next() as u32).to_ne_bytes()
@@ -273,10 +283,11 @@ impl<I: Io> Shard<I> {
             ending: Vec::with_capacity(ENDING_KEPT),
             starved: Vec::with_capacity(ENDING_KEPT),
             accept_again: None,
+            draining: None,
             stopping: None,
             stopped: false,
             quiet: QuietLines::default(),
-            listeners,
+            listeners: listeners.into_iter().map(Some).collect(),
             resting: Vec::new(),
             shards,
             next_shard: 0,

@@ -262,6 +262,8 @@ pub(super) struct HttpStage {
     pub(super) proxied: bool,
     /// One too many: its first request is answered so.
     pub(super) is_surplus: bool,
+    /// A request of it has been answered, and it stayed.
+    pub(super) is_served: bool,
     pub(super) parked: Option<Parked>,
     /// The shard it is on its way to.
     pub(super) leaving_to: Option<ShardId>,
@@ -278,9 +280,17 @@ impl HttpStage {
             until,
             proxied: false,
             is_surplus: false,
+            is_served: false,
             parked: None,
             leaving_to: None,
         }
+    }
+}
+
+impl HttpStage {
+    /// Between two requests.
+    pub(super) fn is_idle(&self) -> bool {
+        self.is_served && self.buffer.is_empty() && self.body_left == 0 && self.parked.is_none()
     }
 }
 

@@ -90,7 +90,7 @@ pub(super) fn refusal(
         // RFC 6750 §3: no error code for a request that brought no token.
         HttpError::Unauthorized => ["WWW-Authenticate: Bearer", "", "\r\n"],
         HttpError::InvalidToken => ["WWW-Authenticate: Bearer", r#" error="invalid_token""#, "\r\n"],
-        HttpError::Overloaded => ["Retry-After: ", "1", "\r\n"],
+        HttpError::Stopping | HttpError::Overloaded => ["Retry-After: ", "1", "\r\n"],
         _ => [""; 3],
     };
     headers.iter().for_each(|part| out.extend_from_slice(part.as_bytes()));
@@ -278,6 +278,7 @@ mod tests {
             (HttpError::Unauthorized, "WWW-Authenticate: Bearer"),
             (HttpError::InvalidToken, r#"WWW-Authenticate: Bearer error="invalid_token""#),
             (HttpError::Overloaded, "Retry-After: 1"),
+            (HttpError::Stopping, "Retry-After: 1"),
         ] {
             let reply = refused(error, Cors::None, true);
             assert!(reply.contains(&format!("\r\n{header}\r\nVary: Origin\r\n")), "{reply}");
