@@ -5,6 +5,7 @@
 //! file, env, flags   what was written, with its place        value, url, address, secret   what it means
 //! draft      the last word of each setting                     check        contradictions
 //! resolve    all of it in turn -> Config, or every Fault at once         upstreams    what one is, and several together
+//! running    what a node takes over of another one, read later
 //! show       the resolved configuration as TOML               budget       what it may cost in memory
 //! ```
 //!
@@ -18,6 +19,7 @@ pub mod fault;
 mod file;
 pub mod flags;
 mod resolve;
+mod running;
 mod secret;
 pub mod settings;
 mod show;
@@ -30,6 +32,7 @@ pub use budget::Budget;
 pub use fault::{Excerpt, Fault, Faults, Origin};
 pub use flags::RunFlags;
 pub use resolve::{Machine, Resolved};
+pub use running::{Change, Running};
 pub use secret::Secret;
 pub use settings::{Key, Place};
 pub use value::read_bytes;

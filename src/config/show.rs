@@ -57,7 +57,7 @@ impl Config {
     }
 
     /// A setting's value in TOML; None where it has none.
-    fn text(&self, place: Place) -> Option<String> {
+    pub(super) fn text(&self, place: Place) -> Option<String> {
         let tls = self.tls.as_ref();
         let identity = self.identity.as_ref();
         let upstream = &self.upstreams[place.upstream];

@@ -70,7 +70,7 @@ impl Upstreams {
             upstream.route.filter = filter;
             (upstream.weights, upstream.message_bytes_max) = (weights, message_bytes_max);
         }
-        self.routes = Routes::new(self.all.iter().map(|upstream| upstream.route.clone()).collect());
+        self.routes = self.routes.with_filters(self.all.iter().map(|upstream| upstream.route.filter.clone()));
     }
 
     /// What filters are to know of the request that begins a client; nothing else of it is kept, least of all secrets.
