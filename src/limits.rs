@@ -297,6 +297,16 @@ pub const URL_TROUBLES_MAX: usize = 8;
 pub const USAGE_LOOK_MS: u64 = 1_000;
 /// Interim answers (1xx) an app server may send before the real one.
 pub const INTERIM_REPLIES_MAX: usize = 8;
+/// How long a new process and the running one wait for each other's next word when sockets are taken over. A start takes well under
+/// a second, and `TAKE_OVER_LANES_MS` more.
+pub const TAKE_OVER_MS: u64 = 30_000;
+/// How long a new process waits until every shard reaches an app server, before it gives up and leaves the clients where they are.
+pub const TAKE_OVER_LANES_MS: u64 = 10_000;
+const _: () = assert!(2 * TAKE_OVER_LANES_MS < TAKE_OVER_MS);
+/// Sockets that go with one message: the kernel takes 253 (SCM_MAX_FD).
+pub const TAKE_OVER_SOCKETS_MAX: usize = 128;
+/// Longest message between the two: so many sockets with the longest paths take a fifth of it.
+pub const TAKE_OVER_MESSAGE_BYTES_MAX: usize = 64 * 1024;
 /// How much longer than its shards a stopping node waits for its control plane, which may hang in the system's resolver.
 pub const STOP_GRACE_MS: u64 = 2_000;
 /// How soon the loss of a lane is reported again when the control plane's queue was full.

@@ -245,6 +245,11 @@ impl Config {
         if shards == 1 { all } else { (all / shards + all / shards / 4 + CONNECTIONS_SPARE).min(all) }
     }
 
+    /// Descriptors of listening sockets that a shard takes.
+    fn listeners_each(&self) -> usize {
+        listeners_each(self.listen.len(), self.take_over.is_some())
+    }
+
     /// Lanes in use, of all shards, to all urls.
     pub fn lanes(&self) -> u32 {
         lanes(&self.upstreams, self.shards)
@@ -284,6 +289,11 @@ impl Upstream {
     fn lanes_each(&self, shards: u16) -> u32 {
         u32::from(self.connection_pool_size.max(shards))
     }
+}
+
+/// For a successor there is a second one of each.
+fn listeners_each(listeners: usize, awaits_successor: bool) -> usize {
+    if awaits_successor { 2 * listeners } else { listeners }
 }
 
 fn lanes(upstreams: &[Upstream], shards: u16) -> u32 {
