@@ -46,6 +46,9 @@ pub enum ShardOrder {
     LookAt { client: OriginId, answer: oneshot::Sender<Option<Box<ClientDetail>>> },
     /// These settings hold from now on.
     Settings(Box<Renewal>),
+    /// Take what waits in the queues of the listeners. Another process had them as well and leaves, and the kernel wakes one of those who
+    /// wait for a connection: one that stops waiting in that moment takes the call and not the connection.
+    Accept,
     /// Send everybody away, each at a random moment of the window, serve them until then, and end.
     Drain { window: Duration, heir: Heir },
     /// Tell everybody at once and end.
@@ -115,6 +118,8 @@ pub struct Peer {
 pub enum ControlOrder {
     /// The lane's socket is closed; dial it again.
     LaneLost { lane: LaneKey },
+    /// The shard listens no more.
+    Released { shard: ShardId },
     /// The shard has ended in order.
     Stopped { shard: ShardId },
 }

@@ -2,7 +2,7 @@
 use super::plane::{Command, ORDER_TRIES, ShardHandle, send_order};
 use super::take_over::{Estate, Successor, offer};
 use crate::bus::{Heir, ShardOrder};
-use crate::limits::{LAST_POLLS_MS, STOP_MS};
+use crate::limits::{LAST_POLLS_MS, LISTEN_PATIENCE_MS, STOP_MS};
 use core::time::Duration;
 use std::io;
 use std::os::unix::net::UnixListener;
@@ -25,6 +25,9 @@ pub(super) struct Farewell {
 /// The shards while they end.
 pub(super) struct Ending {
     shards: Vec<ShardHandle>,
+    /// One word from each that listens no more,
+    released: mpsc::Receiver<()>,
+    /// and one from each that has ended.
     ended: mpsc::Receiver<()>,
     /// Those that were told to and have not; None before anybody was told.
     left: Option<usize>,
@@ -35,10 +38,11 @@ pub(super) struct Ending {
 impl Ending {
     pub(super) fn new(
         shards: Vec<ShardHandle>,
+        released: mpsc::Receiver<()>,
         ended: mpsc::Receiver<()>,
         deadline: watch::Sender<Option<Instant>>,
     ) -> Ending {
-        Ending { shards, ended, left: None, deadline }
+        Ending { shards, released, ended, left: None, deadline }
     }
 
     /// Sends clients away. True when all shards have ended; false when they have to be stopped.
@@ -61,6 +65,11 @@ impl Ending {
         info!("sending clients away over {window:?}");
         self.order(|| ShardOrder::Drain { window, heir }).await;
         if let Some(waits) = heir_waits {
+            let mut count = self.left;
+            let listens_no_more = all(&mut self.released, &mut count);
+            if tokio::time::timeout(Duration::from_millis(STOP_MS), listens_no_more).await.is_err() {
+                warn!("not every shard stopped listening in time");
+            }
             let _ = waits.send(());
         }
         tokio::select! {
@@ -97,10 +106,10 @@ impl Ending {
     }
 }
 
-/// Waits until no shard is left.
-async fn all(ended: &mut mpsc::Receiver<()>, left: &mut Option<usize>) {
+/// Waits for a word from each of them.
+async fn all(words: &mut mpsc::Receiver<()>, left: &mut Option<usize>) {
     while let Some(count @ 1..) = left
-        && ended.recv().await.is_some()
+        && words.recv().await.is_some()
     {
         *count -= 1;
     }
@@ -117,6 +126,7 @@ pub(super) async fn await_successor(
     listener: UnixListener,
     estate: Arc<Estate>,
     inherit: mpsc::Sender<oneshot::Sender<()>>,
+    shards: Vec<ShardHandle>,
 ) {
     let listener = listener.set_nonblocking(true).and_then(|()| tokio::net::UnixListener::from_std(listener));
     let listener = match listener {
@@ -149,9 +159,21 @@ pub(super) async fn await_successor(
             continue;
         }
         match done.await {
-            Ok(Ok(())) => {}
+            Ok(Ok(())) => continue,
             Ok(Err(error)) => warn!("a process that was to take over does not: {error}; this node goes on"),
             Err(_) => warn!("a process that was to take over does not; this node goes on"),
+        }
+        accept_anew(shards.clone()).await;
+    }
+}
+
+/// Another process leaves the listening sockets they had together, or has gone, and its ring a moment later.
+pub(super) async fn accept_anew(shards: Vec<ShardHandle>) {
+    for wait in [0, LISTEN_PATIENCE_MS] {
+        tokio::time::sleep(Duration::from_millis(wait)).await;
+        for shard in &shards {
+            // A shard that takes no orders accepts nothing, either.
+            let _ = send_order(&shard.orders, ShardOrder::Accept, 1).await;
         }
     }
 }

@@ -56,10 +56,11 @@ pub(super) fn open(
     let mut take = |place: &Place| inheritance.as_mut().map_or(Vec::new(), |inheritance| inheritance.take(place));
     let mut shards: Vec<Vec<Listener>> = (0..config.shards).map(|_| Vec::new()).collect();
     let (mut places, mut estate, mut files) = (Vec::new(), Vec::new(), Vec::new());
-    for listener in &config.listen {
+    for (index, listener) in config.listen.iter().enumerate() {
         let words = |error| in_words(error, &format!("cannot listen on {listener}"));
         let tls = listener.tls.then(|| tls.expect("an https listener has a certificate").clone());
-        let place = Place::of(&listener.address);
+        let same = config.listen[..index].iter().filter(|other| other.address == listener.address).count();
+        let place = Place::of(&listener.address, same);
         let inherited = take(&place);
         match &listener.address {
             ListenAddress::Tcp(address) => {

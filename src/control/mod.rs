@@ -181,6 +181,9 @@ impl Node {
             node.give_up();
             return Err(error);
         }
+        if node.has_taken_over {
+            let _ = node.commands.send(Command::Accept);
+        }
         for place in &node.listening {
             info!(listen = %place, %admin, "node up");
         }

@@ -3,7 +3,7 @@ use super::admin;
 use super::backoff::Backoff;
 use super::credentials::Credentials;
 use super::dial::{Dialled, dial};
-use super::leave::{Ending, Farewell, await_successor};
+use super::leave::{Ending, Farewell, accept_anew, await_successor};
 use super::listen::Files;
 use super::picture::{Ground, Picture};
 use super::process::Meter;
@@ -28,12 +28,14 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 use tokio::sync::{mpsc, watch};
-use tracing::{error, info, warn};
+use tracing::{debug, error, info, warn};
 
 /// What the owner of a node tells its control plane.
 pub(super) enum Command {
     /// The configuration was read again.
     Reload(Reload),
+    /// Another process had the listening sockets, too, and leaves or has gone.
+    Accept,
     /// Send everybody away, and end.
     Drain,
     /// Another process has the same listening sockets, and stays: end without touching them.
@@ -222,7 +224,8 @@ impl Plane {
         tokio_uring::spawn(measure(process, state.clone()));
         let admin = tokio_uring::spawn(admin::serve(admin_listener, state.clone(), picture));
         let (ended, ending) = mpsc::channel(shards.len().max(1));
-        tokio_uring::spawn(read_reports(from_shards, losses, ended));
+        let (release, released) = mpsc::channel(shards.len().max(1));
+        tokio_uring::spawn(read_reports(from_shards, losses, release, ended));
 
         let running = Rc::new(RefCell::new(Running::new(config)));
         let (ask, asked) = mpsc::unbounded_channel();
@@ -231,8 +234,9 @@ impl Plane {
 
         // A node without a successor keeps the sender, so that nobody comes.
         let (inherit, mut inherited) = mpsc::channel(1);
-        let waits = successor
-            .map(|(listener, estate)| tokio_uring::spawn(await_successor(listener, Arc::new(estate), inherit.clone())));
+        let waits = successor.map(|(listener, estate)| {
+            tokio_uring::spawn(await_successor(listener, Arc::new(estate), inherit.clone(), shards.clone()))
+        });
         let mut heir_waits = None;
         let farewell = loop {
             let window =
@@ -240,6 +244,7 @@ impl Plane {
             tokio::select! {
                 command = commanded.recv() => match command {
                     Some(Command::Reload(reload)) => drop(ask.send(reload)),
+                    Some(Command::Accept) => drop(tokio_uring::spawn(accept_anew(shards.clone()))),
                     Some(Command::Drain) => {
                         let delay = running.borrow().config().drain_delay;
                         break Some(Farewell { delay, ..window(Heir::None) });
@@ -266,7 +271,7 @@ impl Plane {
             let _ = admin.await;
             files.leave();
         }
-        let mut shards = Ending::new(shards, ending, deadline);
+        let mut shards = Ending::new(shards, released, ending, deadline);
         let all_ended = match farewell {
             Some(farewell) => shards.drain(farewell, &mut commanded, heir_waits).await,
             None => false,
@@ -385,6 +390,7 @@ pub(super) async fn send_order(
 async fn read_reports(
     reports: Receiver<ControlOrder>,
     losses: HashMap<LaneKey, mpsc::Sender<()>>,
+    released: mpsc::Sender<()>,
     ended: mpsc::Sender<()>,
 ) {
     let bell = match reports.bell().clone().into_async() {
@@ -401,6 +407,10 @@ async fn read_reports(
                     if let Some(lost) = losses.get(&lane) {
                         let _ = lost.send(()).await;
                     }
+                }
+                ControlOrder::Released { shard } => {
+                    debug!(shard = shard.0, "shard listens no more");
+                    let _ = released.send(()).await;
                 }
                 ControlOrder::Stopped { shard } => {
                     info!(shard = shard.0, "shard stopped");

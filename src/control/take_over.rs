@@ -29,6 +29,7 @@ use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
+use tracing::warn;
 
 /// Changes with the meaning of a message. Processes that do not speak the same one do not take over from each other.
 const VERSION: u32 = 1;
@@ -44,8 +45,10 @@ pub(super) enum Place {
 }
 
 impl Place {
-    pub(super) fn of(address: &ListenAddress) -> Place {
+    /// `same`: listeners of the same address before it, which there are where the kernel chooses the ports.
+    pub(super) fn of(address: &ListenAddress, same: usize) -> Place {
         Place::Clients(match address {
+            ListenAddress::Tcp(address) if same > 0 => format!("{address} {}", same + 1),
             ListenAddress::Tcp(address) => address.to_string(),
             ListenAddress::Unix(path) => format!("unix:{}", path.display()),
         })
@@ -104,13 +107,17 @@ impl Inheritance {
         left
     }
 
-    /// This process serves: the other one leaves. On an error it goes on.
+    /// This process serves: the other one leaves. It is an error if it does not want to.
     pub(super) fn serves(mut self) -> io::Result<()> {
-        send(&self.running, &Message::Serves, &[])?;
-        match receive(&mut self.running)? {
-            (Message::Leaves, _) => Ok(()),
-            (other, _) => Err(unexpected(&other)),
+        // Once it may have heard this, there is no way back: who says nothing more has gone, or will.
+        let heard = send(&self.running, &Message::Serves, &[]).and_then(|()| receive(&mut self.running));
+        match heard {
+            Ok((Message::Leaves, _)) => {}
+            Ok((refuses @ Message::Refuses { .. }, _)) => return Err(unexpected(&refuses)),
+            Ok((other, _)) => warn!("the node that ran here answers oddly: {}", unexpected(&other)),
+            Err(error) => warn!("the node that ran here does not say that it leaves: {error}"),
         }
+        Ok(())
     }
 }
 
@@ -427,7 +434,7 @@ mod tests {
             let error = ask(&file.0).err().expect("it is refused").to_string();
             assert!(error.contains("it refuses: it is about to stop") && error.contains("take over"), "{error}");
         });
-        assert_eq!(Place::of(&ListenAddress::Unix("/a".into())), Place::Clients("unix:/a".into()));
+        assert_eq!(Place::of(&ListenAddress::Unix("/a".into()), 0), Place::Clients("unix:/a".into()));
         assert_eq!(listen(&file.0).unwrap_err().kind(), io::ErrorKind::AddrInUse, "another process listens there");
     }
 }

@@ -89,7 +89,8 @@ impl<I: Io> Shard<I> {
     /// Mostly out of descriptors or memory: the kernel ended the multishot accept. Rest a moment instead of spinning; connections wait
     /// in the backlog meanwhile.
     fn on_accept_error(&mut self, now: Time, index: usize, errno: i32) {
-        if !self.listens() {
+        // Called back.
+        if errno == libc::ECANCELED || !self.listens() {
             return;
         }
         self.metrics.add(Counter::AcceptErrors, 1);
@@ -108,6 +109,15 @@ impl<I: Io> Shard<I> {
                 "accepting pauses: {error}; raise the descriptor limit (LimitNOFILE, ulimit -n) or lower max_clients{suppressed}"
             ),
             _ => warn!("accepting pauses: {error}{suppressed}"),
+        }
+    }
+
+    /// Calls every accept back, so that it begins anew: with what waits.
+    pub(super) fn accept_anew(&mut self) {
+        for index in 0..self.listeners.len() {
+            if self.listens() && !self.resting.contains(&index) {
+                self.io.cancel(accept_token(index));
+            }
         }
     }
 

@@ -27,7 +27,7 @@ use std::os::fd::AsRawFd;
 /// Clients are sent away.
 pub(super) struct Drain {
     heir: Heir,
-    /// When each connection's turn is, the next one's last.
+    /// When each one's turn is, the next one's last.
     moments: Vec<(Time, SlotKey)>,
     window_ends: Time,
 }
@@ -46,8 +46,8 @@ impl<I: Io> Shard<I> {
                     let stays = heir == Heir::None || client.session.form().transport == Transport::WebSockets;
                     if stays { self.random.moment(now, window) } else { now }
                 }
-                Some(Stage::Http(_)) if heir == Heir::None => self.random.moment(now, window),
-                Some(Stage::Http(_)) => now,
+                // Its next request is to reach the heir. Otherwise it may be one that a client polls on: it stays to the end.
+                Some(Stage::Http(_)) if heir == Heir::Process => now,
                 _ => continue,
             };
             moments.push((at, key));
@@ -205,6 +205,10 @@ impl<I: Io> Shard<I> {
         }
         if let Some(listener) = self.listeners.get_mut(index) {
             *listener = None;
+        }
+        if self.listeners.iter().all(Option::is_none) {
+            // Whoever waits for it does not wait for ever.
+            let _ = self.control.send(ControlOrder::Released { shard: self.settings.shard });
         }
     }
 }

@@ -263,6 +263,7 @@ impl<I: Io> Shard<I> {
                 ShardOrder::Look { clients_max, answer } => self.on_look(clients_max, answer),
                 ShardOrder::LookAt { client, answer } => self.on_look_at(client, answer),
                 ShardOrder::Settings(renewal) => self.on_renewal(*renewal),
+                ShardOrder::Accept => self.accept_anew(),
                 ShardOrder::Drain { window, heir } => self.drain(now, window, heir),
                 ShardOrder::Stop => self.stop(now),
             }

@@ -103,6 +103,12 @@ impl Process {
         None
     }
 
+    /// Sends it a signal by name, such as `TERM`.
+    pub fn signal(&self, name: &str) {
+        let sent = Command::new("kill").args(["-s", name, &self.child.id().to_string()]).status();
+        assert!(sent.is_ok_and(|status| status.success()), "{} cannot be sent {name}", self.name);
+    }
+
     fn signal_group(&self, signal: &str) {
         // The group may be gone already; that is fine.
         let _ =
@@ -223,8 +229,13 @@ impl Node {
     }
 
     fn run(flags: &[&str]) -> Node {
-        let addresses = ["run", "--listen", "127.0.0.1:0", "--admin", "127.0.0.1:0"];
-        let mut process = Process::signalring("node", &[&addresses[..], flags].concat());
+        let mut all = vec!["run", "--listen", "127.0.0.1:0", "--admin", "127.0.0.1:0"];
+        // Tests that are about something else do not wait while clients are sent away.
+        if !flags.contains(&"--drain-window") {
+            all.extend(["--drain-window", "0s"]);
+        }
+        all.extend(flags);
+        let mut process = Process::signalring("node", &all);
         let listen = address(&process.printed("listening on "));
         let admin = address(&process.printed("admin on "));
         let node = Node { process, address: listen, admin };
