@@ -145,7 +145,7 @@ Examples:
 fn main() -> ExitCode {
     let done = match Arguments::parse().command {
         Cmd::Run(flags) => match Resolved::load(&flags) {
-            Ok(resolved) => run(resolved),
+            Ok(resolved) => run(resolved, &flags),
             Err(faults) => return refuse(&faults),
         },
         Cmd::Check(flags) => match Resolved::load(&flags) {
@@ -188,7 +188,7 @@ fn main() -> ExitCode {
     }
 }
 
-fn run(resolved: Resolved) -> io::Result<()> {
+fn run(resolved: Resolved, flags: &RunFlags) -> io::Result<()> {
     signalring::logging::init(&resolved.config.log, resolved.config.log_format);
     for warning in resolved.warnings(&Machine::probe()) {
         tracing::warn!("{warning}");
@@ -198,7 +198,7 @@ fn run(resolved: Resolved) -> io::Result<()> {
     for line in budget.to_string().lines() {
         tracing::debug!("{}", line.trim_start_matches("# "));
     }
-    signalring::control::run_node(resolved.config)
+    signalring::control::run_node(resolved.config, || Resolved::load(flags).map(|resolved| resolved.config))
 }
 
 fn check(resolved: &Resolved) -> io::Result<()> {
