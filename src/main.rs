@@ -82,6 +82,10 @@ const RUN_HELP: &str = "\
 Every setting can stand in the file, in the environment or on the command line, in that order of increasing precedence.
 All faults of a configuration are reported at once (exit code 2), before any port is opened.
 
+SIGTERM and SIGINT send the clients away, each at a moment of its own (--drain-delay, --drain-window); a second one ends the node at
+once. SIGHUP reads the configuration, certificates and keys again: what the help marks so changes without anybody noticing, and the log
+names what needs a new process. A new process takes over from a running one without a gap where both have the same --take-over.
+
 Examples:
   signalring run --app-server http://127.0.0.1:6100
   signalring run --app-server http://10.0.0.1:6100 --app-server http://10.0.0.2:6100
