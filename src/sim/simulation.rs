@@ -23,6 +23,9 @@ use std::sync::Arc;
 /// Steps of a script that are followed, so that a run has an end.
 const STEPS_MAX: usize = 200;
 
+/// How long a shard is let alone after each stall, at least.
+const BETWEEN_STALLS: Duration = Duration::from_secs(3);
+
 /// A shard on its part of the world.
 struct Runner {
     shard: Option<Shard<World>>,
@@ -469,10 +472,12 @@ impl Simulation {
                 let errno = network.chance.one_of(&[libc::EMFILE, libc::ENOMEM, libc::ECONNABORTED]);
                 network.fail_accept(shard, errno);
             }
-            Fault::Stall => {
+            // Not one after the other: a shard that gets nowhere for as long as its clients' timeout may take them for gone.
+            Fault::Stall if now >= self.runners[shard].busy_until.after(BETWEEN_STALLS) => {
                 network.fault(fault);
                 self.runners[shard].busy_until = network.chance.soon(now, 50, 2_500);
             }
+            Fault::Stall => {}
             Fault::ClockJump => {
                 network.fault(fault);
                 let ticks = network.chance.between(0, 3600 * 10_000_000);
