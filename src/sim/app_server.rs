@@ -261,10 +261,11 @@ impl AppServers {
                 };
                 inbox.push_back(again);
             }
-            Sabotage::SkipDisconnect if network.chance.happens(300) => {
-                if inbox.back().is_some_and(|invoke| invoke.method == "OnDisconnectedAsync") {
-                    inbox.pop_back();
-                }
+            Sabotage::SkipDisconnect
+                if network.chance.happens(300)
+                    && inbox.back().is_some_and(|invoke| invoke.method == "OnDisconnectedAsync") =>
+            {
+                inbox.pop_back();
             }
             _ => {}
         }
@@ -582,7 +583,7 @@ impl AppServers {
                     json!([view, view, what]),
                     Some(json!([self.full(other)]).to_string()),
                 ),
-                (None, true) if said % 2 == 0 => {
+                (None, true) if said.is_multiple_of(2) => {
                     self.response("SendToGroupExceptAsync", json!([view, view, what]), Some("[null]".into()))
                 }
                 (None, true) => self.response("SendToGroupAsync", json!([view, view, what]), None),
