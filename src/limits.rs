@@ -281,6 +281,9 @@ pub const TOLD_KEPT_MS: u64 = LANE_SILENCE_MS + 10_000;
 /// What was on a lane when it was lost may still be worked on by an app server that is slow to notice, behind the end of the client that it heard
 /// elsewhere, which makes the client anew (contract 2.5). So that end is told again, twice.
 pub const TELL_AGAIN_MS: [u64; 2] = [5_000, 60_000];
+/// Ends of clients that a shard keeps to tell again, for each of these times: of all clients of a usual node, twice. Past it the oldest is
+/// told at once, so that a lane that is lost again and again costs no more.
+pub const AGAIN_MAX: usize = 262_144;
 /// Our pings to the app server.
 pub const LANE_KEEP_ALIVE_MS: u64 = 15_000;
 

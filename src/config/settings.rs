@@ -243,7 +243,7 @@ settings! {
         "Whether a client that asks for it may lose its WebSocket and go on with a new one without losing messages" reloads;
     StatefulReconnectBufferSize, Hub, "stateful_reconnect_buffer_size", "STATEFUL_RECONNECT_BUFFER_SIZE", "stateful-reconnect-buffer-size",
         Kind::Size { min: STATEFUL_BUFFER_BYTES_MIN, max: STATEFUL_BUFFER_BYTES_MAX }, "100000",
-        "Bytes of messages kept for such a client until it has acknowledged them; at most client_send_queue_bytes" reloads;
+        "Bytes of messages kept for such a client until it has acknowledged them, 64 more for each message; at most client_send_queue_bytes" reloads;
     PollTimeout, Hub, "poll_timeout", "POLL_TIMEOUT", "poll-timeout",
         Kind::Duration { min_ms: POLL_TIMEOUT_MS_MIN, max_ms: POLL_TIMEOUT_MS_MAX }, "90s",
         "How long a long poll may wait for a message; less than the time after which a proxy in front gives up" reloads;
@@ -260,7 +260,7 @@ settings! {
         "Connections held at once, shared out over the shards; more are refused with 503";
     ClientSendQueueBytes, Limits, "client_send_queue_bytes", "CLIENT_SEND_QUEUE_BYTES", "client-send-queue-bytes",
         Kind::Size { min: CLIENT_SEND_QUEUE_BYTES_MIN, max: CLIENT_SEND_QUEUE_BYTES_MAX }, "256KiB",
-        "Bytes queued for one client before it is disconnected as too slow" reloads;
+        "Bytes queued for one client before it is disconnected as too slow, 64 more for each of their frames" reloads;
     ClientSendBufferBytes, Limits, "client_send_buffer_bytes", "CLIENT_SEND_BUFFER_BYTES", "client-send-buffer-bytes",
         Kind::Size { min: CLIENT_SEND_BUFFER_BYTES_MIN, max: CLIENT_SEND_BUFFER_BYTES_MAX }, "32KiB",
         "Kernel send buffer of a client socket (SO_SNDBUF)" reloads;

@@ -27,7 +27,7 @@ struct Entry {
     answered: bool,
 }
 
-/// Bytes of one invocation in flight, its name apart.
+/// Bytes of one invocation in flight, its name apart; both lists grow by doubling.
 pub const FLIGHT_BYTES: usize = size_of::<Entry>();
 
 /// The invocations of one incarnation of a lane.
@@ -53,11 +53,9 @@ pub struct Answered {
 }
 
 impl Flight {
-    /// Everything anew, for the next incarnation.
+    /// Everything anew, for the next incarnation: what a lane that was lost needed the next one may never need.
     pub fn clear(&mut self) {
-        self.entries.clear();
-        self.names.clear();
-        (self.first, self.notices, self.replays) = (0, 0, 0);
+        *self = Flight { heard: self.heard, ..Flight::default() };
     }
 
     pub fn len(&self) -> usize {

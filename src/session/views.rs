@@ -72,6 +72,10 @@ struct Name {
 /// What one live view model takes: the entry, and its place in the list of free ones; names and arguments apart.
 pub const VIEW_BYTES: usize = size_of::<View>() + size_of::<u32>();
 
+/// ... and what a name or an argument takes beside its text, which stands twice: an entry in the list and one in the table, which both
+/// grow by doubling, and two allocations.
+pub const NAME_BYTES: usize = 2 * (size_of::<Name>() + size_of::<u32>() + size_of::<(Box<[u8]>, u32)>() + 16);
+
 /// Tells a view model that was opened from one that had the same name before it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Opening(u32);

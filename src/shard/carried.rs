@@ -519,7 +519,7 @@ impl<I: Io> Shard<I> {
             match transport {
                 // It waits for the next poll, up to the bound that every client has; one message that is larger is no fault.
                 Transport::LongPolling => {
-                    if self.frames.bytes_behind_head(&socket.queue) > self.settings.send_queue_bytes_max {
+                    if self.frames.cost_behind_head(&socket.queue) > self.settings.send_queue_bytes_max {
                         self.ending.push((client, End::SlowClient));
                     }
                 }

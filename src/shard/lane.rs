@@ -295,9 +295,14 @@ impl Lane {
 
     /// Can something be written right now? Not more than the app server is known to work on.
     pub(super) fn has_room(&self, settings: &Settings) -> bool {
+        self.has_room_beyond(settings, 0)
+    }
+
+    /// The same with so many messages more than the app server works on.
+    fn has_room_beyond(&self, settings: &Settings, more: usize) -> bool {
         let State::Up(link) = &self.state else { return false };
         let window = settings.upstreams.of(self.place).window.map_or(usize::MAX, |window| window.messages as usize);
-        link.socket.queue.bytes() < LANE_SEND_BYTES_HIGH && self.flight.len() < window
+        link.socket.queue.bytes() < LANE_SEND_BYTES_HIGH && self.flight.len() < window.saturating_add(more)
     }
 
     /// Can a message be written right now, without overtaking one that waits?
@@ -737,7 +742,8 @@ impl Lane {
 
     /// One of the last words of a client, behind which its end follows. False: it is lost.
     pub(super) fn last_words(&mut self, now: Time, waiting: &Waiting, from: From<'_>, gate: &mut Gate<'_>) -> bool {
-        let has_room = matches!(&self.state, State::Up(link) if link.socket.queue.bytes() < LANE_SEND_BYTES_HIGH);
+        // As many as a replay may be over.
+        let has_room = self.has_room_beyond(gate.settings, VIEWS_PER_CLIENT_MAX as usize);
         let forward = waiting.message().forward();
         if !has_room || self.write(now, &forward, None, from.origin, from.shown, waiting.cargo(), gate).is_err() {
             gate.metrics.add(Counter::DroppedGoneClient, 1);

@@ -76,6 +76,13 @@ pub const HTTP_STAGE_BYTES: usize = size_of::<socket::HttpStage>();
 pub const LANE_BYTES: usize = size_of::<lane::Lane>();
 /// A disconnect notice in front of a lane that is down.
 pub const NOTICE_BYTES: usize = size_of::<lane::Notice>();
+/// Ends of clients that are told again, at most.
+pub const AGAIN_BYTES: usize = replay::AGAIN_BYTES;
+/// A client that waits for its view models to be requested again. The list grows by doubling.
+pub const OWED_BYTES: usize = 2 * size_of::<SlotKey>();
+/// The end of a client that a stuck lane is told of before it is given up: what is in flight, and the message, whose context has nothing
+/// but ids (contract 3.3). Both grow by doubling.
+pub const SAID_END_BYTES: usize = 2 * (crate::session::flight::FLIGHT_BYTES + 512);
 /// What a turn gathers, and the wheel.
 pub const TURN_BYTES: usize = size_of::<Wheel>()
     + COMPLETIONS_KEPT * size_of::<Completion>()

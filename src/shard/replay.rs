@@ -14,7 +14,7 @@ use super::socket::{Client, Conn, Stage, Tie};
 use super::upstreams::Hub;
 use super::{Settings, Shard};
 use crate::ids::{LaneIndex, LaneKey, OriginId, Serial, SlotKey, Time, UpstreamIndex};
-use crate::limits::{REPLAYS_IN_FLIGHT_MAX, TELL_AGAIN_MS, TOLD_KEPT_MS};
+use crate::limits::{AGAIN_MAX, REPLAYS_IN_FLIGHT_MAX, TELL_AGAIN_MS, TOLD_KEPT_MS};
 use crate::metrics::Counter;
 use crate::session::fault::{End, LaneEnd, Refusal};
 use crate::session::flight::Cargo;
@@ -82,9 +82,8 @@ impl<I: Io> Shard<I> {
         let Shard { lanes, frames, dirty, random, clock, metrics, settings, relieved, again, .. } = self;
         let mut gate = Gate { settings, frames, dirty, random, clock, metrics, relieved };
         for queue in again.iter_mut() {
-            while let Some(Again { lane, notice, .. }) = queue.pop_front_if(|again| now >= again.at) {
-                let other = on_way(lanes, lane);
-                lanes[other].notice(notice, &mut gate);
+            while let Some(again) = queue.pop_front_if(|again| now >= again.at) {
+                again.tell(lanes, &mut gate);
             }
         }
     }
@@ -150,12 +149,14 @@ impl<I: Io> Shard<I> {
         let is_acknowledged = settings.upstreams.get(upstream).window.is_some();
         for notice in core::mem::take(&mut lanes[own].told) {
             if is_acknowledged || notice.at.after(silence) > now {
-                repeat(again, now, own, notice.origin);
+                repeat(again, now, own, notice.origin, lanes, &mut gate);
                 lanes[other].notice(notice, &mut gate);
             } else {
                 gate.settled(Some(notice));
             }
         }
+        // Whoever is still owed something gets in line again below.
+        lanes[own].replays.clear();
         let (mut moved, mut closed) = (0u32, 0u32);
         let slots = if routes.is_observer(upstream) { 0 } else { conns.slots() };
         for slot in 0..slots {
@@ -168,7 +169,7 @@ impl<I: Io> Shard<I> {
                 continue;
             }
             if pin.tie == Tie::Known && (has_fate || !is_acknowledged) {
-                repeat(again, now, own, client.origin_at(settings, slot, upstream));
+                repeat(again, now, own, client.origin_at(settings, slot, upstream), lanes, &mut gate);
             }
             match pin.tie {
                 Tie::Known if !views.is_replayable(client.views, upstream) => {
@@ -193,11 +194,6 @@ impl<I: Io> Shard<I> {
                 Tie::Owed | Tie::Unknown => {}
             }
         }
-        lanes[own].replays.retain(|key| {
-            conns.get(*key).is_some_and(
-                |conn| matches!(&conn.stage, Stage::Client(client) if client.pins[upstream].lane == Some(index)),
-            )
-        });
         let name = settings.upstreams.get(upstream).name.as_str();
         warn!(
             lane = %LaneKey { shard: settings.shard, index }, upstream = name, clients = moved, asked_to_reconnect = closed,
@@ -311,8 +307,23 @@ pub(super) struct Again {
 /// Those that are due the same time after the loss of their lane stand in one queue, in order.
 pub(super) type AgainQueues = [VecDeque<Again>; TELL_AGAIN_MS.len()];
 
-fn repeat(queues: &mut AgainQueues, now: Time, lane: usize, origin: OriginId) {
+/// What they take at most.
+pub(super) const AGAIN_BYTES: usize = TELL_AGAIN_MS.len() * AGAIN_MAX * size_of::<Again>();
+
+impl Again {
+    fn tell(self, lanes: &mut [Lane], gate: &mut Gate<'_>) {
+        let other = on_way(lanes, self.lane);
+        lanes[other].notice(self.notice, gate);
+    }
+}
+
+fn repeat(queues: &mut AgainQueues, now: Time, lane: usize, origin: OriginId, lanes: &mut [Lane], gate: &mut Gate<'_>) {
     for (queue, ms) in queues.iter_mut().zip(TELL_AGAIN_MS) {
+        if queue.len() >= AGAIN_MAX
+            && let Some(oldest) = queue.pop_front()
+        {
+            oldest.tell(lanes, gate);
+        }
         // The journal has it from the first time.
         let notice = Notice { origin, at: now, hub_id: None, cell: None };
         queue.push_back(Again { at: now.after(Duration::from_millis(ms)), lane, notice });

@@ -474,7 +474,7 @@ fn is_too_slow(socket: &Socket, frames: &FramePool, settings: &Settings) -> bool
     socket.blocked
         && socket.life == Life::Open
         && lane_of(socket.key).is_none()
-        && frames.bytes_behind_head(&socket.queue) > settings.send_queue_bytes_max
+        && frames.cost_behind_head(&socket.queue) > settings.send_queue_bytes_max
 }
 
 /// The socket a key stands for, of a lane or of a connection; for where the rest of the shard is borrowed.
