@@ -316,6 +316,8 @@ pub const HTTP_IDLE_MS: u64 = 60_000;
 /// Bodies of POSTs that came before their connection's first poll or event stream, of one shard together. Python's signalrcore sends
 /// its handshake that early.
 pub const EARLY_BODIES_BYTES_MAX: usize = 4 * 1024 * 1024;
+/// ... and how many: each is looked for among all of them, and the smallest take more than what they say.
+pub const EARLY_BODIES_MAX: usize = 4096;
 /// A POST of a client that is not to be read at present waits this long for its answer. Well below what clients wait for one (100 s) ...
 pub const POST_PATIENCE_MS: u64 = 10_000;
 /// ... and is tried again this often.

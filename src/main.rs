@@ -194,6 +194,7 @@ fn run(resolved: Resolved) -> io::Result<()> {
         tracing::warn!("{warning}");
     }
     let budget = Budget::of(&resolved.config);
+    tracing::info!("{}", budget.summary());
     for line in budget.to_string().lines() {
         tracing::debug!("{}", line.trim_start_matches("# "));
     }

@@ -7,7 +7,7 @@ mod common;
 
 use certificates::{Authority, Folder};
 use common::ws::{CLOSE, FIN, TEXT, frame};
-use common::{App, Node, PATIENCE, Reply, wait_for};
+use common::{App, Node, PATIENCE, Reply, narrow, wait_for};
 use rustls::pki_types::ServerName;
 use rustls::{ClientConfig, ClientConnection, StreamOwned};
 use std::io::{ErrorKind, Read, Write};
@@ -223,18 +223,6 @@ fn a_flood_behind_a_request_for_another_shard_is_not_gathered() {
     assert!(grown < 16 * 1024, "{grown} KiB more for one connection");
 }
 
-/// A connection to the node whose kernel holds little.
-fn narrow(address: SocketAddr) -> TcpStream {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-    let stream = runtime.block_on(async {
-        let socket = tokio::net::TcpSocket::new_v4().unwrap();
-        socket.set_recv_buffer_size(4096).unwrap();
-        socket.connect(address).await.unwrap().into_std().unwrap()
-    });
-    stream.set_nonblocking(false).unwrap();
-    stream
-}
-
 const NOWHERE: &str = "GET /nowhere HTTP/1.1\r\nHost: x\r\n\r\n";
 
 #[test]
@@ -350,6 +338,41 @@ fn what_is_for_a_poll_whose_tls_broke_waits_for_the_next_one() {
 }
 
 /// RFC 8446 §6.1: without close_notify the end of an event stream could be anybody's doing.
+#[test]
+fn who_sends_too_much_over_tls_is_read_later_and_loses_nothing() {
+    let folder = Folder::new();
+    let rate = ["--client-message-rate", "20", "--client-message-burst", "10", "--shards", "1"];
+    let (_app, node, client) = start_tls(&folder, &rate);
+    let mut http = https(&node, &client);
+    let upgraded = http.ask(&format!("{}\r\n", common::ws::upgrade_head(https_address(&node), "/dotnetify")));
+    assert_eq!(upgraded.status, 101);
+    let count = 100;
+    let begun = Instant::now();
+    http.stream.write_all(&frame(FIN | TEXT, HANDSHAKE.as_bytes())).unwrap();
+    // A record is opened as a whole, and paid for afterwards: two seconds each.
+    for n in 0..count {
+        http.stream.write_all(&frame(FIN | TEXT, nobody(&n.to_string()).as_bytes())).unwrap();
+        if n % 50 == 49 {
+            std::thread::sleep(A_MOMENT);
+        }
+    }
+    let (mut expected, mut bytes) = (0, [0; 4096]);
+    while expected < count {
+        let read = http.stream.read(&mut bytes).expect("an answer");
+        assert!(read > 0, "it ended after {expected} answers");
+        http.heard.extend_from_slice(&bytes[..read]);
+        while let Some((frame, length)) = common::ws::parse(&http.heard) {
+            http.heard.drain(..length);
+            for record in frame.text().split_terminator('\u{1e}').filter(|record| record.contains("invocationId")) {
+                assert!(record.contains(&format!("\"invocationId\":\"{expected}\"")), "{record}");
+                expected += 1;
+            }
+        }
+    }
+    assert!(begun.elapsed() > Duration::from_secs(1), "{:?}", begun.elapsed());
+    assert!(node.metric_where("signalring_read_pauses", "reason=\"message_rate\"") >= 1.0);
+}
+
 #[test]
 fn an_event_stream_over_tls_ends_with_a_goodbye() {
     let folder = Folder::new();

@@ -6,9 +6,9 @@ mod common;
 use common::fake::Fake;
 use common::web::{EVENTS, Events, Polling, REQUEST, Web, token_on};
 use common::ws::{FIN, PING, PONG, Socket, frame, record};
-use common::{App, Node, PATIENCE, exchange, wait_for};
+use common::{App, Node, PATIENCE, connect_from, exchange, narrow, wait_for};
 use std::io::{Read, Write};
-use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpStream};
+use std::net::{Ipv4Addr, TcpStream};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
@@ -42,26 +42,6 @@ fn unframed(id: &str) -> String {
 
 fn nobody(id: &str) -> Vec<u8> {
     record(&unframed(id))
-}
-
-/// A connection whose kernel takes little that is not read.
-fn narrow(address: SocketAddr) -> TcpStream {
-    from(Ipv4Addr::LOCALHOST.into(), address, Some(4096))
-}
-
-/// A connection from a certain address of this machine.
-fn from(source: IpAddr, address: SocketAddr, receive_buffer: Option<u32>) -> TcpStream {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime starts");
-    let stream = runtime.block_on(async {
-        let socket = tokio::net::TcpSocket::new_v4().expect("a socket");
-        if let Some(bytes) = receive_buffer {
-            socket.set_recv_buffer_size(bytes).expect("a buffer's size can be set");
-        }
-        socket.bind((source, 0).into()).expect("a loopback address is free");
-        socket.connect(address).await.expect("the listener accepts").into_std().expect("it is out of the runtime")
-    });
-    stream.set_nonblocking(false).expect("it can be made to wait");
-    stream
 }
 
 fn ends(node: &Node, reason: &str, count: usize) {
@@ -194,6 +174,29 @@ fn a_flood_of_websocket_pings_is_read_as_slowly() {
 }
 
 #[test]
+fn a_pause_follows_a_client_to_its_next_socket() {
+    let (_app, node) = start(&["--client-message-rate", "20", "--client-message-burst", "10", "--shards", "1"]);
+    let token = token_on(&mut Web::connect(node.address), "&useStatefulReconnect=true");
+    let target = format!("/dotnetify?id={token}");
+    let mut first = Socket::upgrade(node.address, &target, "").expect("an upgrade");
+    first.send(&record(r#"{"protocol":"json","version":2}"#));
+    assert_eq!(first.frame("the handshake's answer").text(), "{}\u{1e}");
+    // One piece, so that all of it is taken and paid for afterwards: three seconds.
+    first.send(&(0..40).flat_map(|n| nobody(&n.to_string())).collect::<Vec<_>>());
+    let begun = Instant::now();
+    wait_for("the pause", PATIENCE, || (pauses(&node) >= 1.0).then_some(()));
+    let mut second = Web::connect(node.address);
+    second.send(format!("{}\r\n", common::ws::upgrade_head(node.address, &target)).as_bytes());
+    second.until(b"\r\n\r\n", "the upgrade");
+    // What it had not acknowledged comes again, the answer to what it says now later.
+    second.send(&[record(r#"{"type":9,"sequenceId":41}"#), nobody("again")].concat());
+    while !second.frame("an answer").text().contains("\"invocationId\":\"again\"") {}
+    let answered = begun.elapsed();
+    assert!(answered > Duration::from_secs(1), "{answered:?}");
+    assert_eq!(node.metric_where("signalring_resumes", "event=\"resumed\""), 1.0);
+}
+
+#[test]
 fn a_client_that_is_gone_or_leaves_is_not_kept_by_its_pause() {
     let (_app, node) = start(&["--client-message-rate", "1", "--client-message-burst", "1", "--shards", "1"]);
     let flood = frame(FIN | PING, b"").repeat(500);
@@ -255,7 +258,7 @@ fn one_address_has_so_many_connections_and_another_its_own() {
     assert_eq!((reply.status, reply.header("retry-after")), (429, Some("5")), "{}", reply.text);
     node.counts_refusals(&["address_limit"], 1);
     assert!(node.process.output().contains("connections_per_address"), "it is said in the log");
-    let mut other = from(Ipv4Addr::new(127, 0, 0, 2).into(), node.address, None);
+    let mut other = connect_from(Ipv4Addr::new(127, 0, 0, 2), node.address, None);
     other.write_all(b"GET /dotnetify HTTP/1.1\r\nHost: x\r\n\r\n").unwrap();
     assert_eq!(common::read_reply(&mut other, Duration::ZERO).status, 400, "it is served");
     held.pop();

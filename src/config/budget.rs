@@ -1,6 +1,6 @@
 //! What a configuration may cost in memory: one term per holder, so that "how much does it need" has an answer before it needs it.
 //!
-//! Sizes of our own things are those the compiler gives them, bounds are those of `limits`. Four figures are measured or
+//! Sizes of our own things are those the compiler gives them, bounds are those of `limits`. Five figures are measured or
 //! customary instead, because nothing here decides them; they stand at the end of the constants, each with where it is from.
 use super::Config;
 use crate::bus::{self, ControlOrder, ShardOrder};
@@ -29,6 +29,9 @@ const CLAIMS_BYTES_MAX: usize = TOKEN_BYTES_MAX * 3 / 4 / 2 * size_of::<serde_js
 const SOCKET_KERNEL_BYTES: usize = 3850 + 288;
 /// State of an idle TLS connection, as `tests/tls_memory.rs` measures it for both versions: keys and tickets; buffers are let go.
 const TLS_BYTES_USUAL: usize = 3400;
+/// What the kernel keeps of a client that is not read for a while: `net.ipv4.tcp_rmem`'s default. It lets it grow only where the
+/// receiver is fast.
+const RECEIVE_KERNEL_BYTES: usize = 128 * 1024;
 /// Stack of a thread that Rust starts. Pages that are never touched cost nothing.
 const STACK_BYTES: usize = 2 * 1024 * 1024;
 
@@ -86,6 +89,7 @@ impl Budget {
         let needs = filters.fold(Needs::default(), |needs, filter| needs.with(filter.needs()));
         let shares_hub = config.upstreams.iter().any(|upstream| upstream.hub_id == HubScope::Node);
         let stateful = config.hub.allow_stateful_reconnects && transports.web_sockets;
+        let carries = stateful || transports.server_sent_events || transports.long_polling;
         let https = config.listen.iter().any(|listener| listener.tls);
         // A term whose count is 0 is left out below.
         let each = |asked: bool, count: u64| if asked { count } else { 0 };
@@ -133,6 +137,13 @@ impl Budget {
                 "keys and buffers, if all come by https",
             ),
             term(
+                "addresses",
+                Client,
+                each(config.limits.connections_per_address > 0, connections),
+                shard::ADDRESS_BYTES,
+                "for connections_per_address, if each client has one of its own",
+            ),
+            term(
                 "journal",
                 Client,
                 each(config.journal.is_some(), shards),
@@ -160,6 +171,56 @@ impl Budget {
                 message_bytes * POST_BODY_MESSAGES_MAX as usize,
                 "incomplete ones of clients without WebSockets",
             ),
+            term(
+                "early POST bodies",
+                Worst,
+                each(transports.server_sent_events || transports.long_polling, shards),
+                EARLY_BODIES_BYTES_MAX,
+                "those that came before their transport began",
+            ),
+            term(
+                "clients without a socket of their own",
+                Worst,
+                each(carries, connections),
+                shard::HELD_CLIENT_BYTES,
+                "found by their connection ids",
+            ),
+            term(
+                "used connection tokens",
+                Worst,
+                shards * USED_TOKENS_MAX as u64,
+                shard::USED_TOKEN_BYTES,
+                "as long as they could be used again",
+            ),
+            term(
+                "users",
+                Worst,
+                each(config.identity.is_some(), connections),
+                shard::USER_BYTES + 2 * TOKEN_BYTES_MAX,
+                "names and claims that app servers are shown, in two protocols",
+            ),
+            term(
+                "clients' TLS in pieces",
+                Worst,
+                each(https, connections),
+                TLS_CARRY_BYTES_MAX,
+                "an incomplete record each",
+            ),
+            term(
+                "clients' TLS queues",
+                Worst,
+                each(https, connections),
+                TLS_SEALED_BYTES_MAX + (TLS_SEALED_BYTES_MAX / TLS_PLAIN_BYTES_MAX + 1) * TLS_EXPANSION_BYTES_MAX,
+                "what is sealed at once, beside what waits in plain",
+            ),
+            term(
+                "connections between shards",
+                Worst,
+                each(shards > 1, shards * BUS_ORDERS as u64),
+                HTTP_HEAD_BYTES_MAX + RECV_BUFFER_BYTES as usize,
+                "what was read of those that are handed over",
+            ),
+            term("lists of a turn", Worst, connections, shard::LISTED_BYTES, "a turn that concerns every connection"),
             term(
                 "poll answers",
                 Worst,
@@ -215,6 +276,20 @@ impl Budget {
                 connections,
                 send_queue,
                 "client_send_queue_bytes; then a client is cut off",
+            ),
+            term(
+                "room in frames",
+                Worst,
+                connections,
+                send_queue + if stateful { config.hub.stateful_reconnect_buffer_size as usize } else { 0 },
+                "what queues and buffers left free; they grow by doubling",
+            ),
+            term(
+                "client receive buffers (kernel)",
+                Worst,
+                connections,
+                RECEIVE_KERNEL_BYTES,
+                "of clients that are not read; tcp_rmem",
             ),
             term(
                 "client send buffers (kernel)",
@@ -283,6 +358,24 @@ impl Budget {
         ];
         terms.retain(|term| term.count > 0);
         Budget { terms }
+    }
+
+    /// In one line, for the log.
+    pub fn summary(&self) -> String {
+        let [start, idle, worst] = [Paid::Start, Paid::Client, Paid::Worst].map(|paid| self.total(paid));
+        format!(
+            "memory budget: {} at start, {} more with every place taken and idle, {} more at most if every queue is full at once; `signalring check` itemizes it",
+            short(start),
+            short(idle),
+            short(worst)
+        )
+    }
+
+    /// Bytes of the process's own memory at most, beside its code: what the kernel keeps for it and stacks that are not used are not
+    /// among it.
+    pub fn resident_max(&self) -> u64 {
+        let own = |term: &&Term| !term.name.ends_with("(kernel)") && term.name != "thread stacks";
+        self.terms.iter().filter(own).map(Term::bytes).fold(0, u64::saturating_add)
     }
 
     /// Bytes of the terms paid so.
@@ -358,8 +451,8 @@ mod tests {
                 .with(Key::ClientSendQueueBytes, "1MiB"),
         );
         let more_each = u64::from((1 << 20) - CLIENT_SEND_QUEUE_BYTES_DEFAULT);
-        // What waits, and the answer to a poll.
-        assert_eq!(longer_queues.total(Paid::Worst), small.total(Paid::Worst) + 2 * 1000 * more_each);
+        // What waits, the answer to a poll, and the room in their frames.
+        assert_eq!(longer_queues.total(Paid::Worst), small.total(Paid::Worst) + 3 * 1000 * more_each);
     }
 
     #[test]
@@ -391,9 +484,11 @@ mod tests {
             let flags = RunFlags::default().with(Key::TlsCertificateFile, pem).with(Key::TlsKeyFile, pem);
             flags.with(Key::Shards, "1").with(Key::MaxClients, "1000")
         };
-        let plain = budget(tls()).total(Paid::Client);
-        let https = budget(tls().with(Key::Listen, "127.0.0.1:80,https://127.0.0.1:443")).total(Paid::Client);
-        assert_eq!(https, plain + 1000 * TLS_BYTES_USUAL as u64);
+        let plain = budget(tls());
+        let https = budget(tls().with(Key::Listen, "127.0.0.1:80,https://127.0.0.1:443"));
+        assert_eq!(https.total(Paid::Client), plain.total(Paid::Client) + 1000 * TLS_BYTES_USUAL as u64);
+        let records = (TLS_CARRY_BYTES_MAX + TLS_SEALED_BYTES_MAX) as u64;
+        assert!(https.total(Paid::Worst) > plain.total(Paid::Worst) + 1000 * records);
     }
 
     #[test]
@@ -459,7 +554,7 @@ mod tests {
         // What the kernel fills belongs to a shard, however many lanes and clients it has.
         let provided = u64::from(RECV_BUFFERS) * u64::from(RECV_BUFFER_BYTES)
             + u64::from(LANE_RECV_BUFFERS) * u64::from(LANE_RECV_BUFFER_BYTES);
-        let buffers = budget.terms.iter().filter(|term| term.name.contains("receive buffers"));
+        let buffers = budget.terms.iter().filter(|term| term.name.ends_with("receive buffers"));
         let entries = (usize::from(RECV_BUFFERS) + usize::from(LANE_RECV_BUFFERS)) * BUFFER_ENTRY_BYTES;
         assert_eq!(buffers.map(Term::bytes).sum::<u64>(), provided + entries as u64);
         // Entries of 64, 4 and 16 bytes are the kernel's interface.

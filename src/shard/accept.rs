@@ -1,4 +1,28 @@
 //! New connections, and their requests until one of them makes a client.
+//!
+//! What a peer may hold, and for how long, in every stage of its connection's life. Each end has a counter with a reason.
+//!
+//! ```text
+//! stage                           bytes held at most                until
+//! in the kernel's queue           its backlog                       accepted, at `accept_rate`
+//! PROXY header                    PROXY_HEADER_BYTES_MAX            request_head_timeout from accepting
+//! TLS handshake                   TLS_CARRY_BYTES_MAX               the same
+//! request head                    HTTP_HEAD_BYTES_MAX               request_head_timeout from its first byte
+//! body of a POST                  post_body_bytes_max               the same time, not a new one
+//! body that means nothing         none, thrown away                 request_head_timeout from the answer
+//! between two requests            none                              HTTP_IDLE_MS
+//! poll that waits                 HTTP_HEAD_BYTES_MAX behind it     poll_timeout
+//! POST that waits for a pause     its body                          POST_PATIENCE_MS, then 429
+//! on the way to another shard     HTTP_HEAD_BYTES_MAX               request_head_timeout
+//! client before its handshake     HANDSHAKE_BYTES_MAX               handshake_timeout
+//! client                          one message                       client_timeout, from its first ping on; of one that never
+//!                                                                   pings, as long as its machine acknowledges ours (client_tcp_timeout)
+//! client without poll or socket   send_queue_bytes_max, resumable   disconnect_timeout
+//!                                 ones resume_bytes_max
+//! what is queued for a peer       send_queue_bytes_max              send_queue_time, while it takes nothing
+//! POST before its transport       EARLY_BODIES_BYTES_MAX together   disconnect_timeout
+//! after our last byte             none, thrown away                 LINGER_MS
+//! ```
 use super::Shard;
 use super::carried::Begun;
 use super::lane::Lane;

@@ -1,6 +1,6 @@
 //! Which connection ids are in use: where their clients are, and which tokens have been used up.
 use crate::ids::{SlotKey, Time};
-use crate::limits::{EARLY_BODIES_BYTES_MAX, USED_TOKENS_MAX};
+use crate::limits::{EARLY_BODIES_BYTES_MAX, EARLY_BODIES_MAX, USED_TOKENS_MAX};
 use crate::session::token::{ConnectionId, TOKEN_SECONDS};
 use core::time::Duration;
 use std::collections::{HashMap, VecDeque};
@@ -15,6 +15,11 @@ pub(super) enum Found {
     /// Never seen, or so long ago that its token is no longer good.
     Unknown,
 }
+
+/// What a used token takes at most, among those that wait to be forgotten and in a table with room; a client that is held stands in another.
+pub const USED_TOKEN_BYTES: usize = 2 * (size_of::<(Time, ConnectionId)>() + size_of::<(ConnectionId, SlotKey)>());
+/// ... and a client that is held.
+pub const HELD_CLIENT_BYTES: usize = 2 * size_of::<(ConnectionId, SlotKey)>() + size_of::<super::socket::Carried>();
 
 /// Plain WebSocket clients are remembered only as long as their token is good, so that an idle one costs nothing here.
 #[derive(Default)]
@@ -65,9 +70,11 @@ impl Connections {
             self.early_bytes -= body.len();
             self.early.pop_front();
         }
+        let count = self.early.len();
         let known = self.early.iter_mut().find(|(_, other, _)| *other == id);
         let kept = known.as_ref().map_or(0, |(_, _, kept)| kept.len());
-        if kept + body.len() > bytes_max || self.early_bytes + body.len() > EARLY_BODIES_BYTES_MAX {
+        let is_room = known.is_some() || count < EARLY_BODIES_MAX;
+        if !is_room || kept + body.len() > bytes_max || self.early_bytes + body.len() > EARLY_BODIES_BYTES_MAX {
             return false;
         }
         self.early_bytes += body.len();
@@ -121,6 +128,11 @@ mod tests {
         assert!(!connections.keep_early(at(5), at(6), [4; 16], b"x", 10), "over the bound of all");
         assert!(connections.keep_early(at(6), at(7), [4; 16], b"x", 10), "what was too old is gone");
         assert_eq!(connections.early_bytes, 1);
+        for n in 1..EARLY_BODIES_MAX as u128 {
+            assert!(connections.keep_early(at(6), at(7), (n << 64).to_be_bytes(), b"x", 10), "{n}");
+        }
+        assert!(!connections.keep_early(at(6), at(7), [9; 16], b"x", 10), "there are many");
+        assert!(connections.keep_early(at(6), at(7), [4; 16], b"x", 10), "but it is one of them");
     }
 
     #[test]

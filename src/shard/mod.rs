@@ -40,6 +40,7 @@ mod upstreams;
 pub use accept::Listener;
 pub use addresses::{ADDRESS_BYTES, Addresses};
 pub use authenticate::{Authentication, Required};
+pub use connections::{HELD_CLIENT_BYTES, USED_TOKEN_BYTES};
 pub use residue::Residue;
 pub use upstreams::{Upstream, Upstreams, Window};
 
@@ -78,6 +79,10 @@ pub const TURN_BYTES: usize = size_of::<Wheel>()
     + DIRTY_KEPT * size_of::<SlotKey>()
     + crate::limits::SEND_BATCH * (size_of::<turn::Attempt>() + size_of::<ShortSend>())
     + ENDING_KEPT * (size_of::<(SlotKey, End)>() + size_of::<SlotKey>());
+/// A place in the lists that a turn gathers, if every connection is in each of them; they grow by doubling.
+pub const LISTED_BYTES: usize = 2 * (4 * size_of::<SlotKey>() + size_of::<(SlotKey, End)>());
+/// Who a client is, apart from its claims.
+pub const USER_BYTES: usize = size_of::<socket::User>();
 /// Room of a turn's lists from the start; they grow where a turn has more.
 const COMPLETIONS_KEPT: usize = 4096;
 const DIRTY_KEPT: usize = 4096;

@@ -15,7 +15,6 @@ pub(super) enum Pause {
     /// A client sends more messages than it may.
     Rate = 1,
     /// Too much of a client waits in front of a lane.
-    #[allow(dead_code)]
     Lane = 2,
     /// An HTTP connection, whose request waits for the pause of its client to end.
     Request = 4,

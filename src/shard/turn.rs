@@ -114,6 +114,8 @@ impl<I: Io> Shard<I> {
                     self.on_socket_error(now, key, libc::ECONNRESET);
                 } else if !matches!(socket.life, Life::Ending | Life::Leaving) {
                     socket.receive(io, group);
+                    // TCP first hands out what came before a reset, and neither says that the reset is behind it nor rings again.
+                    socket.again |= completion.result & failed != 0;
                 }
                 self.join(now, key);
             }

@@ -172,23 +172,9 @@ impl Fake {
         lanes[lane].stream.write_all(&bytes).expect("the lane is up");
     }
 
-    /// Cuts a lane as a lost network would.
-    pub fn cut(&self, lane: usize) {
-        let _ = self.shared.lanes.lock().expect("no lane panicked")[lane].stream.shutdown(Shutdown::Both);
-    }
-
-    pub fn cut_all(&self) {
-        self.lanes().into_iter().for_each(|lane| self.cut(lane));
-    }
-
-    /// Answers who connects, or lets them wait until it does.
-    pub fn opens(&self, open: bool) {
-        self.shared.open.store(open, SeqCst);
-    }
-
-    /// Reads from its lanes, or does not.
-    pub fn reads(&self, reads: bool) {
-        self.shared.reads.store(reads, SeqCst);
+    /// Bytes of any kind on a lane. Nothing of its own comes between them.
+    pub fn send_bytes(&self, lane: usize, bytes: &[u8]) -> std::io::Result<()> {
+        self.shared.lanes.lock().expect("no lane panicked")[lane].stream.write_all(bytes)
     }
 
     /// Acknowledges invocations from now on, or does not.

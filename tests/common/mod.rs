@@ -9,7 +9,7 @@ pub mod ws;
 
 use signalring::demo::app::LaneSnapshot;
 use std::io::{BufRead, BufReader, Read, Write};
-use std::net::{SocketAddr, TcpStream};
+use std::net::{Ipv4Addr, SocketAddr, TcpStream};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
@@ -253,7 +253,23 @@ impl Node {
 
     fn run_at(listen: &str, flags: &[&str]) -> Node {
         let addresses = ["run", "--listen", listen, "--admin", "127.0.0.1:0"];
-        let mut process = Process::signalring("node", &[&addresses[..], flags].concat());
+        Node::started(Process::signalring("node", &[&addresses[..], flags].concat()))
+    }
+
+    pub fn run(flags: &[&str]) -> Node {
+        Node::run_at("127.0.0.1:0", flags)
+    }
+
+    /// With so many file descriptors.
+    pub fn run_with_descriptors(count: usize, flags: &[&str]) -> Node {
+        let addresses = ["run", "--listen", "127.0.0.1:0", "--admin", "127.0.0.1:0"];
+        let script = format!("ulimit -n {count}; exec \"$0\" \"$@\"");
+        let mut command = Command::new("sh");
+        command.args(["-c", &script, env!("CARGO_BIN_EXE_signalring")]).args(addresses).args(flags);
+        Node::started(Process::spawn("node", &mut command).expect("there is a shell"))
+    }
+
+    fn started(mut process: Process) -> Node {
         let listen = address(&process.printed("listening on "));
         let admin = address(&process.printed("admin on "));
         let node = Node { process, address: listen, admin };
@@ -294,6 +310,26 @@ impl Node {
 pub fn address(url: &str) -> SocketAddr {
     let text = url.strip_prefix("http://").unwrap_or_else(|| panic!("{url:?} is no http URL"));
     text.trim_end_matches('/').parse().unwrap_or_else(|_| panic!("{url:?} has no address"))
+}
+
+/// A connection from a certain address of this machine, whose kernel may be told to hold little that is not read.
+pub fn connect_from(source: Ipv4Addr, address: SocketAddr, receive_buffer: Option<u32>) -> TcpStream {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime starts");
+    let stream = runtime.block_on(async {
+        let socket = tokio::net::TcpSocket::new_v4().expect("a socket");
+        if let Some(bytes) = receive_buffer {
+            socket.set_recv_buffer_size(bytes).expect("a buffer's size can be set");
+        }
+        socket.bind((source, 0).into()).expect("a loopback address is free");
+        socket.connect(address).await.expect("the listener accepts").into_std().expect("it is out of the runtime")
+    });
+    stream.set_nonblocking(false).expect("it can be made to wait");
+    stream
+}
+
+/// A connection whose kernel holds little that is not read.
+pub fn narrow(address: SocketAddr) -> TcpStream {
+    connect_from(Ipv4Addr::LOCALHOST, address, Some(4096))
 }
 
 /// An HTTP reply as bytes on the wire, and its parts.

@@ -104,7 +104,12 @@ pub fn upgrade_head(address: SocketAddr, target: &str) -> String {
 impl Socket {
     /// Upgrades, or says how the node refused.
     pub fn upgrade(address: SocketAddr, target: &str, headers: &str) -> Result<Socket, Reply> {
-        let mut stream = TcpStream::connect(address).expect("the listener accepts");
+        Socket::upgrade_on(TcpStream::connect(address).expect("the listener accepts"), target, headers)
+    }
+
+    /// ... on a connection that is there.
+    pub fn upgrade_on(mut stream: TcpStream, target: &str, headers: &str) -> Result<Socket, Reply> {
+        let address = stream.peer_addr().expect("it is connected");
         stream.set_nodelay(true).expect("TCP_NODELAY can be set");
         let request = format!("{}{headers}\r\n", upgrade_head(address, target));
         stream.write_all(request.as_bytes()).expect("the head can be sent");
@@ -124,11 +129,15 @@ impl Socket {
 
     /// The same after a JSON handshake.
     pub fn connect(address: SocketAddr) -> Socket {
-        let mut socket = Socket::open(address);
-        socket.send(&record(r#"{"protocol":"json","version":1}"#));
-        let answer = socket.frame("the handshake's answer");
+        Socket::open(address).shaken()
+    }
+
+    /// Shakes hands.
+    pub fn shaken(mut self) -> Socket {
+        self.send(&record(r#"{"protocol":"json","version":1}"#));
+        let answer = self.frame("the handshake's answer");
         assert_eq!((answer.first, answer.text().as_str()), (FIN | TEXT, "{}\u{1e}"));
-        socket
+        self
     }
 
     pub fn send(&mut self, bytes: &[u8]) {
