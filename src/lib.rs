@@ -11,7 +11,7 @@
 //! demo                the embedded app server (a double of dotNetify's own); two nodes, load and a page around it, to see and to stop
 //! ws_echo             codec server for conformance suites
 //! load                the load tester: clients of any dotNetify server, seen from outside
-//! control   logging   dialling lanes on tokio-uring, admin endpoint with the live picture, signals, certificates and keys read again
+//! control   logging   dialling lanes on tokio-uring, admin endpoint with the live picture, signals, everything read again, sockets passed on
 //! config              file < environment < flags -> a Config valid by construction; memory budget
 //! shard               one core: the turn, accept, clients whatever carries them, forwarding, lanes, delivery, connections handed over
 //! bus                 bounded queues with a doorbell, between shards and control plane, and between shards
@@ -65,6 +65,8 @@
 //! - **hub id**: the id a lane gives itself, fresh at every connect ([`ids::HubId`]); or, as an option, one for all lanes of the node.
 //! - **hub**: the clients that an app server takes to be behind one hub id, with their groups and users: those of one lane, or, where the
 //!   lanes of the node share a hub id, of all lanes of a shard to one url.
+//! - **drain**: how a node ends in order: its clients are sent away, each at a moment of its own. **Heir**: a process that has the listening
+//!   sockets as well, and serves those who come meanwhile ([`bus::Heir`]).
 //! - **record**: one SignalR message with its framing.
 //! - **frame**: encoded outgoing bytes in [`mem::frames`], counted, queued on one connection or many. (WebSocket's frames are `ws` frames.)
 //! - **turn**: one round of a shard's loop: completions, timers, orders, lanes, sends.

@@ -177,6 +177,25 @@ impl Fake {
         self.shared.lanes.lock().expect("no lane panicked")[lane].stream.write_all(bytes)
     }
 
+    /// Cuts a lane as a lost network would.
+    pub fn cut(&self, lane: usize) {
+        let _ = self.shared.lanes.lock().expect("no lane panicked")[lane].stream.shutdown(Shutdown::Both);
+    }
+
+    pub fn cut_all(&self) {
+        self.lanes().into_iter().for_each(|lane| self.cut(lane));
+    }
+
+    /// Answers who connects, or lets them wait until it does.
+    pub fn opens(&self, open: bool) {
+        self.shared.open.store(open, SeqCst);
+    }
+
+    /// Reads from its lanes, or does not.
+    pub fn reads(&self, reads: bool) {
+        self.shared.reads.store(reads, SeqCst);
+    }
+
     /// Acknowledges invocations from now on, or does not.
     pub fn acknowledges(&self, acknowledges: bool) {
         self.shared.acknowledges.store(acknowledges, SeqCst);
