@@ -3,7 +3,7 @@ use super::carried::Begun;
 use super::lane::{Gate, Lane};
 use super::pause::Pause;
 use super::quiet::Quiet;
-use super::socket::{Carried, Client, Conn, Input, Life, Pin, Socket, Stage, User, linger_until};
+use super::socket::{Carried, Client, Conn, Input, Life, Ops, Pin, Socket, Stage, User, linger_until};
 use super::upstreams::{Hub, Seen};
 use super::{Settings, Shard};
 use crate::ids::{Address, SlotKey, Time};
@@ -400,7 +400,8 @@ impl<I: Io> Shard<I> {
     pub(super) fn on_client_time(&mut self, now: Time, key: SlotKey) {
         let Some(Conn { socket, stage: Stage::Client(client) }) = self.conns.get_mut(key) else { return };
         let mut next = socket.stalled_at(now, self.settings.send_queue_time);
-        if !socket.paused.is_empty() {
+        // What it has said meanwhile lies in the kernel, or is on its way out of it: a shard that was held up sees timers first.
+        if !socket.paused.is_empty() || socket.ops.has(Ops::RECEIVE) {
             client.session.excuse(now);
         }
         if socket.paused.has(Pause::Rate) {

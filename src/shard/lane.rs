@@ -274,6 +274,12 @@ impl Lane {
     pub(super) fn notices(&self) -> usize {
         self.notices.len()
     }
+    pub(super) fn notices_waiting(&self) -> impl Iterator<Item = OriginId> {
+        self.notices.iter().map(|notice| notice.origin)
+    }
+    pub(super) fn take_notices(&mut self) -> VecDeque<Notice> {
+        core::mem::take(&mut self.notices)
+    }
 
     /// Its socket, if the key is that of the present incarnation.
     pub(super) fn socket(&mut self, key: SlotKey) -> Option<&mut Socket> {

@@ -62,7 +62,8 @@ impl<I: Io> Shard<I> {
         self.join(now, key);
     }
 
-    /// An app server that is stuck will work on what it has of this lane, some day: behind that it is to find the ends of those who go.
+    /// An app server that is stuck will work on what it has of this lane, some day: behind that it is to find the ends of those who go,
+    /// and of those who have gone meanwhile.
     fn say_ends(&mut self, now: Time, index: LaneIndex) {
         let Shard { conns, lanes, frames, dirty, random, clock, metrics, settings, relieved, .. } = self;
         let lane = &mut lanes[usize::from(index.0)];
@@ -74,6 +75,10 @@ impl<I: Io> Shard<I> {
                 let origin = client.origin_at(gate.settings, socket.key.slot, lane.upstream());
                 lane.say_end(now, &origin, &mut gate);
             }
+        }
+        let gone: Vec<OriginId> = lane.notices_waiting().collect();
+        for origin in gone {
+            lane.say_end(now, &origin, &mut gate);
         }
     }
 
@@ -153,6 +158,13 @@ impl<I: Io> Shard<I> {
                 lanes[other].notice(notice, &mut gate);
             } else {
                 gate.settled(Some(notice));
+            }
+        }
+        // Who has gone meanwhile need not wait for this lane.
+        if other != own {
+            for notice in lanes[own].take_notices() {
+                repeat(again, now, own, notice.origin, lanes, &mut gate);
+                lanes[other].notice(notice, &mut gate);
             }
         }
         // Whoever is still owed something gets in line again below.
