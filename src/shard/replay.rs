@@ -157,6 +157,8 @@ impl<I: Io> Shard<I> {
             }
         }
         let (mut moved, mut closed) = (0u32, 0u32);
+        // Who still is owed something here is met below, and listed anew: once, however often the lane is lost.
+        lanes[own].replays.clear();
         let slots = if routes.is_observer(upstream) { 0 } else { conns.slots() };
         for slot in 0..slots {
             let Some(Conn { socket, stage: Stage::Client(client) }) = conns.at_mut(slot) else { continue };
@@ -193,11 +195,6 @@ impl<I: Io> Shard<I> {
                 Tie::Owed | Tie::Unknown => {}
             }
         }
-        lanes[own].replays.retain(|key| {
-            conns.get(*key).is_some_and(
-                |conn| matches!(&conn.stage, Stage::Client(client) if client.pins[upstream].lane == Some(index)),
-            )
-        });
         let name = settings.upstreams.get(upstream).name.as_str();
         warn!(
             lane = %LaneKey { shard: settings.shard, index }, upstream = name, clients = moved, asked_to_reconnect = closed,
