@@ -720,18 +720,20 @@ impl Lane {
         }
     }
 
-    /// What a client that leaves has said and what still waits: it goes now, whatever waits before it.
-    pub(super) fn take_waiting_of(&mut self, key: SlotKey) -> Vec<Waiting> {
-        let (mut own, mut others) = (Vec::new(), VecDeque::with_capacity(self.waiting.len()));
-        for waiting in self.waiting.drain(..) {
-            if waiting.client == key {
+    /// What a client that leaves has said and what still waits, so many messages: it goes now, whatever waits before it. The queue may be
+    /// long, and everybody in it may leave at once: nothing is looked at behind the last of them.
+    pub(super) fn take_waiting_of(&mut self, key: SlotKey, count: u16) -> Vec<Waiting> {
+        let (mut own, mut index) = (Vec::new(), 0);
+        while own.len() < usize::from(count)
+            && let Some(waiting) = self.waiting.get(index)
+        {
+            if waiting.client != key {
+                index += 1;
+            } else if let Some(waiting) = self.waiting.remove(index) {
                 self.waiting_bytes -= waiting.cost();
                 own.push(waiting);
-            } else {
-                others.push_back(waiting);
             }
         }
-        self.waiting = others;
         own
     }
 
@@ -784,11 +786,19 @@ impl Lane {
     ) {
         let upstream = self.upstream();
         let mut opens = waiting.opens.filter(|_| waiting.call == Call::RequestVm);
+        // The queue may be long, and every request of it may be refused at once: nothing is looked at behind the client's last message.
+        let (mut others, mut index) = (client.pins[upstream].waiting, 0);
         while opens.is_some()
-            && let Some(index) = self.waiting.iter().position(|other| other.goes_with(&waiting))
+            && others > 0
+            && let Some(other) = self.waiting.get_mut(index)
         {
-            if self.waiting[index].call == Call::RequestVm {
-                self.waiting[index].opens = opens.take();
+            others -= u16::from(other.client == waiting.client);
+            if !other.goes_with(&waiting) {
+                index += 1;
+                continue;
+            }
+            if other.call == Call::RequestVm {
+                other.opens = opens.take();
                 break;
             }
             let Some(lost) = self.waiting.remove(index) else { break };
