@@ -751,10 +751,12 @@ impl Lane {
 
     /// Answers what has waited too long.
     fn expire(&mut self, now: Time, conns: &mut Slab<Conn>, views: &mut Views, gate: &mut Gate<'_>) {
-        while let Some(front) = self.waiting.front()
-            && now >= front.since.after(gate.settings.lane_queue_timeout)
+        // Behind what stays.
+        let mut index = 0;
+        while let Some(next) = self.waiting.get(index)
+            && now >= next.since.after(gate.settings.lane_queue_timeout)
         {
-            let Some(waiting) = self.waiting.pop_front() else { return };
+            let Some(waiting) = self.waiting.remove(index) else { return };
             self.waiting_bytes -= waiting.cost();
             match conns.get_mut(waiting.client) {
                 Some(Conn { socket, stage: Stage::Client(client) }) => {
@@ -762,8 +764,9 @@ impl Lane {
                     if waiting.call == Call::DisposeVm && client.pins[upstream].tie == Tie::Known {
                         // The app server has what is not wanted any more, and is told whenever that can be.
                         self.waiting_bytes += waiting.cost();
-                        self.waiting.push_front(Waiting { since: now, ..waiting });
-                        return;
+                        self.waiting.insert(index, Waiting { since: now, ..waiting });
+                        index += 1;
+                        continue;
                     }
                     gate.metrics.observe_us(Histogram::QueueWait, now.since(waiting.since).as_micros() as u64);
                     client.pins[upstream].waits_no_longer(waiting.client, gate.relieved);
