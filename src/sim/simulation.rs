@@ -13,7 +13,7 @@ use crate::bus::{self, ControlOrder, Receiver, Sender, ShardOrder};
 use crate::ids::{HubId, LaneIndex, LaneKey, ShardId, Time};
 use crate::metrics::{Counter, Published};
 use crate::session::routing::HubScope;
-use crate::shard::{Listener, Shard};
+use crate::shard::{Listener, Residue, Shard};
 use core::time::Duration;
 use std::cell::RefCell;
 use std::os::fd::AsRawFd;
@@ -339,7 +339,13 @@ impl Simulation {
         let Some(this) = &mut self.runners[shard].shard else { return Ok(()) };
         let goes_on = this.turn();
         // Asked once, as the loop asks before it sleeps.
-        self.runners[shard].wakes = this.next_wake();
+        let (wakes, Residue { clients, replays, .. }) = (this.next_wake(), this.residue());
+        self.runners[shard].wakes = wakes;
+        // A client may stand in front of a lane that it has left since, but only once in front of each.
+        let replays_max = clients * self.scenario.lanes().len();
+        if replays > replays_max {
+            return Err(format!("{replays} replays wait for {clients} clients"));
+        }
         {
             let mut network = self.network.borrow_mut();
             network.submit(shard);
