@@ -814,7 +814,8 @@ impl Lane {
                 continue;
             }
             if other.call == Call::RequestVm {
-                other.opens = opens.take();
+                // One that began anew behind a disposal has a beginning of its own.
+                other.opens = other.opens.or_else(|| opens.take());
                 break;
             }
             let Some(lost) = self.waiting.remove(index) else { break };
