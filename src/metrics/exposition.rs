@@ -71,8 +71,20 @@ pub struct NodeInfo {
     /// Names of the upstreams in the order of the configuration.
     pub upstreams: Vec<Arc<str>>,
     pub lanes: Vec<LaneInfo>,
+    pub reloads: Reloads,
     pub process: ProcessInfo,
     pub journal: JournalInfo,
+}
+
+/// How often the configuration was read again.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Reloads {
+    /// It holds.
+    pub applied: u64,
+    /// It had a fault, and all stayed as it was.
+    pub refused: u64,
+    /// When it was last read and held, the node's start included, in Unix time.
+    pub last_seconds: f64,
 }
 
 /// The whole page: `published[n]` are the numbers of shard n.
@@ -127,6 +139,14 @@ impl Collector for Snapshot {
                 )?;
             }
         }
+        let Reloads { applied, refused, last_seconds } = self.node.reloads;
+        let mut family = encoder.encode_descriptor("reloads", RELOADS_HELP, None, MetricType::Counter)?;
+        for (result, count) in [("applied", applied), ("refused", refused)] {
+            family.encode_family(&[("result", result)])?.encode_counter::<NoLabelSet, _, u64>(&count, None)?;
+        }
+        encoder
+            .encode_descriptor("last_reload_timestamp_seconds", LAST_RELOAD_HELP, None, MetricType::Gauge)?
+            .encode_gauge(&last_seconds)?;
         let mut family = encoder.encode_descriptor("upstream_up", UPSTREAM_UP_HELP, None, MetricType::Gauge)?;
         for ((upstream, url), up) in self.urls() {
             let labels = [("upstream", upstream), ("url", url)];
@@ -257,6 +277,8 @@ const RECOVERING_HELP: &str =
     "Ids of clients of killed processes whose app servers are still to be told that they are gone";
 const RECOVERED_HELP: &str = "Ids found in the journals of killed processes, by what became of them";
 const JOURNAL_ERRORS_HELP: &str = "Journals that could not be made, read or deleted";
+const RELOADS_HELP: &str = "Times the configuration was read again, by what came of it";
+const LAST_RELOAD_HELP: &str = "When the configuration was last read without a fault, in Unix time";
 const UPSTREAM_UP_HELP: &str = "Whether at least one lane to this url of an upstream is up";
 const LANE_STATE_HELP: &str =
     "The state of each lane as the control plane knows it: 1 for the one it is in, 0 for the others";
@@ -304,6 +326,7 @@ mod tests {
                 lane(0, 1, "rest", "http://b:2", LaneState::Connecting),
                 lane(1, 0, "chat", "http://a:1", LaneState::Waiting),
             ],
+            reloads: Reloads { applied: 2, refused: 1, last_seconds: 1_700_000_100.25 },
             process: ProcessInfo {
                 cpu_seconds: Some(1.25),
                 resident_bytes: Some(4096),
@@ -369,6 +392,9 @@ mod tests {
             "signalring_recovered_ids_total{result=\"unknown_url\"} 3",
             "signalring_recovered_ids_total{result=\"damaged\"} 2",
             "signalring_journal_errors_total 1",
+            "signalring_reloads_total{result=\"applied\"} 2",
+            "signalring_reloads_total{result=\"refused\"} 1",
+            "signalring_last_reload_timestamp_seconds 1700000100.25",
             "process_cpu_seconds_total 1.25",
             "process_resident_memory_bytes 4096",
             "process_open_fds 12",

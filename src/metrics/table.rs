@@ -148,6 +148,7 @@ table! {
         RefusedDeleteNotLongPolling = "delete_not_long_polling",
         RefusedHeadTimeout = "head_timeout",
         RefusedProxyProtocol = "proxy_protocol",
+        RefusedStopping = "stopping",
         RefusedOverloaded = "overloaded",
         RefusedTooManyRequests = "too_many_requests",
         RefusedAddressLimit = "address_limit",

@@ -162,9 +162,11 @@ impl Views {
         !self.all(list).any(|view| view.requested && view.unkept && view.upstreams.has(upstream))
     }
 
-    /// What was requested from an upstream and is live, as far as the app server knows, with its argument, in the order of the requests.
+    /// What was requested from an upstream and is live, as far as the app server knows, with its argument, in the order of the requests;
+    /// without what cannot be requested again.
     pub fn requested_from(&self, list: ViewList, upstream: usize) -> impl Iterator<Item = (&[u8], Option<&[u8]>)> {
-        let requested = self.all(list).filter(move |view| view.requested && view.upstreams.has(upstream));
+        let is_meant = move |view: &View| view.requested && !view.unkept && view.upstreams.has(upstream);
+        let requested = self.all(list).filter(is_meant);
         requested.map(|view| (&*self.names[view.name as usize].text, self.text(view.argument)))
     }
 
@@ -290,6 +292,18 @@ impl Views {
     /// As if it had never been opened: the app server has none of this name.
     pub fn forget(&mut self, list: &mut ViewList, name: &[u8]) {
         self.remove(list, |text, view| text == name && !view.leaving);
+    }
+
+    /// An upstream can make nothing of a live view model and is not asked for it again; the others go on with it.
+    pub fn spare(&mut self, list: ViewList, upstream: usize, name: &[u8]) {
+        let mut at = list.0;
+        while at != NONE {
+            let view = &mut self.views[at as usize];
+            if *self.names[view.name as usize].text == *name && !view.leaving {
+                view.upstreams.0 &= !(1 << upstream);
+            }
+            at = view.next;
+        }
     }
 
     /// The client is gone.

@@ -55,6 +55,9 @@ impl<I: Io> Shard<I> {
 
     /// May this token begin a connection over `transport`? Otherwise it is told why not.
     fn check_unused(&self, token: &Opened, transport: Transport) -> Result<(), HttpError> {
+        if self.refuses(transport == Transport::WebSockets) {
+            return Err(HttpError::Stopping);
+        }
         match self.connections.find(&token.token.connection) {
             // Several requests: the next ones go where the token says. Begun here, because its own node is down and the balancer passes
             // it on, the client would find nobody with its second request.
@@ -93,6 +96,9 @@ impl<I: Io> Shard<I> {
     ) -> Result<(), HttpError> {
         let key = begun.key;
         let Some(token) = token else {
+            if self.refuses(true) {
+                return Err(HttpError::Stopping);
+            }
             self.upgrade(now, begun, accept)?;
             self.early_bytes(now, key, early);
             return Ok(());
@@ -225,6 +231,7 @@ impl<I: Io> Shard<I> {
         let connection = token.token.connection;
         let Some(owner) = self.owner(&connection) else {
             return match self.connections.find(&connection) {
+                Found::Unknown if token.is_fresh && self.refuses(false) => Err(HttpError::Stopping),
                 Found::Unknown if token.is_fresh => {
                     let until = now.after(self.settings.disconnect_timeout);
                     let bytes_max = self.settings.http.post_body_bytes_max as usize;

@@ -121,6 +121,11 @@ impl LaneEnv for LaneSide<'_> {
             }
         };
         if let Some(error) = error {
+            let Deliver { place, settings, metrics, .. } = &mut self.deliver;
+            if !settings.upstreams.routes.is_answering(usize::from(place.upstream.0)) {
+                // What a mirror makes of it is nothing to the client.
+                return metrics.add(Counter::refusal(Refusal::Failed.label()), 1);
+            }
             self.failed.push(Failure { client, vm_id, refusal: Refusal::Failed, forgets, error: error.to_string() });
         }
     }

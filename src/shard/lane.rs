@@ -278,6 +278,12 @@ impl Lane {
     pub(super) fn notices(&self) -> usize {
         self.notices.len()
     }
+    pub(super) fn notices_waiting(&self) -> impl Iterator<Item = OriginId> {
+        self.notices.iter().map(|notice| notice.origin)
+    }
+    pub(super) fn take_notices(&mut self) -> VecDeque<Notice> {
+        core::mem::take(&mut self.notices)
+    }
 
     /// Its socket, if the key is that of the present incarnation.
     pub(super) fn socket(&mut self, key: SlotKey) -> Option<&mut Socket> {
@@ -729,18 +735,20 @@ impl Lane {
         }
     }
 
-    /// What a client that leaves has said and what still waits: it goes now, whatever waits before it.
-    pub(super) fn take_waiting_of(&mut self, key: SlotKey) -> Vec<Waiting> {
-        let (mut own, mut others) = (Vec::new(), VecDeque::with_capacity(self.waiting.len()));
-        for waiting in self.waiting.drain(..) {
-            if waiting.client == key {
+    /// What a client that leaves has said and what still waits, so many messages: it goes now, whatever waits before it. The queue may be
+    /// long, and everybody in it may leave at once: nothing is looked at behind the last of them.
+    pub(super) fn take_waiting_of(&mut self, key: SlotKey, count: u16) -> Vec<Waiting> {
+        let (mut own, mut index) = (Vec::new(), 0);
+        while own.len() < usize::from(count)
+            && let Some(waiting) = self.waiting.get(index)
+        {
+            if waiting.client != key {
+                index += 1;
+            } else if let Some(waiting) = self.waiting.remove(index) {
                 self.waiting_bytes -= waiting.cost();
                 own.push(waiting);
-            } else {
-                others.push_back(waiting);
             }
         }
-        self.waiting = others;
         own
     }
 
@@ -759,19 +767,19 @@ impl Lane {
 
     /// Answers what has waited too long.
     fn expire(&mut self, now: Time, conns: &mut Slab<Conn>, views: &mut Views, gate: &mut Gate<'_>) {
+        let mut kept = Vec::new();
         while let Some(front) = self.waiting.front()
             && now >= front.since.after(gate.settings.lane_queue_timeout)
+            && let Some(waiting) = self.waiting.pop_front()
         {
-            let Some(waiting) = self.waiting.pop_front() else { return };
             self.waiting_bytes -= waiting.cost();
             match conns.get_mut(waiting.client) {
                 Some(Conn { socket, stage: Stage::Client(client) }) => {
                     let upstream = self.upstream();
                     if waiting.call == Call::DisposeVm && client.pins[upstream].tie == Tie::Known {
                         // The app server has what is not wanted any more, and is told whenever that can be.
-                        self.waiting_bytes += waiting.cost();
-                        self.waiting.push_front(Waiting { since: now, ..waiting });
-                        return;
+                        kept.push(Waiting { since: now, ..waiting });
+                        continue;
                     }
                     gate.metrics.observe_us(Histogram::QueueWait, now.since(waiting.since).as_micros() as u64);
                     client.pins[upstream].waits_no_longer(waiting.client, gate.relieved);
@@ -779,6 +787,10 @@ impl Lane {
                 }
                 _ => gate.metrics.add(Counter::DroppedGoneClient, 1),
             }
+        }
+        for waiting in kept.into_iter().rev() {
+            self.waiting_bytes += waiting.cost();
+            self.waiting.push_front(waiting);
         }
     }
 
@@ -794,11 +806,20 @@ impl Lane {
     ) {
         let upstream = self.upstream();
         let mut opens = waiting.opens.filter(|_| waiting.call == Call::RequestVm);
+        // The queue may be long, and every request of it may be refused at once: nothing is looked at behind the client's last message.
+        let (mut others, mut index) = (client.pins[upstream].waiting, 0);
         while opens.is_some()
-            && let Some(index) = self.waiting.iter().position(|other| other.goes_with(&waiting))
+            && others > 0
+            && let Some(other) = self.waiting.get_mut(index)
         {
-            if self.waiting[index].call == Call::RequestVm {
-                self.waiting[index].opens = opens.take();
+            others -= u16::from(other.client == waiting.client);
+            if !other.goes_with(&waiting) {
+                index += 1;
+                continue;
+            }
+            if other.call == Call::RequestVm {
+                // One that began anew behind a disposal has a beginning of its own.
+                other.opens = other.opens.or_else(|| opens.take());
                 break;
             }
             let Some(lost) = self.waiting.remove(index) else { break };

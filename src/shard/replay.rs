@@ -62,7 +62,8 @@ impl<I: Io> Shard<I> {
         self.join(now, key);
     }
 
-    /// An app server that is stuck will work on what it has of this lane, some day: behind that it is to find the ends of those who go.
+    /// An app server that is stuck will work on what it has of this lane, some day: behind that it is to find the ends of those who go,
+    /// and of those who have gone meanwhile.
     fn say_ends(&mut self, now: Time, index: LaneIndex) {
         let Shard { conns, lanes, frames, dirty, random, clock, metrics, settings, relieved, .. } = self;
         let lane = &mut lanes[usize::from(index.0)];
@@ -74,6 +75,10 @@ impl<I: Io> Shard<I> {
                 let origin = client.origin_at(gate.settings, socket.key.slot, lane.upstream());
                 lane.say_end(now, &origin, &mut gate);
             }
+        }
+        let gone: Vec<OriginId> = lane.notices_waiting().collect();
+        for origin in gone {
+            lane.say_end(now, &origin, &mut gate);
         }
     }
 
@@ -89,13 +94,19 @@ impl<I: Io> Shard<I> {
     /// What a stuck app server works on would make the next lane stick as well, if it is the request of a view model: that one is not
     /// requested again, and its client is told.
     fn give_up_oldest(&mut self, index: LaneIndex) {
-        let Shard { conns, lanes, views, failed, .. } = self;
-        let Some((cargo, vm_id)) = lanes[usize::from(index.0)].flight.oldest() else { return };
+        let Shard { conns, lanes, views, failed, settings, metrics, .. } = self;
+        let lane = &lanes[usize::from(index.0)];
+        let Some((cargo, vm_id)) = lane.flight.oldest() else { return };
         let client = match cargo {
             Cargo::Message { client, is_request: true, .. } | Cargo::Replay { client } => client,
             Cargo::Message { .. } | Cargo::Notice => return,
         };
         let Some(Conn { stage: Stage::Client(known), .. }) = conns.get_mut(client) else { return };
+        if !settings.upstreams.routes.is_answering(lane.upstream()) {
+            // It is a mirror's own affair.
+            views.spare(known.views, lane.upstream(), &plain(&vm_id));
+            return metrics.add(Counter::refusal(Refusal::Stuck.label()), 1);
+        }
         views.forget(&mut known.views, &plain(&vm_id));
         let error = Refusal::Stuck.message().to_string();
         failed.push(super::delivery::Failure { client, vm_id, refusal: Refusal::Stuck, forgets: true, error });
@@ -145,6 +156,8 @@ impl<I: Io> Shard<I> {
         let silence = Duration::from_millis(TOLD_KEPT_MS);
         let other = on_way(lanes, own);
         let is_acknowledged = settings.upstreams.get(upstream).window.is_some();
+        // The loss of a mirror is nothing to a client.
+        let answers = routes.is_answering(upstream);
         for notice in core::mem::take(&mut lanes[own].told) {
             if is_acknowledged || notice.at.after(silence) > now {
                 again.add(now, own, notice.origin).into_iter().flatten().for_each(|again| again.tell(lanes, &mut gate));
@@ -153,9 +166,18 @@ impl<I: Io> Shard<I> {
                 gate.settled(Some(notice));
             }
         }
+        // Who has gone meanwhile need not wait for this lane.
+        if other != own {
+            for notice in lanes[own].take_notices() {
+                repeat(again, now, own, notice.origin, lanes, &mut gate);
+                lanes[other].notice(notice, &mut gate);
+            }
+        }
         // Whoever is still owed something gets in line again below.
         lanes[own].replays.clear();
         let (mut moved, mut closed) = (0u32, 0u32);
+        // Who still is owed something here is met below, and listed anew: once, however often the lane is lost.
+        lanes[own].replays.clear();
         let slots = if routes.is_observer(upstream) { 0 } else { conns.slots() };
         for slot in 0..slots {
             let Some(Conn { socket, stage: Stage::Client(client) }) = conns.at_mut(slot) else { continue };
@@ -171,7 +193,7 @@ impl<I: Io> Shard<I> {
                 again.add(now, own, origin).into_iter().flatten().for_each(|again| again.tell(lanes, &mut gate));
             }
             match pin.tie {
-                Tie::Known if !views.is_replayable(client.views, upstream) => {
+                Tie::Known if answers && !views.is_replayable(client.views, upstream) => {
                     // Its end is told upstream when it leaves.
                     ending.push((key, End::LaneLost));
                     gate.metrics.add(Counter::MovedClosed, 1);

@@ -113,6 +113,11 @@ pub trait Io {
 
     /// One connection more. There may be several under way for one listener: `cancel` ends one of them.
     fn arm_accept(&mut self, listener: RawFd, token: Token);
+    /// A connection that waits in the queue of a listener without a multishot accept, which is about to be closed; as that one would give it.
+    fn accept_waiting(&mut self, listener: RawFd) -> Option<RawFd> {
+        let _ = listener;
+        None
+    }
     fn arm_readable(&mut self, fd: RawFd, token: Token);
     fn arm_writable(&mut self, fd: RawFd, token: Token);
     /// `key`'s next bytes, from the buffers of `group`; completes as `Op::Receive` or `Op::ReceiveLane`.

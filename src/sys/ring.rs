@@ -182,6 +182,10 @@ impl Io for Ring {
         self.push(entry.flags(flags).build().user_data(token.pack()));
     }
 
+    fn accept_waiting(&mut self, listener: RawFd) -> Option<RawFd> {
+        socket::accept_waiting(listener)
+    }
+
     fn arm_readable(&mut self, fd: RawFd, token: Token) {
         let poll = opcode::PollAdd::new(Fd(fd), libc::POLLIN as u32).multi(true);
         self.push(poll.build().user_data(token.pack()));
