@@ -521,8 +521,9 @@ mod tests {
                     prop_assert_eq!(&parts, &m.bytes[..size.min(m.bytes.len())]);
                     let mut head = 0;
                     pool.unsent(q, |part| { head = part.len() as u32; false });
-                    let nodes = core::iter::successors(Some(q.head), |at| Some(pool.nodes[*at as usize].next));
-                    let frames = nodes.take_while(|at| *at != NONE).count() as u32;
+                    let after = |at: u32| Some(at).filter(|at| *at != NONE);
+                    let nodes = core::iter::successors(after(q.head), |at| after(pool.nodes[*at as usize].next));
+                    let frames = nodes.count() as u32;
                     let behind = q.bytes() - head + frames.saturating_sub(1) * FRAME_BYTES as u32;
                     prop_assert_eq!(pool.cost_behind_head(q), behind);
                 }

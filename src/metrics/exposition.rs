@@ -292,6 +292,7 @@ mod tests {
     use super::super::{Counter, Gauge, Histogram, ShardMetrics, UpstreamCounter, UpstreamGauge};
     use super::*;
     use crate::ids::UpstreamIndex;
+    use std::collections::BTreeSet;
 
     fn page() -> String {
         let published: Vec<Published> = (0..2)
@@ -415,7 +416,7 @@ mod tests {
         let page = page();
         assert!(page.ends_with("# EOF\n"));
         let mut types = BTreeMap::new();
-        let mut samples = std::collections::BTreeSet::new();
+        let mut samples = BTreeSet::new();
         for line in page.lines().filter(|line| *line != "# EOF") {
             if let Some(descriptor) = line.strip_prefix("# ") {
                 let mut words = descriptor.splitn(3, ' ');
@@ -440,6 +441,28 @@ mod tests {
             assert!(known && ours, "{line}");
         }
         assert!(samples.len() > 200);
+    }
+
+    #[test]
+    fn the_readme_has_every_family_and_no_other() {
+        let readme = include_str!("../../README.md");
+        let named: BTreeSet<&str> = readme
+            .split("`signalring_")
+            .skip(1)
+            .map(|rest| rest.split(|letter: char| letter != '_' && !letter.is_ascii_alphanumeric()).next().unwrap())
+            // The prefix itself.
+            .filter(|name| !name.is_empty())
+            .collect();
+        let page = page();
+        let types = page.lines().filter_map(|line| line.strip_prefix("# TYPE signalring_")?.split_once(' '));
+        let families: BTreeSet<String> = types
+            .map(|(family, kind)| match kind {
+                "counter" => format!("{family}_total"),
+                "info" => format!("{family}_info"),
+                _ => family.to_string(),
+            })
+            .collect();
+        assert_eq!(named, families.iter().map(String::as_str).collect());
     }
 
     #[test]

@@ -123,9 +123,9 @@ impl Flight {
         Some(Answered { cargo, at })
     }
 
-    /// Is nothing owed any more of what was sent up to this number, or the lane it was sent on gone?
+    /// Has everything been answered that was sent up to this number?
     pub fn is_settled(&self, number: u64) -> bool {
-        number < self.first || number >= self.next()
+        number < self.first
     }
 
     /// Since when the app server should have answered something and did not. None: it owes nothing.

@@ -225,6 +225,22 @@ mod tests {
         assert_eq!(frames.live(), 0);
     }
 
+    #[test]
+    fn messages_of_a_few_bytes_are_kept_by_what_they_take_in_memory() {
+        const GRANTED: usize = 100_000;
+        let (mut frames, mut outbound) = (FramePool::new(), Outbound::default());
+        for _ in 0..20_000 {
+            let frame = frames.create();
+            frames.bytes_mut(&frame).extend_from_slice(b"a dozen byte");
+            outbound.keep(&frame, &mut frames, GRANTED);
+            frames.release(frame);
+        }
+        assert_eq!(frames.live(), GRANTED / (12 + FRAME_BYTES));
+        assert!(!outbound.is_whole() && outbound.kept_bytes() <= GRANTED);
+        outbound.on_ack(20_000, &mut frames);
+        assert!(outbound.is_whole() && outbound.kept_bytes() == 0 && frames.live() == 0);
+    }
+
     proptest! {
         /// Two ends over sockets that lose everything in flight: each message is taken once, in order.
         #[test]

@@ -723,10 +723,13 @@ impl<I: Io> Shard<I> {
             (Life::Open, &Stage::LastPolls(id, _)) => self.remove_carried(key, id),
             // An idle HTTP connection; or a peer that does not close its side in time.
             _ => {
-                let Shard { conns, io, frames, metrics, .. } = self;
+                let Shard { conns, io, frames, metrics, quiet, .. } = self;
                 if let Some(Conn { socket, stage }) = conns.get_mut(key) {
                     if matches!((socket.life, stage), (Life::Open, Stage::Http(_))) {
                         metrics.add(Counter::HttpEndedIdle, 1);
+                        if let Some(suppressed) = quiet.http_idle.admit(now) {
+                            info!("an HTTP connection ended: idle, no request came on it{suppressed}");
+                        }
                     }
                     socket.end(io, frames, metrics);
                 }

@@ -22,7 +22,7 @@ use crate::session::form::Transport;
 use crate::session::resume::Outbound;
 use crate::session::token::{ConnectionId, Opened};
 use crate::sys::Io;
-use tracing::debug;
+use tracing::{debug, info};
 
 /// A request that begins or carries on a client.
 pub(super) struct Begun<'a, 'h> {
@@ -387,6 +387,13 @@ impl<I: Io> Shard<I> {
             self.drop_carrier(now, key);
             self.no_carrier(now, client);
             self.metrics.add(Counter::Detached, 1);
+            // A word of its own: a socket that ends is its network's doing, one that takes nothing is ended here.
+            if end == End::StalledClient
+                && let Some(suppressed) = self.quiet.detached.admit(now)
+                && let Some(Conn { stage: Stage::Client(Client { origin, .. }), .. }) = self.conns.get(client)
+            {
+                info!(client = ?origin, "a client's socket ended: it took nothing for too long; the client may resume{suppressed}");
+            }
         } else {
             self.client_ends(now, client, end);
         }

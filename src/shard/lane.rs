@@ -262,6 +262,10 @@ impl Lane {
     pub(super) fn hub_id(&self) -> Option<&HubId> {
         self.hub_id.as_ref()
     }
+    /// Tells its connections apart.
+    pub(super) fn incarnation(&self) -> u32 {
+        self.incarnation
+    }
     pub(super) fn upstream(&self) -> usize {
         usize::from(self.place.upstream.0)
     }

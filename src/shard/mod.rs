@@ -246,6 +246,8 @@ struct QuietLines {
     rate: quiet::Quiet,
     unavailable: quiet::Quiet,
     http_ended: quiet::Quiet,
+    http_idle: quiet::Quiet,
+    detached: quiet::Quiet,
     origin: quiet::Quiet,
     client_ended: quiet::Quiet,
     headers: quiet::Quiet,

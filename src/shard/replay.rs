@@ -86,10 +86,8 @@ impl<I: Io> Shard<I> {
     pub(super) fn tell_again(&mut self, now: Time) {
         let Shard { lanes, frames, dirty, random, clock, metrics, settings, relieved, again, .. } = self;
         let mut gate = Gate { settings, frames, dirty, random, clock, metrics, relieved };
-        for queue in again.iter_mut() {
-            while let Some(again) = queue.pop_front_if(|again| now >= again.at) {
-                again.tell(lanes, &mut gate);
-            }
+        while let Some(again) = again.due(now) {
+            again.tell(lanes, &mut gate);
         }
     }
 
@@ -162,7 +160,7 @@ impl<I: Io> Shard<I> {
         let answers = routes.is_answering(upstream);
         for notice in core::mem::take(&mut lanes[own].told) {
             if is_acknowledged || notice.at.after(silence) > now {
-                repeat(again, now, own, notice.origin, lanes, &mut gate);
+                again.add(now, own, notice.origin).into_iter().flatten().for_each(|again| again.tell(lanes, &mut gate));
                 lanes[other].notice(notice, &mut gate);
             } else {
                 gate.settled(Some(notice));
@@ -191,7 +189,8 @@ impl<I: Io> Shard<I> {
                 continue;
             }
             if pin.tie == Tie::Known && (has_fate || !is_acknowledged) {
-                repeat(again, now, own, client.origin_at(settings, slot, upstream), lanes, &mut gate);
+                let origin = client.origin_at(settings, slot, upstream);
+                again.add(now, own, origin).into_iter().flatten().for_each(|again| again.tell(lanes, &mut gate));
             }
             match pin.tie {
                 Tie::Known if answers && !views.is_replayable(client.views, upstream) => {
@@ -326,12 +325,6 @@ pub(super) struct Again {
     notice: Notice,
 }
 
-/// Those that are due the same time after the loss of their lane stand in one queue, in order.
-pub(super) type AgainQueues = [VecDeque<Again>; TELL_AGAIN_MS.len()];
-
-/// What they take at most.
-pub(super) const AGAIN_BYTES: usize = TELL_AGAIN_MS.len() * AGAIN_MAX * size_of::<Again>();
-
 impl Again {
     fn tell(self, lanes: &mut [Lane], gate: &mut Gate<'_>) {
         let other = on_way(lanes, self.lane);
@@ -339,16 +332,29 @@ impl Again {
     }
 }
 
-fn repeat(queues: &mut AgainQueues, now: Time, lane: usize, origin: OriginId, lanes: &mut [Lane], gate: &mut Gate<'_>) {
-    for (queue, ms) in queues.iter_mut().zip(TELL_AGAIN_MS) {
-        if queue.len() >= AGAIN_MAX
-            && let Some(oldest) = queue.pop_front()
-        {
-            oldest.tell(lanes, gate);
-        }
-        // The journal has it from the first time.
-        let notice = Notice { origin, at: now, hub_id: None, cell: None };
-        queue.push_back(Again { at: now.after(Duration::from_millis(ms)), lane, notice });
+/// Those that are due the same time after the loss of their lane stand in one queue, in order.
+#[derive(Default)]
+pub(super) struct AgainQueues([VecDeque<Again>; TELL_AGAIN_MS.len()]);
+
+/// What they take at most.
+pub(super) const AGAIN_BYTES: usize = TELL_AGAIN_MS.len() * AGAIN_MAX * size_of::<Again>();
+
+impl AgainQueues {
+    /// An id whose end is told, and is to be told again. What there is no room for any more comes back, to be told at once.
+    fn add(&mut self, now: Time, lane: usize, origin: OriginId) -> [Option<Again>; TELL_AGAIN_MS.len()] {
+        core::array::from_fn(|index| {
+            let queue = &mut self.0[index];
+            let oldest = if queue.len() >= AGAIN_MAX { queue.pop_front() } else { None };
+            // The journal has it from the first time.
+            let notice = Notice { origin, at: now, hub_id: None, cell: None };
+            queue.push_back(Again { at: now.after(Duration::from_millis(TELL_AGAIN_MS[index])), lane, notice });
+            oldest
+        })
+    }
+
+    /// One that is due.
+    fn due(&mut self, now: Time) -> Option<Again> {
+        self.0.iter_mut().find_map(|queue| queue.pop_front_if(|again| now >= again.at))
     }
 }
 
@@ -399,5 +405,39 @@ fn renew(
         gate.metrics.add(Counter::MovedReplay, 1);
     } else {
         gate.metrics.add(Counter::MovedIdle, 1);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ids::ID_BYTES;
+
+    fn origin(number: usize) -> OriginId {
+        OriginId(format!("{number:0width$}", width = ID_BYTES).into_bytes().try_into().expect("so many digits"))
+    }
+
+    #[test]
+    fn ends_are_told_again_twice_and_at_once_where_there_are_too_many() {
+        let mut queues = AgainQueues::default();
+        let start = Time::from_millis(1000);
+        for number in 0..AGAIN_MAX {
+            assert!(queues.add(start, 3, origin(number)).iter().all(Option::is_none));
+        }
+        for number in 0..5 {
+            let early = queues.add(start.after(Duration::from_secs(1)), 3, origin(AGAIN_MAX + number));
+            assert!(early.iter().flatten().all(|again| again.notice.origin == origin(number) && again.lane == 3));
+            assert_eq!(early.iter().flatten().count(), 2);
+        }
+        let room: usize = queues.0.iter().map(|queue| queue.capacity() * size_of::<Again>()).sum();
+        assert!(room <= AGAIN_BYTES, "{room}");
+
+        let [first, second] = TELL_AGAIN_MS.map(Duration::from_millis);
+        assert!(queues.due(start.after(first - Duration::from_millis(1))).is_none());
+        let told = |queues: &mut AgainQueues, at| core::iter::from_fn(|| queues.due(at)).count();
+        assert_eq!(told(&mut queues, start.after(first)), AGAIN_MAX - 5);
+        assert_eq!(told(&mut queues, start.after(first + Duration::from_secs(1))), 5);
+        assert_eq!(queues.due(start.after(second)).expect("the next one").notice.origin, origin(5));
+        assert_eq!(told(&mut queues, Time::NEVER), AGAIN_MAX - 1);
     }
 }

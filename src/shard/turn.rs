@@ -42,7 +42,7 @@ impl<I: Io> Shard<I> {
         self.completions = completions;
         self.on_timers(now);
         self.on_orders(now);
-        self.look();
+        self.look(now);
         self.on_lanes(now);
         self.relieve(now);
         self.tell_again(now);
