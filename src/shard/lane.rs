@@ -788,7 +788,8 @@ impl Lane {
             && let Some(index) = self.waiting.iter().position(|other| other.goes_with(&waiting))
         {
             if self.waiting[index].call == Call::RequestVm {
-                self.waiting[index].opens = opens.take();
+                let opened = &mut self.waiting[index].opens;
+                *opened = opened.or_else(|| opens.take());
                 break;
             }
             let Some(lost) = self.waiting.remove(index) else { break };
