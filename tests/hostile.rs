@@ -407,7 +407,8 @@ fn whoever_is_carried_hears_why_it_ends() {
     let folder = Folder::new();
     let close = "{\"type\":7,\"allowReconnect\":true}\u{1e}";
     for by_the_app_server in [false, true] {
-        let (mut app, mut node, client) = start_tls(&folder, &["--shards", "2"]);
+        // Who cannot be given back what it has when the app server is lost has to come again.
+        let (mut app, mut node, client) = start_tls(&folder, &["--shards", "2", "--client-replay-bytes", "1"]);
         let request_vm = "{\"type\":1,\"target\":\"Request_VM\",\"arguments\":[\"HelloWorldVM\",{}]}\u{1e}";
         let mut streams: Vec<_> = (0..4).map(|_| https(&node, &client)).collect();
         let mut polls: Vec<_> = (0..4).map(|_| https(&node, &client)).collect();

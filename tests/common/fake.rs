@@ -7,6 +7,7 @@ use super::{PATIENCE, wait_for};
 use base64::Engine;
 use serde_json::{Map, Value, json};
 use sha1::{Digest, Sha1};
+use std::collections::HashMap;
 use std::io::{Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::SeqCst};
@@ -24,6 +25,8 @@ pub struct Fake {
 struct Shared {
     lanes: Mutex<Vec<Lane>>,
     heard: Mutex<Vec<Heard>>,
+    /// Ids whose end it has heard, and of each how often since: after the loss of a lane a node tells of ends twice more, some day.
+    ended: Mutex<HashMap<String, u32>>,
     /// False: lanes are left unread, and the kernel's buffers fill up.
     reads: AtomicBool,
     /// False: invocations are heard and not acknowledged.
@@ -90,6 +93,7 @@ impl Fake {
         let shared = Arc::new(Shared {
             lanes: Mutex::default(),
             heard: Mutex::default(),
+            ended: Mutex::default(),
             reads: AtomicBool::new(true),
             acknowledges: AtomicBool::new(true),
             open: AtomicBool::new(true),
@@ -114,6 +118,12 @@ impl Fake {
     pub fn heard(&self) -> Vec<Heard> {
         let heard = self.shared.heard.lock().expect("no lane panicked");
         heard.iter().filter(|heard| !heard.is_telemetry()).cloned().collect()
+    }
+
+    /// Ids whose end it has heard more than once. The first time only is among what it has `heard`.
+    pub fn told_again(&self) -> Vec<String> {
+        let ended = self.shared.ended.lock().expect("no lane panicked");
+        ended.iter().filter(|(_, again)| **again > 0).map(|(origin, _)| origin.clone()).collect()
     }
 
     pub fn telemetry(&self) -> Vec<Heard> {
@@ -208,6 +218,18 @@ impl Fake {
     }
 }
 
+impl Shared {
+    fn is_repeated_end(&self, heard: &Heard) -> bool {
+        if heard.method() != "OnDisconnectedAsync" {
+            return false;
+        }
+        let mut ended = self.ended.lock().expect("no other lane panicked");
+        let mut is_repeated = false;
+        ended.entry(heard.origin()).and_modify(|again| (*again, is_repeated) = (*again + 1, true)).or_default();
+        is_repeated
+    }
+}
+
 fn head(stream: &mut TcpStream) -> Option<String> {
     let mut head = Vec::new();
     while !head.ends_with(b"\r\n\r\n") {
@@ -276,7 +298,9 @@ fn serve(mut stream: TcpStream, shared: &Shared) -> Option<()> {
                     }
                     let id = message["invocationId"].as_str().map(str::to_string);
                     let heard = Heard { lane, bytes: record, message, at: SystemTime::now() };
-                    shared.heard.lock().expect("no other lane panicked").push(heard);
+                    if !shared.is_repeated_end(&heard) {
+                        shared.heard.lock().expect("no other lane panicked").push(heard);
+                    }
                     if let Some(id) = id.filter(|_| shared.acknowledges.load(SeqCst)) {
                         let mut lanes = shared.lanes.lock().expect("no other lane panicked");
                         lanes[lane].stream.write_all(&completion(&id, is_binary)).ok()?;
