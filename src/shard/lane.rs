@@ -751,19 +751,19 @@ impl Lane {
 
     /// Answers what has waited too long.
     fn expire(&mut self, now: Time, conns: &mut Slab<Conn>, views: &mut Views, gate: &mut Gate<'_>) {
+        let mut kept = Vec::new();
         while let Some(front) = self.waiting.front()
             && now >= front.since.after(gate.settings.lane_queue_timeout)
+            && let Some(waiting) = self.waiting.pop_front()
         {
-            let Some(waiting) = self.waiting.pop_front() else { return };
             self.waiting_bytes -= waiting.cost();
             match conns.get_mut(waiting.client) {
                 Some(Conn { socket, stage: Stage::Client(client) }) => {
                     let upstream = self.upstream();
                     if waiting.call == Call::DisposeVm && client.pins[upstream].tie == Tie::Known {
                         // The app server has what is not wanted any more, and is told whenever that can be.
-                        self.waiting_bytes += waiting.cost();
-                        self.waiting.push_front(Waiting { since: now, ..waiting });
-                        return;
+                        kept.push(Waiting { since: now, ..waiting });
+                        continue;
                     }
                     gate.metrics.observe_us(Histogram::QueueWait, now.since(waiting.since).as_micros() as u64);
                     client.pins[upstream].waits_no_longer(waiting.client, gate.relieved);
@@ -771,6 +771,10 @@ impl Lane {
                 }
                 _ => gate.metrics.add(Counter::DroppedGoneClient, 1),
             }
+        }
+        for waiting in kept.into_iter().rev() {
+            self.waiting_bytes += waiting.cost();
+            self.waiting.push_front(waiting);
         }
     }
 
