@@ -42,7 +42,11 @@ impl<I: Io> Shard<I> {
 
     /// Tells some of them, on lanes that have nothing else to do. Who is not told before the shard ends is told by the next process.
     pub(super) fn bury(&mut self, now: Time) {
-        if self.burials.queue.is_empty() || now < self.burials.next || self.stopping.is_some() {
+        if self.stopping.is_some() {
+            // Or there would be something to do at once, for ever.
+            self.burials.queue.clear();
+        }
+        if self.burials.queue.is_empty() || now < self.burials.next {
             return;
         }
         self.burials.next = now.after(Duration::from_millis(BURIALS_PAUSE_MS));

@@ -60,7 +60,7 @@ impl<I: Io> Shard<I> {
     /// When it wants its next turn, if nothing completes before.
     pub fn next_wake(&self) -> Time {
         let is_busy = !self.starved.is_empty() || !self.ending.is_empty() || !self.unserved.is_empty();
-        let is_busy = is_busy || !self.looks.is_empty();
+        let is_busy = is_busy || !self.looks.is_empty() || !self.relieved.is_empty();
         if is_busy || !self.dirty.is_empty() {
             return Time(0);
         }
