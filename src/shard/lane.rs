@@ -432,6 +432,14 @@ impl Lane {
         let _ = self.write(now, &Forward::Disconnected, None, origin, shown, Cargo::Notice, gate);
     }
 
+    /// The same for all who have gone and of whom the app server is yet to hear. It is told again elsewhere.
+    pub(super) fn say_notices(&mut self, now: Time, gate: &mut Gate<'_>) {
+        for index in 0..self.notices.len() {
+            let origin = self.notices[index].origin;
+            self.say_end(now, &origin, gate);
+        }
+    }
+
     /// The app server hears of a client's end once it can.
     pub(super) fn notice(&mut self, notice: Notice, gate: &mut Gate<'_>) {
         if self.notices.len() >= LANE_NOTICES_MAX {

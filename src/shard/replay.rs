@@ -62,15 +62,19 @@ impl<I: Io> Shard<I> {
         self.join(now, key);
     }
 
-    /// An app server that is stuck will work on what it has of this lane, some day: behind that it is to find the ends of those who go.
+    /// An app server that is stuck will work on what it has of this lane, some day: behind that it is to find the ends of those who go,
+    /// and of those who have gone meanwhile.
     fn say_ends(&mut self, now: Time, index: LaneIndex) {
         let Shard { conns, lanes, frames, dirty, random, clock, metrics, settings, relieved, .. } = self;
         let lane = &mut lanes[usize::from(index.0)];
         let mut gate = Gate { settings, frames, dirty, random, clock, metrics, relieved };
+        lane.say_notices(now, &mut gate);
+        let strangers = strangers(lane);
         for slot in 0..conns.slots() {
             let Some(Conn { socket, stage: Stage::Client(client) }) = conns.at(slot) else { continue };
             let pin = &client.pins[lane.upstream()];
-            if pin.lane == Some(index) && pin.tie == Tie::Known {
+            let is_on_it = pin.lane == Some(index) || is_among(&strangers, socket.key);
+            if is_on_it && pin.tie == Tie::Known {
                 let origin = client.origin_at(gate.settings, socket.key.slot, lane.upstream());
                 lane.say_end(now, &origin, &mut gate);
             }
@@ -137,20 +141,11 @@ impl<I: Io> Shard<I> {
         let mut gate = Gate { settings, frames, dirty, random, clock, metrics, relieved };
         // What was not acknowledged may have been done, or not. The app server disposes of the view models of whoever spoke last on the
         // lane (contract 4.4): where messages are dealt one by one, that may be a client of another lane.
-        let mut strangers: Vec<SlotKey> = lanes[own].last.take().into_iter().collect();
-        for cargo in lanes[own].flight.unanswered() {
-            match cargo {
-                Cargo::Message { client, .. } => {
-                    gate.metrics.add(Counter::UnknownFates, 1);
-                    strangers.push(client);
-                }
-                Cargo::Replay { client } => strangers.push(client),
-                Cargo::Notice => {}
-            }
-        }
+        let strangers = strangers(&lanes[own]);
+        let is_message = |cargo: &Cargo| matches!(cargo, Cargo::Message { .. });
+        gate.metrics.add(Counter::UnknownFates, lanes[own].flight.unanswered().filter(is_message).count() as u64);
+        lanes[own].last = None;
         lanes[own].flight.clear();
-        strangers.sort_unstable_by_key(|key| (key.slot, key.generation));
-        strangers.dedup();
         let silence = Duration::from_millis(TOLD_KEPT_MS);
         let other = on_way(lanes, own);
         let is_acknowledged = settings.upstreams.get(upstream).window.is_some();
@@ -172,8 +167,7 @@ impl<I: Io> Shard<I> {
             let Some(Conn { socket, stage: Stage::Client(client) }) = conns.at_mut(slot) else { continue };
             let (key, pin) = (socket.key, client.pins[upstream]);
             let is_own = pin.lane == Some(index);
-            let place = (key.slot, key.generation);
-            let has_fate = strangers.binary_search_by_key(&place, |key| (key.slot, key.generation)).is_ok();
+            let has_fate = is_among(&strangers, key);
             if !is_own && !has_fate {
                 continue;
             }
@@ -292,6 +286,26 @@ impl<I: Io> Shard<I> {
             self.read_on(now, key, Pause::Lane);
         }
     }
+}
+
+/// Of whom something on a lane was not acknowledged, or came last, in order. They may be clients of other lanes, or gone.
+fn strangers(lane: &Lane) -> Vec<SlotKey> {
+    let of = |cargo| match cargo {
+        Cargo::Message { client, .. } | Cargo::Replay { client } => Some(client),
+        Cargo::Notice => None,
+    };
+    let mut strangers: Vec<SlotKey> = lane.flight.unanswered().filter_map(of).chain(lane.last).collect();
+    strangers.sort_unstable_by_key(place_of);
+    strangers.dedup();
+    strangers
+}
+
+fn place_of(key: &SlotKey) -> (u32, u32) {
+    (key.slot, key.generation)
+}
+
+fn is_among(strangers: &[SlotKey], key: SlotKey) -> bool {
+    strangers.binary_search_by_key(&place_of(&key), place_of).is_ok()
 }
 
 /// Where a client of this lane goes on: on one that is up, or on the same one some day, where what it has said waits.
