@@ -93,15 +93,19 @@ impl<I: Io> Shard<I> {
         }
     }
 
-    /// What a stuck app server works on would make the next lane stick as well, if it is the request of a view model: that one is not
-    /// requested again, and its client is told.
+    /// What a stuck app server works on would make the next lane stick as well, if it is the request of a view model, or the end of a
+    /// client: the one is not requested again, and its client is told; the other is not told again.
     fn give_up_oldest(&mut self, index: LaneIndex) {
         let Shard { conns, lanes, views, failed, settings, metrics, .. } = self;
-        let lane = &lanes[usize::from(index.0)];
+        let lane = &mut lanes[usize::from(index.0)];
         let Some((cargo, vm_id)) = lane.flight.oldest() else { return };
         let client = match cargo {
             Cargo::Message { client, is_request: true, .. } | Cargo::Replay { client } => client,
-            Cargo::Message { .. } | Cargo::Notice => return,
+            Cargo::Message { .. } => return,
+            Cargo::Notice => {
+                // It has been heard. In the journal it stays: the next process says it again.
+                return metrics.add(Counter::DroppedNotice, u64::from(lane.told.pop_front().is_some()));
+            }
         };
         let Some(Conn { stage: Stage::Client(known), .. }) = conns.get_mut(client) else { return };
         if !settings.upstreams.routes.is_answering(lane.upstream()) {
