@@ -81,7 +81,7 @@ pub(super) struct Lane {
     /// Without acknowledgements: when the next of them may be, and how many since.
     paced: (Time, u32),
     /// Clients that are gone, or known by another id, while nobody could be told.
-    notices: VecDeque<Notice>,
+    pub(super) notices: VecDeque<Notice>,
     /// Nobody is told while clients wait to be known by their new ids.
     pub(super) held: bool,
     /// Those who were told of, oldest first, until that is acknowledged; without acknowledgements, for as long as the lane may be dead

@@ -14,7 +14,7 @@ use super::socket::{Client, Conn, Stage, Tie};
 use super::upstreams::Hub;
 use super::{Settings, Shard};
 use crate::ids::{LaneIndex, LaneKey, OriginId, Serial, SlotKey, Time, UpstreamIndex};
-use crate::limits::{REPLAYS_IN_FLIGHT_MAX, TELL_AGAIN_MS, TOLD_KEPT_MS};
+use crate::limits::{LANE_NOTICES_MAX, REPLAYS_IN_FLIGHT_MAX, TELL_AGAIN_MS, TOLD_KEPT_MS};
 use crate::metrics::Counter;
 use crate::session::fault::{End, LaneEnd, Refusal};
 use crate::session::flight::Cargo;
@@ -85,10 +85,16 @@ impl<I: Io> Shard<I> {
     pub(super) fn tell_again(&mut self, now: Time) {
         let Shard { lanes, frames, dirty, random, clock, metrics, settings, relieved, again, .. } = self;
         let mut gate = Gate { settings, frames, dirty, random, clock, metrics, relieved };
+        let mut turn = 0;
         for queue in again.iter_mut() {
             while let Some(Again { lane, notice, .. }) = queue.pop_front_if(|again| now >= again.at) {
-                let other = on_way(lanes, lane);
-                lanes[other].notice(notice, &mut gate);
+                let other = on_way(lanes, lane, &mut turn);
+                if lanes[other].notices() < LANE_NOTICES_MAX {
+                    lanes[other].notice(notice, &mut gate);
+                } else {
+                    // What was never told is worth more.
+                    gate.metrics.add(Counter::DroppedNotice, 1);
+                }
             }
         }
     }
@@ -151,13 +157,19 @@ impl<I: Io> Shard<I> {
         lanes[own].last = None;
         lanes[own].flight.clear();
         let silence = Duration::from_millis(TOLD_KEPT_MS);
-        let other = on_way(lanes, own);
+        let mut turn = 0;
+        // What is yet to be told here need not wait until this lane is up again.
+        for notice in core::mem::take(&mut lanes[own].notices) {
+            let other = on_way(lanes, own, &mut turn);
+            lanes[other].notice(notice, &mut gate);
+        }
         let is_acknowledged = settings.upstreams.get(upstream).window.is_some();
         // The loss of a mirror is nothing to a client.
         let answers = routes.is_answering(upstream);
         for notice in core::mem::take(&mut lanes[own].told) {
             if is_acknowledged || notice.at.after(silence) > now {
                 repeat(again, now, own, notice.origin);
+                let other = on_way(lanes, own, &mut turn);
                 lanes[other].notice(notice, &mut gate);
             } else {
                 gate.settled(Some(notice));
@@ -188,6 +200,7 @@ impl<I: Io> Shard<I> {
                 Tie::Known => {
                     let to = if is_own { lane_for(lanes, settings, own) } else { pin_lane(client, upstream, own) };
                     let notice = gate.bury(lanes[own].place, key, &pin, &client.origin);
+                    let other = on_way(lanes, own, &mut turn);
                     lanes[other].notice(notice, &mut gate);
                     renew(key, client, upstream, to, serials, views, lanes, hubs, &mut gate);
                     moved += 1;
@@ -342,9 +355,17 @@ fn repeat(queues: &mut AgainQueues, now: Time, lane: usize, origin: OriginId) {
     }
 }
 
-/// A lane to where this one leads, itself if no other is up.
-fn on_way(lanes: &[Lane], lane: usize) -> usize {
-    lanes[lane].siblings.clone().find(|other| lanes[*other].is_up()).unwrap_or(lane)
+/// A lane to where this one leads, itself if none is up; of several each in its turn.
+fn on_way(lanes: &[Lane], lane: usize, turn: &mut usize) -> usize {
+    let siblings = lanes[lane].siblings.clone();
+    for _ in siblings.clone() {
+        *turn = turn.wrapping_add(1);
+        let other = siblings.start + *turn % siblings.len();
+        if lanes[other].is_up() {
+            return other;
+        }
+    }
+    lane
 }
 
 /// A client is known at an upstream by a new id from now on, on this lane: what the old one is bound to is dead (contract 3.3, 4.4).
