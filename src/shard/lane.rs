@@ -2,6 +2,7 @@
 use super::client::write_message;
 use super::delivery::{Deliver, Failure, LaneSide};
 use super::forwarding::plain;
+use super::replay::upstreams_of;
 use super::secure::Secure;
 use super::socket::{Client, Conn, Input, Life, Link, Pin, Socket, Stage, Tie, origin_at};
 use super::upstreams::Hub;
@@ -980,8 +981,11 @@ impl<I: Io> Shard<I> {
         self.hurry_lanes(now);
         self.share_replays();
         let held = self.lanes.iter().any(|lane| lane.held);
+        let up = upstreams_of(&self.lanes, Lane::is_up);
         for index in 0..self.lanes.len() {
-            self.move_waiting(LaneIndex(index as u16));
+            if up.has(self.lanes[index].upstream()) {
+                self.move_waiting(LaneIndex(index as u16));
+            }
             let name = self.lane_key(LaneIndex(index as u16));
             let Shard {
                 conns, lanes, views, frames, dirty, random, clock, metrics, settings, control, relieved, ..

@@ -18,7 +18,7 @@ use crate::limits::{LANE_NOTICES_MAX, REPLAYS_IN_FLIGHT_MAX, TELL_AGAIN_MS, TOLD
 use crate::metrics::Counter;
 use crate::session::fault::{End, LaneEnd, Refusal};
 use crate::session::flight::Cargo;
-use crate::session::views::Views;
+use crate::session::views::{Upstreams, Views};
 use crate::sys::Io;
 use core::time::Duration;
 use std::collections::VecDeque;
@@ -58,6 +58,8 @@ impl<I: Io> Shard<I> {
             }
             self.move_clients(now, index, &end);
             self.move_waiting(index);
+            // Lanes that have their turn behind this one tell nobody before it.
+            self.hold_notices();
         }
         self.join(now, key);
     }
@@ -179,11 +181,17 @@ impl<I: Io> Shard<I> {
         // Who still is owed something here is met below, and listed anew: once, however often the lane is lost.
         lanes[own].replays.clear();
         let slots = if routes.is_observer(upstream) { 0 } else { conns.slots() };
+        let mut own_left = lanes[own].clients;
         for slot in 0..slots {
+            // Where there are many lanes nobody is far from being the last one.
+            if own_left == 0 && strangers.last().is_none_or(|last| last.slot < slot) {
+                break;
+            }
             let Some(Conn { socket, stage: Stage::Client(client) }) = conns.at_mut(slot) else { continue };
             let (key, pin) = (socket.key, client.pins[upstream]);
             let is_own = pin.lane == Some(index);
             let has_fate = is_among(&strangers, key);
+            own_left -= u32::from(is_own);
             if !is_own && !has_fate {
                 continue;
             }
@@ -262,18 +270,20 @@ impl<I: Io> Shard<I> {
             return;
         }
         let Shard { conns, lanes, hubs, .. } = self;
+        // Of all of its upstream: they stand together, and each is looked at twice.
+        let (mut giver, mut end) = (0, 0);
         for taker in 0..lanes.len() {
             let upstream = lanes[taker].upstream();
+            if taker == end {
+                end += lanes[taker..].iter().take_while(|lane| lane.upstream() == upstream).count();
+                giver = taker;
+            }
             if !lanes[taker].is_up() {
                 continue;
             }
-            for giver in 0..lanes.len() {
-                if lanes[giver].upstream() != upstream || lanes[giver].is_up() {
-                    continue;
-                }
-                while lanes[taker].replays.len() < REPLAYS_IN_FLIGHT_MAX as usize
-                    && let Some(key) = lanes[giver].replays.pop_front()
-                {
+            while giver < end && lanes[taker].replays.len() < REPLAYS_IN_FLIGHT_MAX as usize {
+                let next = if lanes[giver].is_up() { None } else { lanes[giver].replays.pop_front() };
+                if let Some(key) = next {
                     let Some(Conn { stage: Stage::Client(client), .. }) = conns.get_mut(key) else { continue };
                     let pin = &mut client.pins[upstream];
                     // Whose messages wait goes with them (`move_waiting`).
@@ -281,6 +291,8 @@ impl<I: Io> Shard<I> {
                         pin.repin(key, Some(taker), client.user.as_deref(), lanes, hubs);
                         lanes[taker].replays.push_back(key);
                     }
+                } else {
+                    giver += 1;
                 }
             }
         }
@@ -290,10 +302,9 @@ impl<I: Io> Shard<I> {
     /// Ends of old ids wait until everybody who is to be known by a new one is: a view model that is shared keeps its state as long as
     /// somebody has it (contract 6.3).
     pub(super) fn hold_notices(&mut self) {
-        for lane in 0..self.lanes.len() {
-            let upstream = self.lanes[lane].upstream();
-            let mut others = self.lanes.iter().filter(|other| other.upstream() == upstream);
-            self.lanes[lane].held = others.any(|other| !other.replays.is_empty());
+        let held = upstreams_of(&self.lanes, |lane| !lane.replays.is_empty());
+        for lane in &mut self.lanes {
+            lane.held = held.has(lane.upstream());
         }
     }
 
@@ -303,6 +314,13 @@ impl<I: Io> Shard<I> {
             self.read_on(now, key, Pause::Lane);
         }
     }
+}
+
+/// The upstreams of the lanes that are like this.
+pub(super) fn upstreams_of(lanes: &[Lane], is_meant: impl Fn(&Lane) -> bool) -> Upstreams {
+    let mut upstreams = Upstreams::default();
+    lanes.iter().filter(|lane| is_meant(lane)).for_each(|lane| upstreams.add(lane.upstream()));
+    upstreams
 }
 
 /// Of whom something on a lane was not acknowledged, or came last, in order. They may be clients of other lanes, or gone.
