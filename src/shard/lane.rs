@@ -980,7 +980,6 @@ impl<I: Io> Shard<I> {
     pub(super) fn on_lanes(&mut self, now: Time) {
         self.hurry_lanes(now);
         self.share_replays();
-        let held = self.lanes.iter().any(|lane| lane.held);
         let up = upstreams_of(&self.lanes, Lane::is_up);
         for index in 0..self.lanes.len() {
             if up.has(self.lanes[index].upstream()) {
@@ -1021,7 +1020,7 @@ impl<I: Io> Shard<I> {
                 self.lane_ends(now, LaneIndex(index as u16), end);
             }
         }
-        if held {
+        if self.lanes.iter().any(|lane| lane.held) {
             self.hold_notices();
         }
     }
