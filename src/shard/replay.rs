@@ -160,7 +160,7 @@ impl<I: Io> Shard<I> {
         let answers = routes.is_answering(upstream);
         for notice in core::mem::take(&mut lanes[own].told) {
             if is_acknowledged || notice.at.after(silence) > now {
-                again.add(now, own, notice.origin).into_iter().flatten().for_each(|again| again.tell(lanes, &mut gate));
+                again.repeat(now, own, notice.origin, lanes, &mut gate);
                 lanes[other].notice(notice, &mut gate);
             } else {
                 gate.settled(Some(notice));
@@ -169,12 +169,10 @@ impl<I: Io> Shard<I> {
         // Who has gone meanwhile need not wait for this lane.
         if other != own {
             for notice in lanes[own].take_notices() {
-                repeat(again, now, own, notice.origin, lanes, &mut gate);
+                again.repeat(now, own, notice.origin, lanes, &mut gate);
                 lanes[other].notice(notice, &mut gate);
             }
         }
-        // Whoever is still owed something gets in line again below.
-        lanes[own].replays.clear();
         let (mut moved, mut closed) = (0u32, 0u32);
         // Who still is owed something here is met below, and listed anew: once, however often the lane is lost.
         lanes[own].replays.clear();
@@ -190,7 +188,7 @@ impl<I: Io> Shard<I> {
             }
             if pin.tie == Tie::Known && (has_fate || !is_acknowledged) {
                 let origin = client.origin_at(settings, slot, upstream);
-                again.add(now, own, origin).into_iter().flatten().for_each(|again| again.tell(lanes, &mut gate));
+                again.repeat(now, own, origin, lanes, &mut gate);
             }
             match pin.tie {
                 Tie::Known if answers && !views.is_replayable(client.views, upstream) => {
@@ -350,6 +348,10 @@ impl AgainQueues {
             queue.push_back(Again { at: now.after(Duration::from_millis(TELL_AGAIN_MS[index])), lane, notice });
             oldest
         })
+    }
+
+    fn repeat(&mut self, now: Time, lane: usize, origin: OriginId, lanes: &mut [Lane], gate: &mut Gate<'_>) {
+        self.add(now, lane, origin).into_iter().flatten().for_each(|again| again.tell(lanes, gate));
     }
 
     /// One that is due.
