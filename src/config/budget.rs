@@ -351,7 +351,7 @@ impl Budget {
             term(
                 "ends said on stuck lanes",
                 Worst,
-                each(acknowledged().next().is_some(), connections),
+                each(acknowledged().next().is_some(), connections + lanes * LANE_NOTICES_MAX as u64),
                 shard::SAID_END_BYTES,
                 "before the lane is given up; gone with its socket",
             ),
