@@ -267,6 +267,8 @@ table! {
         // A mirror keeps nobody waiting: what it cannot take at once it does not get.
         DroppedDown = "dropped_lane_down",
         DroppedFull = "dropped_queue_full",
+        // It took them and could make nothing of them.
+        Failed = "failed",
     }
     "upstream_deliveries", "Messages for clients received from the app servers of an upstream", "" { Deliveries = "" }
 }

@@ -19,6 +19,9 @@ impl Upstreams {
     pub fn add(&mut self, index: usize) {
         self.0 |= 1 << index;
     }
+    pub fn remove(&mut self, index: usize) {
+        self.0 &= !(1 << index);
+    }
     pub fn with(self, other: Upstreams) -> Upstreams {
         Upstreams(self.0 | other.0)
     }
@@ -111,10 +114,10 @@ impl Views {
         self.each(list).find(|(live, _)| *live == name).map(|(_, upstreams)| upstreams)
     }
 
-    /// What a live view model was last requested with, if it is known.
-    pub fn argument(&self, list: ViewList, name: &[u8]) -> Option<&[u8]> {
+    /// What a live view model was last requested with, if that is known; null as None.
+    pub fn argument(&self, list: ViewList, name: &[u8]) -> Option<Option<&[u8]>> {
         let view = self.all(list).find(|view| *self.names[view.name as usize].text == *name && !view.leaving)?;
-        self.text(view.argument)
+        (!view.unkept).then(|| self.text(view.argument))
     }
 
     /// Keeps what a live view model was last requested with, raw JSON; so many bytes of all arguments of a client at the most.
@@ -158,9 +161,11 @@ impl Views {
         !self.all(list).any(|view| view.requested && view.unkept && view.upstreams.has(upstream))
     }
 
-    /// What was requested from an upstream and is live, as far as the app server knows, with its argument, in the order of the requests.
+    /// What was requested from an upstream and is live, as far as the app server knows, with its argument, in the order of the requests;
+    /// without those whose argument was too much to be kept.
     pub fn requested_from(&self, list: ViewList, upstream: usize) -> impl Iterator<Item = (&[u8], Option<&[u8]>)> {
-        let requested = self.all(list).filter(move |view| view.requested && view.upstreams.has(upstream));
+        let is_known = move |view: &View| view.requested && !view.unkept && view.upstreams.has(upstream);
+        let requested = self.all(list).filter(is_known);
         requested.map(|view| (&*self.names[view.name as usize].text, self.text(view.argument)))
     }
 
@@ -286,6 +291,18 @@ impl Views {
     /// As if it had never been opened: the app server has none of this name.
     pub fn forget(&mut self, list: &mut ViewList, name: &[u8]) {
         self.remove(list, |text, view| text == name && !view.leaving);
+    }
+
+    /// As if it had never been requested from this upstream, which does not answer: it has none of this name.
+    pub fn forget_at(&mut self, list: ViewList, upstream: usize, name: &[u8]) {
+        let mut at = list.0;
+        while at != NONE {
+            let view = &mut self.views[at as usize];
+            if *self.names[view.name as usize].text == *name && !view.leaving {
+                view.upstreams.remove(upstream);
+            }
+            at = view.next;
+        }
     }
 
     /// The client is gone.
@@ -444,11 +461,15 @@ mod tests {
         views.keep(list, b"A", Some(b"{\"x\":12}"), 16);
         assert!(views.is_replayable(list, 0));
         views.keep(list, b"B", Some(b"123456789"), 16);
-        assert_eq!(views.argument(list, b"B"), None);
+        assert_eq!((views.argument(list, b"B"), views.argument(list, b"C")), (None, Some(None)));
+        assert_eq!(again(&views, list, 0), [("A".into(), Some("{\"x\":12}".into()))]);
         assert!(!views.is_replayable(list, 0) && !views.is_replayable(list, 1) && views.is_replayable(list, 2));
         views.keep(list, b"B", Some(b"1234567"), 16);
         assert!(views.is_replayable(list, 0));
-        assert_eq!(views.argument(list, b"B"), Some(&b"1234567"[..]));
+        assert_eq!(views.argument(list, b"B"), Some(Some(&b"1234567"[..])));
+        // A mirror that has none of this name is asked for it no more.
+        views.forget_at(list, 1, b"B");
+        assert_eq!((views.upstreams(list, b"B"), again(&views, list, 1)), (Some(Upstreams(1)), vec![]));
         views.close_all(&mut list);
         assert!(views.is_empty() && views.by_name.is_empty());
         assert_eq!(views.names.len(), views.free_names.len());

@@ -43,6 +43,8 @@ pub(super) struct LaneSide<'a> {
 /// An invocation that an app server answered with an error, for its client.
 pub(super) struct Failure {
     pub(super) client: SlotKey,
+    /// Whose failure it is.
+    pub(super) upstream: usize,
     /// Raw JSON string.
     pub(super) vm_id: Vec<u8>,
     pub(super) refusal: Refusal,
@@ -121,7 +123,10 @@ impl LaneEnv for LaneSide<'_> {
             }
         };
         if let Some(error) = error {
-            self.failed.push(Failure { client, vm_id, refusal: Refusal::Failed, forgets, error: error.to_string() });
+            let upstream = self.deliver.place.upstream;
+            metrics.add_upstream(upstream, UpstreamCounter::Failed, 1);
+            let (upstream, error) = (usize::from(upstream.0), error.to_string());
+            self.failed.push(Failure { client, upstream, vm_id, refusal: Refusal::Failed, forgets, error });
         }
     }
 

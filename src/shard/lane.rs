@@ -935,8 +935,15 @@ impl<I: Io> Shard<I> {
     pub(super) fn tell_failures(&mut self) {
         let Shard { conns, views, frames, dirty, random, clock, metrics, settings, failed, relieved, .. } = self;
         let mut gate = Gate { settings, frames, dirty, random, clock, metrics, relieved };
-        for Failure { client: key, vm_id, refusal, forgets, error } in failed.drain(..) {
+        for Failure { client: key, upstream, vm_id, refusal, forgets, error } in failed.drain(..) {
             let Some(Conn { socket, stage: Stage::Client(client) }) = conns.get_mut(key) else { continue };
+            // A mirror answers nobody: what it fails at it does not have, and that is all.
+            if !gate.settings.upstreams.routes.is_answering(upstream) {
+                if forgets {
+                    views.forget_at(client.views, upstream, &plain(&vm_id));
+                }
+                continue;
+            }
             gate.metrics.add(Counter::refusal(refusal.label()), 1);
             // Nobody calls a view model by a name that is too long to be kept.
             if vm_id.is_empty() {

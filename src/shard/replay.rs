@@ -7,7 +7,8 @@
 //! ```
 //! Whether the app server has lost one connection or everything makes no difference. What was on the lane and not acknowledged is not
 //! repeated, for it may have been done: what the view model is then, its new state says.
-use super::forwarding::{choose_lane, plain};
+use super::delivery::Failure;
+use super::forwarding::choose_lane;
 use super::lane::{Gate, Lane, Notice, Pinger, refuse};
 use super::pause::Pause;
 use super::socket::{Client, Conn, Stage, Tie};
@@ -92,16 +93,14 @@ impl<I: Io> Shard<I> {
     /// What a stuck app server works on would make the next lane stick as well, if it is the request of a view model: that one is not
     /// requested again, and its client is told.
     fn give_up_oldest(&mut self, index: LaneIndex) {
-        let Shard { conns, lanes, views, failed, .. } = self;
-        let Some((cargo, vm_id)) = lanes[usize::from(index.0)].flight.oldest() else { return };
+        let lane = &self.lanes[usize::from(index.0)];
+        let Some((cargo, vm_id)) = lane.flight.oldest() else { return };
         let client = match cargo {
             Cargo::Message { client, is_request: true, .. } | Cargo::Replay { client } => client,
             Cargo::Message { .. } | Cargo::Notice => return,
         };
-        let Some(Conn { stage: Stage::Client(known), .. }) = conns.get_mut(client) else { return };
-        views.forget(&mut known.views, &plain(&vm_id));
-        let error = Refusal::Stuck.message().to_string();
-        failed.push(super::delivery::Failure { client, vm_id, refusal: Refusal::Stuck, forgets: true, error });
+        let (upstream, error) = (lane.upstream(), Refusal::Stuck.message().to_string());
+        self.failed.push(Failure { client, upstream, vm_id, refusal: Refusal::Stuck, forgets: true, error });
         self.tell_failures();
     }
 
@@ -171,7 +170,7 @@ impl<I: Io> Shard<I> {
                 repeat(again, now, own, client.origin_at(settings, slot, upstream));
             }
             match pin.tie {
-                Tie::Known if !views.is_replayable(client.views, upstream) => {
+                Tie::Known if routes.is_answering(upstream) && !views.is_replayable(client.views, upstream) => {
                     // Its end is told upstream when it leaves.
                     ending.push((key, End::LaneLost));
                     gate.metrics.add(Counter::MovedClosed, 1);
@@ -341,10 +340,11 @@ fn renew(
     let old = client.pins[upstream];
     let serial = serials.take();
     settings.journal.gone(UpstreamIndex(upstream as u8), key.slot);
-    // An Observer is to know it by the same id (contract 7.2).
+    // An Observer is to know it by the id that the app server knows which answers (contract 7.2).
+    let routes = &settings.upstreams.routes;
     for observer in 0..client.pins.len() {
-        let (pin, is_observer) = (client.pins[observer], settings.upstreams.routes.is_observer(observer));
-        if !is_observer || pin.serial != old.serial {
+        let pin = client.pins[observer];
+        if !routes.is_answering(upstream) || !routes.is_observer(observer) || pin.serial != old.serial {
             continue;
         }
         if let (Tie::Known, Some(lane)) = (pin.tie, pin.lane) {
