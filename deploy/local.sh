@@ -128,6 +128,8 @@ app=$said
 cp "$deploy/signalring.toml" "$run/signalring.toml"
 head -c 36 /dev/urandom | base64 >"$run/token.key"
 export SIGNALRING_APP_SERVER="$app" SIGNALRING_LISTEN=127.0.0.1:0 SIGNALRING_ADMIN=127.0.0.1:0
+# Ctrl+C means now.
+export SIGNALRING_DRAIN_DELAY=0s SIGNALRING_DRAIN_WINDOW=0s
 export SIGNALRING_TRUSTED_PROXIES=127.0.0.1 SIGNALRING_USE_MESSAGE_PACK="$message_pack"
 
 # node NAME: starts one and waits until it is ready; leaves $address, $admin and $process.

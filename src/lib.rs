@@ -11,7 +11,7 @@
 //! demo                the embedded app server (a double of dotNetify's own); two nodes, load and a page around it, to see and to stop
 //! ws_echo             codec server for conformance suites
 //! load                the load tester: clients of any dotNetify server, seen from outside
-//! control   logging   dialling lanes on tokio-uring, admin endpoint with the live picture, signals, certificates and keys read again
+//! control   logging   dialling lanes on tokio-uring, admin endpoint with the live picture, signals, everything read again, sockets passed on
 //! config              file < environment < flags -> a Config valid by construction; memory budget
 //! shard               one core: the turn, accept, clients whatever carries them, forwarding, lanes, delivery, connections handed over
 //! bus                 bounded queues with a doorbell, between shards and control plane, and between shards
@@ -46,7 +46,7 @@
 //!   for each other, each with its **url**; clients are dealt over the urls. Upstreams stand in order, at most `limits::UPSTREAMS_MAX`.
 //! - **filter**: which messages go to an upstream, an expression over a message and its client ([`filter::Filter`]).
 //! - **halt**: a message that an upstream takes goes no further, unless it is a **mirror** (`halt_pipeline = false`). The upstream where a
-//!   message halts **answers**: its refusal is the client's, and losing it ends the client. A mirror may be lost at any time.
+//!   message halts **answers**: its refusal is the client's. A mirror keeps nobody waiting.
 //! - **Observer**: an upstream that sees messages without what they carry, and how the process does, and never answers: dotNetify's own
 //!   picture of its nodes.
 //! - **view model**: what a client asks an app server for, by its vmId. From its `Request_VM` to its `Dispose_VM` it is **live**, and goes
@@ -54,12 +54,19 @@
 //! - **lane**: one persistent connection of a shard to a url of an upstream. A client is **pinned** to one lane of each upstream that it
 //!   has anything to do with, all of its own shard.
 //! - **origin id**: the connection id an app server knows a client by ([`ids::OriginId`]): shard, slot, a serial number and a keyed check.
-//!   It is not the `connectionId` that negotiate returns, and a stateful reconnect does not change it.
+//!   It is not the `connectionId` that negotiate returns, and a stateful reconnect does not change it. At each upstream a client has one at a
+//!   time, and a new one when its lane there is lost; its first one names it as long as it lives.
+//! - **replay**: the view models of a client requested again under its new id, as they were requested last ([`session::views`]).
+//! - **acknowledged**: the app server says when it has worked on an invocation. What it has not is **in flight** ([`session::flight`]). A lane
+//!   on which nothing is acknowledged for too long is **stuck**.
+//! - **journal**: the origin ids that app servers know clients by, kept where it outlives the process ([`journal`]).
 //! - **journal**: the file in which a process notes the origin ids that upstreams know ([`journal`]). From that of a process which was killed
 //!   the next one **buries** its clients: it sends their `OnDisconnectedAsync` in its place.
 //! - **hub id**: the id a lane gives itself, fresh at every connect ([`ids::HubId`]); or, as an option, one for all lanes of the node.
 //! - **hub**: the clients that an app server takes to be behind one hub id, with their groups and users: those of one lane, or, where the
 //!   lanes of the node share a hub id, of all lanes of a shard to one url.
+//! - **drain**: how a node ends in order: its clients are sent away, each at a moment of its own. **Heir**: a process that has the listening
+//!   sockets as well, and serves those who come meanwhile ([`bus::Heir`]).
 //! - **record**: one SignalR message with its framing.
 //! - **frame**: encoded outgoing bytes in [`mem::frames`], counted, queued on one connection or many. (WebSocket's frames are `ws` frames.)
 //! - **turn**: one round of a shard's loop: completions, timers, orders, lanes, sends.
@@ -84,11 +91,12 @@
 //!    nothing to find. A request that no upstream answers is answered as dotNetify answers an unknown view model.
 //! 6. For each of them the client's lane is the one it is pinned to. If it is new there, it is the least loaded lane of the url with the
 //!    fewest clients for its weight, among those that are up. With `dispatch = "message"` it is the next one to the same url.
-//! 7. `shard::lane::Lane::request`: if the lane is up, nothing waits in front of it and its send queue is short, `proto::dotnetify::forward`
-//!    writes the `Invoke` once, straight into the lane's outgoing frame, in JSON or MessagePack: literals, the client's own JSON text
-//!    (escaped), hub id, time stamp, origin id, and the client's prepared context and claims. Otherwise the message waits in the lane's
-//!    queue, bounded in bytes and time; for a mirror or an Observer nothing waits. What waits for a url that is down moves to another
-//!    that comes up, as long as its client has reached neither.
+//! 7. `shard::lane::Lane::request`: if the lane is up, nothing waits in front of it, its send queue is short and the app server does not owe
+//!    too much, `proto::dotnetify::forward` writes the `Invoke` once, straight into the lane's outgoing frame, in JSON or MessagePack:
+//!    literals, a number to acknowledge, the client's own JSON text (escaped), hub id, time stamp, origin id, and the client's prepared
+//!    context and claims. Otherwise the message waits in the lane's queue, bounded in bytes and time, and a client with several waiting is
+//!    read no further (`shard::pause`); for a mirror or an Observer nothing waits. What waits for a lane that is down moves to another
+//!    that comes up, together with its client.
 //! 8. A client that asked for a completion (`invocationId`) gets a null result at once, as from the original proxy. What comes of the
 //!    call arrives as a `Response_VM`; so does a refusal, as a `ForwardingException`.
 //! 9. At the end of the turn `flush` sends everything queued for each dirty socket, sealed first where it has TLS, at most 256 sockets to a
@@ -104,17 +112,17 @@
 //!    only clients that are pinned to its own upstream. Where all lanes of the node share a hub id, what is for many is relayed to the
 //!    other shards over the bus. For a client with stateful reconnect the frame is also kept until it is acknowledged
 //!    (`session::resume::Outbound`).
+//!    A completion says that an invocation of ours was worked on: `session::flight` knows whose it was. An error is told to its client.
 //! 4. What is queued for a carried client moves to its carrier (`shard::carried`, `pump`): its WebSocket, its event stream, the poll that waits.
 //!    Without a carrier it waits for the next poll, or is what a reconnect replays.
 //! 5. A queue over its bound marks the client as too slow; it ends when the lane's bytes have been handled. All others leave in `flush`. What
 //!    the kernel does not take is watched as a whole: a client that takes nothing for too long ends, too (`Socket::fell_behind`).
 //!
 //! Ends: a client's end takes it out of its hubs' groups and sends `OnDisconnectedAsync` to every upstream that has seen anything of it, as
-//! its last message on its lane there; while no lane to that url is up it waits as a notice, and what was said a moment before a lane is
-//! lost is said again. The end of a lane that answers (`Shard::lane_ends`) ends every client that had used it with a hub Close that allows
-//! reconnecting; a mirror's clients stay, and begin anew there behind the end of what was. The loss is reported to `control::plane`, which
-//! dials again and hands the new socket over the bus; an Observer that cannot be reached is tried once a minute, by one lane for all. What
-//! each end means to the peer, the metrics and the log is one map: `session::fault`.
+//! its last message on its lane there; while no lane to that url is up it waits as a notice, and it is said again where nobody has
+//! acknowledged it. The loss of a lane (`shard::replay`) gives its clients new ids, other lanes, and their view models requested again. It is
+//! reported to `control::plane`, which dials again and hands the new socket over the bus; an Observer that cannot be reached is tried once a
+//! minute, by one lane for all. What each end means to the peer, the metrics and the log is one map: `session::fault`.
 #![cfg_attr(not(feature = "std"), no_std)]
 
 extern crate alloc;

@@ -139,6 +139,10 @@ pub const STATEFUL_BUFFER_BYTES_MIN: u32 = 1024;
 pub const STATEFUL_BUFFER_BYTES_MAX: u32 = 16 * 1024 * 1024;
 /// Messages of the largest size that one POST may carry: JavaScript clients join what waits while a POST is on its way.
 pub const POST_BODY_MESSAGES_MAX: u32 = 8;
+/// Longest time a node that is told to stop goes on as before: a balancer notices within a minute, or not at all.
+pub const DRAIN_DELAY_MS_MAX: u64 = 10 * 60 * 1000;
+/// Longest time over which it sends its clients away: a million of them over an hour are fewer than 300 a second.
+pub const DRAIN_WINDOW_MS_MAX: u64 = 60 * 60 * 1000;
 /// Largest configuration file, and largest file it names.
 pub const CONFIG_FILE_BYTES_MAX: u64 = 1024 * 1024;
 
@@ -277,6 +281,9 @@ pub const TOLD_KEPT_MS: u64 = LANE_SILENCE_MS + 10_000;
 /// What was on a lane when it was lost may still be worked on by an app server that is slow to notice, behind the end of the client that it heard
 /// elsewhere, which makes the client anew (contract 2.5). So that end is told again, twice.
 pub const TELL_AGAIN_MS: [u64; 2] = [5_000, 60_000];
+/// Ends of clients that a shard keeps to tell again, for each of these times: of all clients of a usual node, twice. Past it the oldest is
+/// told at once, so that a lane that is lost again and again costs no more.
+pub const AGAIN_MAX: usize = 262_144;
 /// Our pings to the app server.
 pub const LANE_KEEP_ALIVE_MS: u64 = 15_000;
 
@@ -337,7 +344,12 @@ pub const ADMIN_CONNECTIONS_MAX: usize = 64;
 pub const HEALTH_ANSWER_BYTES_MAX: usize = 16 * 1024;
 /// How long a stopping node takes to tell everybody.
 pub const STOP_MS: u64 = 5_000;
+/// How long it waits for the first request on a connection that was made just before, to answer it: a round trip or two.
+pub const STOP_REQUEST_MS: u64 = 1_000;
+/// How long after the window of a drain the next polls of clients are waited for, which fetch their last words: a round trip or two.
+pub const LAST_POLLS_MS: u64 = 1_000;
 
+const _: () = assert!(STOP_REQUEST_MS < STOP_MS);
 const _: () = assert!(RECV_BUFFERS.is_power_of_two() && LANE_RECV_BUFFERS.is_power_of_two());
 const _: () = assert!(SEND_BATCH <= RING_SUBMISSIONS as usize);
 const _: () = assert!(POOLED_BUFFER_BYTES_MAX > MESSAGE_BYTES_DEFAULT as usize);
@@ -372,6 +384,16 @@ pub const URL_TROUBLES_MAX: usize = 8;
 pub const USAGE_LOOK_MS: u64 = 1_000;
 /// Interim answers (1xx) an app server may send before the real one.
 pub const INTERIM_REPLIES_MAX: usize = 8;
+/// How long a new process and the running one wait for each other's next word when sockets are taken over. A start takes well under
+/// a second, and `TAKE_OVER_LANES_MS` more.
+pub const TAKE_OVER_MS: u64 = 30_000;
+/// How long a new process waits until every shard reaches an app server, before it gives up and leaves the clients where they are.
+pub const TAKE_OVER_LANES_MS: u64 = 10_000;
+const _: () = assert!(2 * TAKE_OVER_LANES_MS < TAKE_OVER_MS);
+/// Sockets that go with one message: the kernel takes 253 (SCM_MAX_FD).
+pub const TAKE_OVER_SOCKETS_MAX: usize = 128;
+/// Longest message between the two: so many sockets with the longest paths take a fifth of it.
+pub const TAKE_OVER_MESSAGE_BYTES_MAX: usize = 64 * 1024;
 /// How much longer than its shards a stopping node waits for its control plane, which may hang in the system's resolver.
 pub const STOP_GRACE_MS: u64 = 2_000;
 /// How soon the loss of a lane is reported again when the control plane's queue was full.

@@ -82,6 +82,10 @@ const RUN_HELP: &str = "\
 Every setting can stand in the file, in the environment or on the command line, in that order of increasing precedence.
 All faults of a configuration are reported at once (exit code 2), before any port is opened.
 
+SIGTERM and SIGINT send the clients away, each at a moment of its own (--drain-delay, --drain-window); a second one ends the node at
+once. SIGHUP reads the configuration, certificates and keys again: what the help marks so changes without anybody noticing, and the log
+names what needs a new process. A new process takes over from a running one without a gap where both have the same --take-over.
+
 Examples:
   signalring run --app-server http://127.0.0.1:6100
   signalring run --app-server http://10.0.0.1:6100 --app-server http://10.0.0.2:6100
@@ -145,7 +149,7 @@ Examples:
 fn main() -> ExitCode {
     let done = match Arguments::parse().command {
         Cmd::Run(flags) => match Resolved::load(&flags) {
-            Ok(resolved) => run(resolved),
+            Ok(resolved) => run(resolved, &flags),
             Err(faults) => return refuse(&faults),
         },
         Cmd::Check(flags) => match Resolved::load(&flags) {
@@ -188,7 +192,7 @@ fn main() -> ExitCode {
     }
 }
 
-fn run(resolved: Resolved) -> io::Result<()> {
+fn run(resolved: Resolved, flags: &RunFlags) -> io::Result<()> {
     signalring::logging::init(&resolved.config.log, resolved.config.log_format);
     for warning in resolved.warnings(&Machine::probe()) {
         tracing::warn!("{warning}");
@@ -198,7 +202,7 @@ fn run(resolved: Resolved) -> io::Result<()> {
     for line in budget.to_string().lines() {
         tracing::debug!("{}", line.trim_start_matches("# "));
     }
-    signalring::control::run_node(resolved.config)
+    signalring::control::run_node(resolved.config, || Resolved::load(flags).map(|resolved| resolved.config))
 }
 
 fn check(resolved: &Resolved) -> io::Result<()> {

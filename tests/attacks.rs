@@ -235,7 +235,8 @@ fn descriptors_exhausted(scale: Scale) {
 /// WebSocket messages in fragments without end: of one byte, of many, and of lengths that never come.
 fn giant_fragments(scale: Scale) {
     let each = scale.of(100);
-    let arena = Setup::new("giant fragments", scale).places(3 * each).open();
+    let any_rate = ["--client-message-rate", "0"];
+    let arena = Setup::new("giant fragments", scale).places(3 * each).flags(&any_rate).open();
     arena.withstands(&["messages in pieces"], |arena| {
         // 40,000 bytes in frames of one byte; in frames of 1,000 bytes; in a frame that is to have 2^62.
         let drops = [&frame(TEXT, b"x")[..], &frame(CONTINUATION, b"x").repeat(40_000)].concat();
@@ -629,17 +630,16 @@ fn garbage_lane(scale: Scale) {
         ];
         for (rounds, garbage) in fatal.iter().cycle().take(fatal.len().max(scale.of(24))).enumerate() {
             let lanes = wait_for("all lanes", PATIENCE, || Some(fake.lanes()).filter(|lanes| lanes.len() == MAD_LANES));
-            fake.wire(lanes[0]).write_all(garbage).expect("the lane is up");
+            fake.send_bytes(lanes[0], garbage).expect("the lane is up");
             wait_for("that lane's end", PATIENCE, || (!fake.lanes().contains(&lanes[0])).then_some(()));
             arena.rises("lane_events", "lost", rounds + 1);
         }
         let lost = arena.rise("lane_events", "lost");
         // Sixteen megabytes without the end of a record.
         let lane = fake.has_lanes(MAD_LANES)[0];
-        let mut wire = fake.wire(lane);
         let piece = unmasked(CONTINUATION, &[b'x'; 64 * 1024]);
         let endless = std::iter::once(unmasked(TEXT, b"x")).chain(std::iter::repeat(piece));
-        let _ = endless.take(300).try_for_each(|piece| wire.write_all(&piece));
+        let _ = endless.take(300).try_for_each(|piece| fake.send_bytes(lane, &piece));
         wait_for("that lane's end", PATIENCE, || (!fake.lanes().contains(&lane)).then_some(()));
         fake.has_lanes(MAD_LANES);
         // Messages that mean nothing end no lane.
@@ -684,13 +684,12 @@ fn flooding_lane(scale: Scale) {
         let until = Instant::now() + scale.watch * 2;
         thread::scope(|scope| {
             for lane in fake.lanes() {
-                let mut wire = fake.wire(lane);
-                let kinds = if lane == own_lane { &floods[..] } else { &floods[1..] };
+                let (fake, kinds) = (&fake, if lane == own_lane { &floods[..] } else { &floods[1..] });
                 let records = kinds.iter().map(|arguments| {
                     json!({ "type": 1, "target": "Response_VM", "arguments": arguments }).to_string() + "\u{1e}"
                 });
                 let chunk = unmasked(FIN | TEXT, records.collect::<String>().as_bytes()).repeat(200);
-                scope.spawn(move || while Instant::now() < until && wire.write_all(&chunk).is_ok() {});
+                scope.spawn(move || while Instant::now() < until && fake.send_bytes(lane, &chunk).is_ok() {});
             }
         });
         let _ = victim.stream.shutdown(std::net::Shutdown::Both);

@@ -1,15 +1,22 @@
 //! The printed memory budget is kept: a small node is filled with what clients can make it hold, kind by kind up to the bound, and its
 //! resident memory grows by no more than the budget says of it; and by a good part of that, or the filling would show nothing.
 
+#[path = "common/certificates.rs"]
+mod certificates;
 mod common;
 
+use certificates::{Authority, Folder};
 use common::fake::Fake;
 use common::web::{HANDSHAKE, Polling, Web, token_on};
-use common::ws::{FIN, Socket, TEXT, frame, header, record};
+use common::ws::{FIN, Socket, TEXT, frame, header, record, unmasked};
 use common::{App, Node, PATIENCE, Process, narrow, wait_for};
+use rustls::pki_types::CertificateDer;
+use rustls::pki_types::pem::PemObject;
+use serde_json::json;
 use signalring::config::{Budget, Config, Key, Machine, RunFlags};
 use std::io::Write;
 use std::net::TcpStream;
+use std::sync::Arc;
 use std::time::Duration;
 
 const CLIENTS: usize = 100;
@@ -36,9 +43,10 @@ impl Filled {
             (Key::RequestHeadTimeout, "2m"),
             (Key::ClientSendQueueTime, "2m"),
         ];
-        let settings = || common.iter().chain(settings);
+        let is_other = |(key, _): &&(Key, &str)| settings.iter().all(|(other, _)| other != key);
+        let settings = || common.iter().filter(is_other).chain(settings);
         let flags = settings().fold(RunFlags::default(), |flags, (key, value)| flags.with(*key, *value));
-        let machine = Machine { cores: 1, nofile: 10_000 };
+        let machine = Machine { cores: 4, nofile: 10_000 };
         let config = Config::resolve(None, std::iter::empty(), &flags, &machine).expect("a sound configuration");
         let mut arguments = vec!["run".to_string()];
         for (key, value) in settings() {
@@ -46,12 +54,17 @@ impl Filled {
         }
         let arguments: Vec<_> = arguments.iter().map(String::as_str).collect();
         let mut process = Process::signalring("node", &arguments);
-        let address = common::address(&process.printed("listening on "));
+        let address = common::address(&process.printed("listening on ").replace("https://", "http://"));
         let admin = common::address(&process.printed("admin on "));
         let node = Node { process, address, admin };
-        wait_for("the lane", PATIENCE, || (node.metric_where("signalring_lanes", "state=\"up\"") == 1.0).then_some(()));
+        let lanes = f64::from(config.lanes());
+        wait_for("the lanes", PATIENCE, || {
+            (node.metric_where("signalring_lanes", "state=\"up\"") == lanes).then_some(())
+        });
         // What the first of all clients makes it touch is not paid by the others.
-        drop(Socket::connect(node.address));
+        if settings().all(|(key, _)| *key != Key::TlsKeyFile) {
+            drop(Socket::connect(node.address));
+        }
         wait_for("it to be gone", PATIENCE, || (node.metric("signalring_clients") == 0.0).then_some(()));
         Filled { before: resident(&node), budget: Budget::of(&config), node }
     }
@@ -226,12 +239,123 @@ fn view_models_with_long_names() {
     let mut sockets = filled.sockets(CLIENTS);
     for (client, socket) in sockets.iter_mut().enumerate() {
         // As many bytes of names as one may have, none of them another's.
-        let requests = (0..64).flat_map(|n| {
-            let name = format!("{client}.{n}.{}", "v".repeat(990));
+        let requests = (0..500).flat_map(|n| {
+            let name = format!("{client}.{n}.{}", "v".repeat(120));
             record(&format!(r#"{{"type":1,"target":"Request_VM","arguments":["{name}",null]}}"#))
         });
         socket.send(&requests.collect::<Vec<_>>());
     }
     settled(&filled.node);
-    filled.is_within(&["many view models"], 0.2);
+    filled.is_within(&["many view models", "lane send queues", "kept frames", "messages waiting for lanes"], 0.15);
+}
+
+#[test]
+fn messages_that_an_app_server_does_not_acknowledge() {
+    let app = Fake::start();
+    app.acknowledges(false);
+    let window = [(Key::InFlight, "8192"), (Key::AcknowledgeTimeout, "5m")];
+    let filled = Filled::start(&app.url(), &window);
+    let mut sockets = filled.sockets(CLIENTS);
+    for (client, socket) in sockets.iter_mut().enumerate() {
+        // The name is what an error would have to be told to.
+        let updates = (0..80).flat_map(|n| {
+            let name = format!("{client}.{n}.{}", "v".repeat(1000));
+            record(&format!(r#"{{"type":1,"target":"Update_VM","arguments":["{name}",{{}}]}}"#))
+        });
+        socket.send(&updates.collect::<Vec<_>>());
+    }
+    wait_for("all of them", PATIENCE, || {
+        (filled.node.metric("signalring_in_flight") == 80.0 * CLIENTS as f64).then_some(())
+    });
+    settled(&filled.node);
+    // On their way there they waited, and what they waited in is kept for the next ones.
+    filled.is_within(&["messages in flight", "lane send queues", "kept frames", "messages waiting for lanes"], 0.4);
+}
+
+#[test]
+fn what_view_models_were_requested_with() {
+    let app = Fake::start();
+    let filled = Filled::start(&app.url(), &[(Key::ClientReplayBytes, "256KiB")]);
+    let mut sockets = filled.sockets(CLIENTS);
+    for (client, socket) in sockets.iter_mut().enumerate() {
+        let requests = (0..12).flat_map(|n| {
+            let argument = format!("{client}.{n}.{}", "a".repeat(20_000));
+            record(&format!(r#"{{"type":1,"target":"Request_VM","arguments":["V{n}",{{"A":"{argument}"}}]}}"#))
+        });
+        socket.send(&requests.collect::<Vec<_>>());
+    }
+    app.hears_so_many(12 * CLIENTS);
+    settled(&filled.node);
+    filled.is_within(&["kept arguments", "lane send queues", "kept frames", "messages waiting for lanes"], 0.35);
+}
+
+#[test]
+fn clients_in_many_groups() {
+    const GROUPS: usize = 1000;
+    let app = Fake::start();
+    let filled = Filled::start(&app.url(), &[]);
+    let mut sockets = filled.sockets(CLIENTS);
+    let request = record(r#"{"type":1,"target":"Request_VM","arguments":["V",null]}"#);
+    sockets.iter_mut().for_each(|socket| socket.send(&request));
+    for heard in app.hears_so_many(CLIENTS) {
+        let joins = (0..GROUPS).map(|group| {
+            let call = json!([["AddToGroupAsync", [format!("group {group}")], { "$fwdConnId": heard.origin() }]]);
+            format!("{}\u{1e}", json!({ "type": 1, "target": "Response_VM", "arguments": call }))
+        });
+        app.send_bytes(heard.lane, &unmasked(FIN | TEXT, joins.collect::<String>().as_bytes())).unwrap();
+    }
+    wait_for("all to be members", PATIENCE, || {
+        (filled.node.metric("signalring_groups") == GROUPS as f64).then_some(())
+    });
+    settled(&filled.node);
+    filled.is_within(&["many groups", "lane messages in pieces"], 0.3);
+}
+
+#[test]
+fn halves_of_tls_records() {
+    let (authority, folder) = (Authority::new("the tests' authority"), Folder::new());
+    let (certificate, key) = folder.pair("node", &authority.issue(&["localhost"]));
+    let app = App::start();
+    let settings = [
+        (Key::Listen, "https://127.0.0.1:0"),
+        (Key::TlsCertificateFile, certificate.to_str().unwrap()),
+        (Key::TlsKeyFile, key.to_str().unwrap()),
+    ];
+    let filled = Filled::start(&app.url(), &settings);
+    let mut roots = rustls::RootCertStore::empty();
+    roots.add(CertificateDer::from_pem_slice(authority.pem().as_bytes()).unwrap()).unwrap();
+    let config = rustls::ClientConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .with_root_certificates(roots)
+        .with_no_client_auth();
+    let config = Arc::new(config);
+    let mut held = Vec::new();
+    for _ in 0..2 * CLIENTS {
+        let mut stream = TcpStream::connect(filled.node.address).unwrap();
+        let mut tls = rustls::ClientConnection::new(config.clone(), "localhost".try_into().unwrap()).unwrap();
+        while tls.is_handshaking() {
+            tls.complete_io(&mut stream).unwrap();
+        }
+        // A record of the largest size, but for its last byte.
+        tls.writer().write_all(&[b'x'; 16 * 1024]).unwrap();
+        let mut sealed = Vec::new();
+        tls.write_tls(&mut sealed).unwrap();
+        stream.write_all(&sealed[..sealed.len() - 1]).unwrap();
+        held.push(stream);
+    }
+    settled(&filled.node);
+    filled.is_within(&["clients' TLS in pieces", "clients' TLS", "messages in pieces"], 0.35);
+}
+
+#[test]
+fn halves_of_messages_on_several_shards() {
+    let app = App::start();
+    let filled = Filled::start(&app.url(), &[(Key::Shards, "2"), (Key::ConnectionPoolSize, "2")]);
+    let half = [header(FIN | TEXT, 0x80, 30_000), vec![0; 4], vec![b' '; 29_000]].concat();
+    let mut sockets = filled.sockets(2 * CLIENTS);
+    sockets.iter_mut().for_each(|socket| socket.send(&half));
+    settled(&filled.node);
+    // Places on each shard are more than half of all, because the kernel deals unevenly.
+    filled.is_within(&["messages in pieces"], 0.25);
 }

@@ -233,6 +233,9 @@ hub_path = "/dotnetify"
 allowed_origins = ["https://app.example.com"]
 log = "info"
 log_format = "json"
+drain_delay = "3s"
+drain_window = "30s"
+take_over = "/run/signalring/take-over.sock"
 
 [hub]
 maximum_receive_message_size = "64KiB"

@@ -14,6 +14,7 @@ use common::crowd::{Crowd, Load, Mark};
 use common::{App, Node, PATIENCE, wait_for};
 use serde_json::json;
 use std::collections::HashSet;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 const SMALL: Load = Load { clients: 200, interval: Duration::from_millis(200), eager: 0 };
@@ -23,24 +24,27 @@ const LANES: usize = 8;
 /// 5,000 clients on two busy cores: the longest that anything may take.
 const LONG: Duration = Duration::from_secs(60);
 /// When the app server notices a lane that died in silence; 30 s in reality (contract 4.4).
-const LATE_NOTICE: Duration = Duration::from_secs(5);
+const LATE_NOTICE: Duration = Duration::from_secs(8);
 /// Load before and after a fault, in updates of each client.
 const UPDATES: u32 = 3;
 
-/// How long the app server may take over a message before its lane is given up.
-const ACKNOWLEDGE_TIMEOUT: Duration = Duration::from_secs(1);
-/// What becomes known at once, with what was under way and the node's turn.
+/// How long the app server may take over a message before its lane is given up, where it is to be found by that. Short for a test, and long
+/// for a machine that does other things as well: a node that stood still itself must not take that for the app server's fault.
+const ACKNOWLEDGE_TIMEOUT: &str = "acknowledge_timeout = \"3s\"\n";
+/// What is known at once, with what was under way and the node's turn.
 const AT_ONCE: Duration = Duration::from_secs(1);
-/// What becomes known by missing acknowledgements: the oldest one that is owed may be as old as a client's interval.
-const BY_ACKNOWLEDGEMENT: Duration = Duration::from_secs(3);
+/// What is known by missing acknowledgements.
+const BY_ACKNOWLEDGEMENT: Duration = Duration::from_secs(5);
 
-fn node_lines(urls: &[String], lanes: usize) -> String {
-    let urls: Vec<String> = urls.iter().map(|url| format!("{url:?}")).collect();
-    let timeout = ACKNOWLEDGE_TIMEOUT.as_millis();
-    format!(
-        "shards = 2\n[[upstream]]\nname = \"app\"\nurls = [{}]\nconnection_pool_size = {lanes}\nacknowledge_timeout = \"{timeout}ms\"\n",
-        urls.join(", ")
-    )
+/// `more` are settings of the upstream.
+fn node_lines(urls: &[String], lanes: usize, more: &str) -> String {
+    format!("shards = 2\n[[upstream]]\nname = \"app\"\nurls = {urls:?}\nconnection_pool_size = {lanes}\n{more}")
+}
+
+/// Crowds do not share the machine: tests of one program run side by side.
+fn alone() -> MutexGuard<'static, ()> {
+    static MACHINE: Mutex<()> = Mutex::new(());
+    MACHINE.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// App servers, a node in front of them, and a crowd that has been served.
@@ -52,15 +56,15 @@ struct Scene {
 
 impl Scene {
     fn open(load: Load, apps: usize) -> Scene {
-        Scene::open_with(load, apps, "")
+        Scene::open_with(load, apps, "", "")
     }
 
-    /// `lines` are settings of the node.
-    fn open_with(load: Load, apps: usize, lines: &str) -> Scene {
+    /// `lines` are settings of the node, `upstream` of its upstream.
+    fn open_with(load: Load, apps: usize, lines: &str, upstream: &str) -> Scene {
         rlimit::increase_nofile_limit(load.clients as u64 + 500).expect("the limit of open files can be raised");
         let apps: Vec<App> = (0..apps).map(|_| App::start()).collect();
         let urls: Vec<String> = apps.iter().map(App::url).collect();
-        let node = Node::configured(&format!("{lines}{}", node_lines(&urls, LANES / apps.len())));
+        let node = Node::configured(&format!("{lines}{}", node_lines(&urls, LANES / apps.len(), upstream)));
         all_lanes_up(&node);
         let crowd = Crowd::start(&[node.address], load);
         crowd.is_served(LONG);
@@ -233,7 +237,7 @@ fn all_lanes_are_reset(load: Load) {
 }
 
 fn a_lane_is_half_open(load: Load) {
-    let scene = Scene::open(load, 1);
+    let scene = Scene::open_with(load, 1, "", ACKNOWLEDGE_TIMEOUT);
     let (lane, clients) = scene.busiest();
     let mark = scene.crowd.mark();
     assert_eq!(scene.app().disturb("freeze", json!({ "lane": lane, "notice_ms": LATE_NOTICE.as_millis() as u64 })), 1);
@@ -288,10 +292,10 @@ fn the_node_is_killed(load: Load) {
     let folder = std::path::Path::new(env!("CARGO_TARGET_TMPDIR")).join(name);
     std::fs::create_dir_all(&folder).expect("the folder for tests' files is there");
     let journal = format!("journal = {folder:?}\n");
-    let mut scene = Scene::open_with(load, 1, &journal);
+    let mut scene = Scene::open_with(load, 1, &journal, "");
     let mark = scene.crowd.mark();
     scene.node.process.kill();
-    let lines = journal + &node_lines(&[scene.app().url()], LANES);
+    let lines = journal + &node_lines(&[scene.app().url()], LANES, "");
     scene.node = Node::configured_at(&scene.node.address.to_string(), &lines);
     scene.crowd.is_served_again(&mark, |_| true, LONG);
     scene.goes_on();
@@ -312,7 +316,7 @@ fn the_node_is_killed(load: Load) {
 
 /// The app server does not get on with what one lane carries, and its pings go on: only acknowledgements can tell.
 fn a_lane_is_stuck(load: Load) {
-    let scene = Scene::open(load, 1);
+    let scene = Scene::open_with(load, 1, "", ACKNOWLEDGE_TIMEOUT);
     let (lane, clients) = scene.busiest();
     let mark = scene.crowd.mark();
     assert_eq!(scene.app().disturb("hold", json!({ "lane": lane, "hold": true })), 1);
@@ -336,41 +340,49 @@ fn requests_and_updates_at_once(load: Load) {
 
 #[test]
 fn a_lane_is_lost_and_only_its_clients_move() {
+    let _machine = alone();
     one_lane_is_reset(SMALL);
 }
 
 #[test]
 fn all_lanes_are_lost_and_nobody_is_disconnected() {
+    let _machine = alone();
     all_lanes_are_reset(SMALL);
 }
 
 #[test]
 fn a_half_open_lane_is_found_and_its_late_end_hits_nobody() {
+    let _machine = alone();
     a_lane_is_half_open(SMALL);
 }
 
 #[test]
 fn an_app_server_is_killed_and_everybody_stays() {
+    let _machine = alone();
     the_app_server_is_killed(SMALL);
 }
 
 #[test]
 fn a_rolling_restart_keeps_everybody() {
+    let _machine = alone();
     app_servers_are_restarted_one_after_the_other(SMALL);
 }
 
 #[test]
 fn a_node_is_killed_and_leaves_nothing_behind() {
+    let _machine = alone();
     the_node_is_killed(SMALL);
 }
 
 #[test]
 fn a_stuck_lane_delays_only_its_own_clients() {
+    let _machine = alone();
     a_lane_is_stuck(SMALL);
 }
 
 #[test]
 fn updates_right_behind_a_request_keep_their_order() {
+    let _machine = alone();
     requests_and_updates_at_once(SMALL);
 }
 
@@ -378,6 +390,7 @@ fn updates_right_behind_a_request_keep_their_order() {
 #[test]
 #[ignore = "opens 5,000 connections eight times; run: cargo test --release --test faults -- --ignored --nocapture"]
 fn five_thousand_clients_and_every_fault() {
+    let _machine = alone();
     println!(
         "| fault | clients moved | served again after p50 / max | updates lost | exchanges of the others p99 / max |"
     );

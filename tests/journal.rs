@@ -3,6 +3,7 @@
 
 mod common;
 
+use common::fake::Fake;
 use common::ws::{Socket, record};
 use common::{App, Node, PATIENCE, Process, address, wait_for};
 use serde_json::{Value, json};
@@ -112,6 +113,25 @@ fn what_an_app_server_has_of_a_killed_nodes_clients_goes_while_the_next_node_ser
     }
     assert_eq!((app.figure("bindings"), app.figure("leaks")), (20, 0));
 
+    // A clean stop leaves what is to be told again.
+    stop(&mut node.process);
+    assert_eq!((files(&folder), app.figure("bindings")), (left, 0));
+}
+
+#[test]
+#[ignore = "takes more than a minute: so long after the first time everybody is told of again"]
+fn a_killed_nodes_clients_are_told_of_again_and_then_its_journal_goes() {
+    const DEAD: usize = 50;
+    let (app, folder) = (App::start(), folder());
+    let mut node = start(&app, &folder);
+    let dead = clients(node.address, DEAD);
+    waits_for(&app, "bindings", DEAD as u64);
+    let left = files(&folder);
+    kill(&mut node.process);
+    drop(dead);
+    let mut node = start(&app, &folder);
+    let mut living = clients(node.address, 20);
+    recovers(&node, "signed_off", DEAD as u64);
     // When everybody has been told of again the dead one's journal goes, and nobody who lives has noticed.
     wait_for("the old journal to go", 5 * PATIENCE, || files(&folder).is_disjoint(&left).then_some(()));
     assert_eq!(node.metric("signalring_buried"), 2.0 * DEAD as f64);
@@ -226,6 +246,33 @@ fn clients_of_an_app_server_that_is_not_configured_wait_for_a_node_that_knows_it
     let node = Node::configured(&lines(&[&app]));
     waits_for(&app, "bindings", 0);
     recovers(&node, "signed_off", 8);
+}
+
+#[test]
+fn what_was_on_a_lane_that_is_lost_is_not_taken_for_heard() {
+    let (fake, folder) = (Fake::start(), folder());
+    let lines = format!(
+        "shards = 1\njournal = \"{}\"\n[[upstream]]\nurl = \"{}\"\nconnection_pool_size = 1\n",
+        text(&folder),
+        fake.url()
+    );
+    let mut node = Node::configured(&lines);
+    let mut dead = Socket::connect(node.address);
+    dead.send(&record(r#"{"type":1,"target":"Request_VM","arguments":["V",null]}"#));
+    let id = fake.hears(&["Request_VM V"]).remove(0).origin();
+    fake.acknowledges(false);
+    kill(&mut node.process);
+
+    let node = Node::configured(&lines);
+    assert_eq!(fake.hears(&["OnDisconnectedAsync"])[0].origin(), id);
+    fake.cut_all();
+    wait_for("the next lane to be told", PATIENCE, || (fake.told_again() == [id.clone()]).then_some(()));
+    // The new lane owes the answer.
+    assert_eq!(node.metric("signalring_recovering_ids"), 1.0);
+    assert_eq!(node.metric_where("signalring_recovered_ids", "signed_off"), 0.0);
+    fake.acknowledges(true);
+    fake.cut_all();
+    recovers(&node, "signed_off", 1);
 }
 
 /// Neither of them says that it has heard of an end.

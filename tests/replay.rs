@@ -435,7 +435,7 @@ fn a_mirror_is_given_everything_anew_and_what_it_cannot_have_or_do_is_no_clients
     client.send(&[update("Failed", "{}"), update("V", "{}")].concat());
     app.hears(&["Request_VM Failed", "Update_VM Failed", "Update_VM V"]);
     mirror.hears(&["Update_VM V"]);
-    counts(&node, "upstream_messages", "result=\"failed\",upstream=\"mirror\"", 1);
+    counts(&node, "refusals", "reason=\"app_server_error\"", 1);
     // Neither is what makes it stick.
     mirror.sticks(1);
     client.send(&request("Stuck"));
@@ -445,7 +445,7 @@ fn a_mirror_is_given_everything_anew_and_what_it_cannot_have_or_do_is_no_clients
     app.hears(&["Request_VM Stuck", "Update_VM Stuck"]);
     is_quiet(&mut client, A_MOMENT);
     mirror.hears(&[]);
-    counts(&node, "refusals", "", 0);
+    counts(&node, "refusals", "reason=\"stuck\"", 1);
     counts(&node, "client_ends", "", 0);
     // The app server and the Observer know nothing of all that.
     let seen = observer.hears(&[
@@ -580,7 +580,6 @@ fn what_an_app_server_fails_at_its_view_model_is_told_in_its_words() {
     assert_eq!(exception(&mut client, "V"), text);
     assert_eq!(exception(&mut client, "W\"é"), "Not so.");
     counts(&node, "refusals", "reason=\"app_server_error\"", 2);
-    counts(&node, "upstream_messages", "result=\"failed\",upstream=\"app\"", 2);
     // What could not be requested is not there; what could not be updated is.
     app.acknowledges(true);
     app.cut(0);

@@ -30,7 +30,7 @@ struct Hour {
 const ORDINARY_HOUR: Hour = Hour { comings: 6_000, updates: 120_000 };
 
 /// Visitors at the same time: over WebSockets, and over event streams and polls.
-const VISITORS: usize = 400;
+const VISITORS: usize = 550;
 const CARRIED_VISITORS: usize = 4;
 /// How often a lane is cut, and the app server restarted.
 const CUT_EVERY: Duration = Duration::from_secs(7);

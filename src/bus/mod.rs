@@ -1,5 +1,6 @@
 //! Between threads: bounded crossbeam queues with a doorbell. They carry ownership (a dialled lane, a connection for another shard, new
 //! keys, an order to stop). A message of a client passes only as what was read of a connection that is handed over.
+pub mod settings;
 pub mod sight;
 
 use crate::identity::Identity;
@@ -8,7 +9,9 @@ use crate::limits::{BUS_ORDERS, RELAY_BYTES_MAX};
 use crate::sys::doorbell::Doorbell;
 use crate::tls::Tls;
 use core::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+use core::time::Duration;
 use crossbeam::channel;
+use settings::Renewal;
 use sight::{ClientDetail, Sight};
 use std::io;
 use std::net::SocketAddr;
@@ -43,8 +46,24 @@ pub enum ShardOrder {
     LookAt { client: OriginId, answer: oneshot::Sender<Option<Box<ClientDetail>>> },
     /// Clients of a process that is dead: their app server is told that they are gone. Dropped unanswered by a shard that ends.
     Bury { place: LanePlace, ids: Vec<OriginId>, answer: oneshot::Sender<()> },
-    /// Tell everybody and end.
+    /// These settings hold from now on.
+    Settings(Box<Renewal>),
+    /// Take what waits in the queues of the listeners. Another process had them as well and leaves, and the kernel wakes one of those who
+    /// wait for a connection: one that stops waiting in that moment takes the call and not the connection.
+    Accept,
+    /// Send everybody away, each at a random moment of the window, serve them until then, and end.
+    Drain { window: Duration, heir: Heir },
+    /// Tell everybody at once and end.
     Stop,
+}
+
+/// Who serves the clients that come while a node sends its own away.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Heir {
+    /// Nobody: they are told to come back later, and meanwhile perhaps reach another node.
+    None,
+    /// Another process, which has the same listening sockets and the same key for tokens.
+    Process,
 }
 
 /// A record on its way to another shard.
@@ -101,6 +120,8 @@ pub struct Peer {
 pub enum ControlOrder {
     /// The lane's socket is closed; dial it again.
     LaneLost { lane: LaneKey },
+    /// The shard listens no more.
+    Released { shard: ShardId },
     /// The shard has ended in order.
     Stopped { shard: ShardId },
 }

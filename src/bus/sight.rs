@@ -1,6 +1,7 @@
 //! What a shard shows of itself to whoever looks at the node (the live picture). Copies, made on demand: nothing is kept for it.
 use crate::ids::{LaneIndex, OriginId};
 use crate::session::form::Form;
+use core::time::Duration;
 use std::net::SocketAddr;
 
 /// A shard at one moment.
@@ -22,6 +23,12 @@ pub struct LaneSight {
     pub clients: u32,
     /// Messages in front of it.
     pub waiting: u32,
+    /// Messages that the app server has not acknowledged.
+    pub in_flight: u32,
+    /// How long it has acknowledged nothing although it should; zero where it owes nothing.
+    pub owed: Duration,
+    /// Clients whose view models are to be requested again.
+    pub replays: u32,
     /// Messages since the node's start, to the app server ...
     pub sent: u64,
     /// ... and from it.

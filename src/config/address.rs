@@ -3,7 +3,7 @@ use super::value::{Refused, refused};
 use crate::limits::UNIX_PATH_BYTES_MAX;
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 /// One place clients connect to.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -173,6 +173,27 @@ fn unix_path(text: &str) -> Result<PathBuf, Refused> {
         ));
     }
     Ok(PathBuf::from(path))
+}
+
+/// The absolute path of a Unix socket that this node may make.
+pub(super) fn socket(text: &str, folder: &Path) -> Result<PathBuf, Refused> {
+    if text.ends_with('/') || text.chars().any(char::is_control) {
+        return Err(refused(
+            format!("{text:?} is not the path of a socket"),
+            "write a path such as /run/signalring/take-over.sock",
+        ));
+    }
+    let path = std::path::absolute(folder.join(text)).map_err(|error| {
+        refused(format!("{text:?} has no absolute path: {error}"), "write the path from the root on, beginning with /")
+    })?;
+    let bytes = path.as_os_str().len();
+    if bytes > UNIX_PATH_BYTES_MAX {
+        return Err(refused(
+            format!("{} has {bytes} bytes, and the kernel takes {UNIX_PATH_BYTES_MAX}", path.display()),
+            "choose a shorter path",
+        ));
+    }
+    Ok(path)
 }
 
 /// Could the second bind fail because of the first? Port 0 picks a free one; `[::]` takes IPv4 as well.

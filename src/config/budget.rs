@@ -7,9 +7,10 @@ use crate::bus::{self, ControlOrder, ShardOrder};
 use crate::filter::Needs;
 use crate::ids::OriginId;
 use crate::limits::*;
+use crate::session::flight::FLIGHT_BYTES;
 use crate::session::groups::MEMBERSHIP_BYTES;
-use crate::session::routing::HubScope;
-use crate::session::views::VIEW_BYTES;
+use crate::session::routing::{HubScope, UpstreamKind};
+use crate::session::views::{NAME_BYTES, VIEW_BYTES};
 use crate::sys::ring::{BUFFER_ENTRY_BYTES, RING_BYTES, SENDS_BYTES};
 use crate::{journal, metrics, shard};
 use core::fmt;
@@ -73,6 +74,13 @@ impl Budget {
             let urls = upstream.urls.iter().filter(|target| target.url.tls).count();
             u64::from(upstream.lanes_each(config.shards)) * urls as u64
         });
+        let acknowledged = || config.upstreams.iter().filter(|upstream| upstream.acknowledge);
+        // What is in flight on a lane may be over by the view models of one client, which are requested again together.
+        let in_flight = acknowledged().map(|upstream| {
+            let lanes = u64::from(upstream.lanes_each(config.shards)) * upstream.urls.len() as u64;
+            lanes * u64::from(upstream.in_flight_max + VIEWS_PER_CLIENT_MAX)
+        });
+        let app_servers = config.upstreams.iter().filter(|upstream| upstream.kind == UpstreamKind::AppServer).count();
         let connections = shards * u64::from(config.connections_per_shard());
         let contexts = connections * config.context_kinds() as u64;
         let message_bytes = config.hub.maximum_receive_message_size as usize;
@@ -267,8 +275,22 @@ impl Budget {
                 "many view models",
                 Worst,
                 connections,
-                (VIEWS_PER_CLIENT_MAX as usize - 1) * VIEW_BYTES + 2 * VIEW_NAMES_BYTES_MAX,
+                (VIEWS_PER_CLIENT_MAX as usize - 1) * (VIEW_BYTES + 2 * NAME_BYTES) + 2 * VIEW_NAMES_BYTES_MAX,
                 "further requests are refused; names stand twice",
+            ),
+            term(
+                "kept arguments",
+                Worst,
+                each(config.limits.client_replay_bytes > 0, connections),
+                2 * config.limits.client_replay_bytes as usize,
+                "client_replay_bytes, if no two are equal; they stand twice",
+            ),
+            term(
+                "clients between lanes",
+                Worst,
+                connections * app_servers as u64,
+                shard::OWED_BYTES,
+                "those whose view models are to be requested again",
             ),
             term(
                 "client send queues",
@@ -319,6 +341,20 @@ impl Budget {
                 LANE_SEND_BYTES_HIGH as usize,
                 "then messages wait in front of the lane",
             ),
+            term(
+                "messages in flight",
+                Worst,
+                in_flight.sum(),
+                2 * (FLIGHT_BYTES + FLIGHT_NAME_BYTES_MAX),
+                "in_flight_max, and a client's replay; they grow by doubling",
+            ),
+            term(
+                "ends said on stuck lanes",
+                Worst,
+                each(acknowledged().next().is_some(), connections + lanes * LANE_NOTICES_MAX as u64),
+                shard::SAID_END_BYTES,
+                "before the lane is given up; gone with its socket",
+            ),
             term("lane messages in pieces", Worst, lanes, LANE_RECORD_BYTES_MAX, "a larger one ends the lane"),
             term(
                 "records between shards",
@@ -340,6 +376,13 @@ impl Budget {
                 lanes * LANE_NOTICES_MAX as u64,
                 shard::NOTICE_BYTES,
                 "for each lane, waiting or told lately; then the oldest is dropped",
+            ),
+            term(
+                "notices told again",
+                Worst,
+                shards,
+                shard::AGAIN_BYTES,
+                "of lanes that were lost; then the oldest is told at once",
             ),
             term(
                 "ids of killed processes",

@@ -191,7 +191,7 @@ impl Check<'_> {
             return;
         }
         let beside_clients =
-            descriptors_beside_clients(config.shards, config.lanes(), config.listen.len(), config.peers.len());
+            descriptors_beside_clients(config.shards, config.lanes(), config.listeners_each(), config.peers.len());
         let needed = u64::from(config.limits.max_clients) + beside_clients;
         let nofile = self.machine.nofile;
         if needed > nofile {

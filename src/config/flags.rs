@@ -64,6 +64,7 @@ fn argument(setting: &'static Setting) -> Arg {
         Kind::Secret { .. } => "SECRET",
         Kind::SecretFile { .. } | Kind::File | Kind::Files => "FILE",
         Kind::Folder => "FOLDER",
+        Kind::Socket => "PATH",
         Kind::Proxies => "PROXY",
         Kind::Transports => "TRANSPORT",
         Kind::Names { .. } => "NAMES",
@@ -89,7 +90,9 @@ fn argument(setting: &'static Setting) -> Arg {
         }
         _ => String::new(),
     };
-    let help = format!("{}{repeated}{takes} [default: {}] [env: {}]", setting.about, setting.default, setting.env);
+    let reloads = if setting.reloads { " [SIGHUP: read again]" } else { "" };
+    let help =
+        format!("{}{repeated}{takes} [default: {}] [env: {}]{reloads}", setting.about, setting.default, setting.env);
     let heading = match setting.table {
         Table::Top => "Node",
         Table::Hub => "Hub",

@@ -5,6 +5,7 @@
 //! file, env, flags   what was written, with its place        value, url, address, secret   what it means
 //! draft      the last word of each setting                     check        contradictions
 //! resolve    all of it in turn -> Config, or every Fault at once         upstreams    what one is, and several together
+//! running    what a node takes over of another one, read later
 //! show       the resolved configuration as TOML               budget       what it may cost in memory
 //! ```
 //!
@@ -18,6 +19,7 @@ pub mod fault;
 mod file;
 pub mod flags;
 mod resolve;
+mod running;
 mod secret;
 pub mod settings;
 mod show;
@@ -30,17 +32,18 @@ pub use budget::Budget;
 pub use fault::{Excerpt, Fault, Faults, Origin};
 pub use flags::RunFlags;
 pub use resolve::{Machine, Resolved};
+pub use running::{Change, Running};
 pub use secret::Secret;
 pub use settings::{Key, Place};
 pub use value::read_bytes;
 
 use crate::filter::Filter;
+use crate::identity::Required;
 use crate::ids::{LanePlace, ShardId, UpstreamIndex};
 use crate::limits::CONNECTIONS_SPARE;
 use crate::proto::dotnetify::context::HeaderPolicy;
 use crate::proto::http::{ForwardedHeader, Transports};
 use crate::session::routing::{Dispatch, HubScope, UpstreamKind};
-use crate::shard::Required;
 use crate::tls::MinimumVersion;
 use core::time::Duration;
 use std::net::SocketAddr;
@@ -73,6 +76,12 @@ pub struct Config {
     /// Level or tracing filter directive.
     pub log: String,
     pub log_format: LogFormat,
+    /// How long a node that is told to stop serves as before. Default 0.
+    pub drain_delay: Duration,
+    /// Time over which it then sends its clients away. Default 10 s.
+    pub drain_window: Duration,
+    /// Where a successor finds this node, and this node its predecessor. Absolute; it need not be there.
+    pub take_over: Option<PathBuf>,
     pub hub: Hub,
     pub limits: Limits,
     /// There if a listener has `tls`, and perhaps without.
@@ -260,6 +269,11 @@ impl Config {
         if shards == 1 { all } else { (all / shards + all / shards / 4 + CONNECTIONS_SPARE).min(all) }
     }
 
+    /// Descriptors of listening sockets that a shard takes.
+    fn listeners_each(&self) -> usize {
+        listeners_each(self.listen.len(), self.take_over.is_some())
+    }
+
     /// Lanes in use, of all shards, to all urls.
     pub fn lanes(&self) -> u32 {
         lanes(&self.upstreams, self.shards)
@@ -299,6 +313,11 @@ impl Upstream {
     fn lanes_each(&self, shards: u16) -> u32 {
         u32::from(self.connection_pool_size.max(shards))
     }
+}
+
+/// For a successor there is a second one of each.
+fn listeners_each(listeners: usize, awaits_successor: bool) -> usize {
+    if awaits_successor { 2 * listeners } else { listeners }
 }
 
 fn lanes(upstreams: &[Upstream], shards: u16) -> u32 {

@@ -6,11 +6,12 @@ use super::flags::RunFlags;
 use super::settings::{Key, Place};
 use super::value::{Value, read_text};
 use super::{
-    Config, Hub, Identity, Limits, ListenAddress, Listener, LogFormat, Tls, TrustedProxy, env, file, lanes, upstreams,
+    Config, Hub, Identity, Limits, ListenAddress, Listener, LogFormat, Tls, TrustedProxy, env, file, lanes,
+    listeners_each, upstreams,
 };
+use crate::identity::Required;
 use crate::limits::*;
 use crate::proto::http::{ForwardedHeader, Transports};
-use crate::shard::Required;
 use crate::tls::MinimumVersion;
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
@@ -183,7 +184,9 @@ impl Draft {
         let shards = count(Key::Shards, machine.cores.clamp(1, u32::from(SHARDS_MAX))) as u16;
         let upstreams = upstreams::of(self);
         let peers = self.texts(Key::Peers).unwrap_or_default();
-        let beside_clients = descriptors_beside_clients(shards, lanes(&upstreams, shards), listen.len(), peers.len());
+        let take_over = self.path(Key::TakeOver);
+        let listeners = listeners_each(listen.len(), take_over.is_some());
+        let beside_clients = descriptors_beside_clients(shards, lanes(&upstreams, shards), listeners, peers.len());
         let max_clients_default =
             machine.nofile.saturating_sub(beside_clients).clamp(1, u64::from(CLIENTS_DEFAULT)) as u32;
         Config {
@@ -213,6 +216,9 @@ impl Draft {
                 "json" => LogFormat::Json,
                 _ => LogFormat::Text,
             },
+            drain_delay: duration(Key::DrainDelay, 0),
+            drain_window: duration(Key::DrainWindow, 10),
+            take_over,
             hub: Hub {
                 maximum_receive_message_size: count(Key::MaximumReceiveMessageSize, MESSAGE_BYTES_DEFAULT),
                 handshake_timeout: duration(Key::HandshakeTimeout, 15),

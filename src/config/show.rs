@@ -57,7 +57,7 @@ impl Config {
     }
 
     /// A setting's value in TOML; None where it has none.
-    fn text(&self, place: Place) -> Option<String> {
+    pub(super) fn text(&self, place: Place) -> Option<String> {
         let tls = self.tls.as_ref();
         let identity = self.identity.as_ref();
         let upstream = &self.upstreams[place.upstream];
@@ -81,6 +81,9 @@ impl Config {
             Key::Journal => path(self.journal.as_ref()?),
             Key::Log => quoted(&self.log),
             Key::LogFormat => quoted(self.log_format.name()),
+            Key::DrainDelay => quoted(&duration_text(self.drain_delay)),
+            Key::DrainWindow => quoted(&duration_text(self.drain_window)),
+            Key::TakeOver => path(self.take_over.as_ref()?),
             Key::MaximumReceiveMessageSize => size(self.hub.maximum_receive_message_size),
             Key::HandshakeTimeout => quoted(&duration_text(self.hub.handshake_timeout)),
             Key::ClientTimeoutInterval => quoted(&duration_text(self.hub.client_timeout_interval)),
@@ -239,6 +242,8 @@ mod tests {
                 .with(Key::Listen, "unix:/run/a 'b'.sock")
                 .with(Key::Listen, "https://[::]:443")
                 .with(Key::NodeName, "node-1")
+                .with(Key::TakeOver, "/run/signalring/take over.sock")
+                .with(Key::DrainDelay, "3s")
                 .with(Key::TrustedProxies, "10.0.0.0/8,::1,unix")
                 .with(Key::ProxyProtocol, "true")
                 .with(Key::Transports, "longpolling,WebSockets")

@@ -4,11 +4,11 @@ use super::secret::Secret;
 use super::settings::{Kind, Place, Setting};
 use super::{Listener, LogFormat, TrustedProxy, WeightedUrl, address, url};
 use crate::filter::Filter;
+use crate::identity::Required;
 use crate::limits::*;
 use crate::proto::dotnetify::context::HeaderPolicy;
 use crate::proto::http::Transports;
 use crate::session::routing::{Dispatch, HubScope, UpstreamKind};
-use crate::shard::Required;
 use crate::tls::MinimumVersion;
 use core::time::Duration;
 use std::fs::File;
@@ -87,6 +87,7 @@ pub fn parse(setting: &Setting, raw: &Raw, folder: &Path) -> Result<Value, Vec<R
             .and_then(|path| secret_file(path, min))
             .map(Value::Secret)),
         Kind::File => one(text(setting, raw).and_then(|text| file(&text, folder)).map(Value::File)),
+        Kind::Socket => one(text(setting, raw).and_then(|text| address::socket(&text, folder)).map(Value::File)),
         Kind::Files => all_of(setting, raw)
             .and_then(|paths| all_or_faults(paths.iter().map(|path| file(path, folder))))
             .map(Value::Files),

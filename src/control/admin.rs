@@ -12,21 +12,29 @@ use std::net::{Shutdown, TcpListener};
 use std::rc::Rc;
 use std::time::Instant;
 use tokio_uring::net::TcpStream;
-use tracing::warn;
+use tracing::{error, warn};
 
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
 /// A shard turns at least once a second, whatever happens; one that does not for this long is stuck.
 const STUCK: Duration = Duration::from_secs(5);
 
+/// Until it is called off, which loses nobody: a connection that was not taken waits for whoever else has the listener.
 pub(super) async fn serve(listener: TcpListener, state: Rc<State>, picture: Rc<Picture>) {
-    let listener = tokio_uring::net::TcpListener::from_std(listener);
+    // By readiness: an accept in the ring cannot be called back without a connection.
+    let listener = listener.set_nonblocking(true).and_then(|()| tokio::net::TcpListener::from_std(listener));
+    let listener = match listener {
+        Ok(listener) => listener,
+        Err(error) => return error!("the admin endpoint cannot listen: {error}"),
+    };
     let watch = Rc::new(Watch::new(&state));
     tokio_uring::spawn(watch.clone().look(state.clone()));
     let open = Rc::new(());
     loop {
-        match listener.accept().await {
-            Ok((stream, _)) if Rc::strong_count(&open) <= ADMIN_CONNECTIONS_MAX => {
+        let accepted = listener.accept().await.and_then(|(stream, _)| stream.into_std());
+        match accepted.and_then(|stream| stream.set_nonblocking(false).map(|()| stream)) {
+            Ok(stream) if Rc::strong_count(&open) <= ADMIN_CONNECTIONS_MAX => {
                 let (state, watch, picture, open) = (state.clone(), watch.clone(), picture.clone(), open.clone());
+                let stream = TcpStream::from_std(stream);
                 tokio_uring::spawn(async move {
                     answer(stream, &state, &watch, &picture).await;
                     drop(open);

@@ -2,19 +2,19 @@
 use super::plane::ShardHandle;
 use super::plane::{ORDER_TRIES, send_order};
 use crate::bus::{ShardOrder, Unsent};
-use crate::config::{Config, Identity as IdentityConfig, Upstream, read_bytes};
+use crate::config::{Config, Identity as IdentityConfig, Tls, Upstream, read_bytes};
 use crate::identity::{Identity, KeySource, Settings};
-use crate::limits::CREDENTIALS_LOOK_MS;
 use crate::tls::{ClientTls, ServerCertificates, Stamp, stamp};
 use rustls::{ClientConfig, ServerConfig};
 use std::io;
 use std::path::Path;
 use std::sync::Arc;
-use std::time::Duration;
 use tracing::{info, warn};
 
 pub(super) struct Credentials {
     certificates: Option<ServerCertificates>,
+    /// Where they are from.
+    tls: Option<Tls>,
     identity: Option<IdentityConfig>,
     /// Of its key files, when they were read.
     identity_stamps: Vec<Option<Stamp>>,
@@ -22,58 +22,48 @@ pub(super) struct Credentials {
 
 impl Credentials {
     pub(super) fn load(config: &Config) -> io::Result<(Credentials, Option<Arc<Identity>>)> {
-        let certificates = match &config.tls {
-            None => None,
-            Some(tls) => {
-                let loaded = ServerCertificates::load(&tls.certificate_file, &tls.key_file, tls.minimum_version);
-                Some(loaded.map_err(|error| io::Error::other(format!("tls: {error}")))?)
-            }
-        };
-        let stamps = config.identity.as_ref().map_or(Vec::new(), stamps);
-        let identity = match &config.identity {
-            None => None,
-            Some(identity) => Some(read_identity(identity).map_err(io::Error::other)?),
-        };
-        let credentials = Credentials { certificates, identity: config.identity.clone(), identity_stamps: stamps };
-        Ok((credentials, identity.map(Arc::new)))
+        let mut credentials =
+            Credentials { certificates: None, tls: None, identity: None, identity_stamps: Vec::new() };
+        let identity = credentials.renew(config).map_err(io::Error::other)?;
+        Ok((credentials, identity))
     }
 
     pub(super) fn server_tls(&self) -> Option<&Arc<ServerConfig>> {
         self.certificates.as_ref().map(ServerCertificates::config)
     }
 
-    /// Looks at the files now and then, and at once when asked; for ever.
-    pub(super) async fn watch(mut self, shards: Vec<ShardHandle>, mut asked: tokio::sync::mpsc::Receiver<()>) {
-        if self.certificates.is_none() && self.identity.is_none() {
-            return;
+    /// Reads everything that a configuration names, also where it is another than before. On an error all of it stays as it was.
+    pub(super) fn renew(&mut self, config: &Config) -> Result<Option<Arc<Identity>>, String> {
+        let stamps = config.identity.as_ref().map_or(Vec::new(), stamps);
+        let identity = config.identity.as_ref().map(read_identity).transpose()?.map(Arc::new);
+        match (&self.certificates, &config.tls) {
+            // In place: sessions of TLS are resumed as before.
+            (Some(certificates), Some(_)) if config.tls == self.tls => {
+                certificates.reload().map_err(|error| format!("tls: {error}"))?;
+            }
+            (_, tls) => self.certificates = tls.as_ref().map(read_certificates).transpose()?,
         }
-        let mut must = false;
-        loop {
-            self.look(&shards, must).await;
-            must = match tokio::time::timeout(Duration::from_millis(CREDENTIALS_LOOK_MS), asked.recv()).await {
-                Ok(None) => return,
-                Ok(Some(())) => true,
-                Err(_) => false,
-            };
-        }
+        (self.tls, self.identity, self.identity_stamps) = (config.tls.clone(), config.identity.clone(), stamps);
+        Ok(identity)
     }
 
-    async fn look(&mut self, shards: &[ShardHandle], must: bool) {
+    /// Reads the files that have changed.
+    pub(super) async fn look(&mut self, shards: &[ShardHandle]) {
         if let Some(certificates) = &self.certificates
-            && (must || certificates.changed())
+            && certificates.changed()
         {
             match certificates.reload() {
                 Ok(()) => info!("the certificate was read again; new connections see it"),
                 Err(error) => warn!("the certificate stays as it was: {error}"),
             }
         }
-        let Some(identity) = &self.identity else { return };
-        let now = stamps(identity);
-        if !must && now == self.identity_stamps {
+        let Some(settings) = &self.identity else { return };
+        let now = stamps(settings);
+        if now == self.identity_stamps {
             return;
         }
         self.identity_stamps = now;
-        match read_identity(identity) {
+        match read_identity(settings) {
             Ok(identity) => {
                 let identity = Arc::new(identity);
                 for shard in shards {
@@ -89,6 +79,11 @@ impl Credentials {
             Err(error) => warn!("the keys for tokens stay as they were: {error}"),
         }
     }
+}
+
+fn read_certificates(tls: &Tls) -> Result<ServerCertificates, String> {
+    ServerCertificates::load(&tls.certificate_file, &tls.key_file, tls.minimum_version)
+        .map_err(|error| format!("tls: {error}"))
 }
 
 fn stamps(identity: &IdentityConfig) -> Vec<Option<Stamp>> {

@@ -1,8 +1,8 @@
 //! The control plane: starting and stopping a node, and one thread on tokio-uring that dials lanes, answers the admin endpoint (the live
-//! picture among it), and reads certificates and keys again when they change.
+//! picture among it), reads certificates and keys again when they change, and everything when it is told to, and gives way to a successor.
 //!
-//! It carries no client's bytes. What it does for shards it hands over the bus: a connected socket, with its TLS if it has any, new keys,
-//! an order to stop.
+//! It carries no client's bytes. What it does for shards it hands over the bus: a connected socket, with its TLS if it has any, new keys
+//! and settings, an order to send clients away or to stop.
 
 mod admin;
 mod backoff;
@@ -10,68 +10,99 @@ mod credentials;
 mod dial;
 mod exchange;
 pub mod health;
+mod leave;
 mod listen;
 mod picture;
 mod plane;
 mod process;
 mod recovery;
+mod reload;
 mod stream;
+mod take_over;
 mod upstreams;
 
 pub use listen::Listening;
 
 use crate::bus;
-use crate::config::{self, Config, TrustedProxy};
-use crate::identity::Identity;
+use crate::bus::settings::Renewal;
+use crate::config::{self, Config, Faults};
 use crate::ids::{LaneIndex, LaneKey, OriginKey, ShardId, base64url};
 use crate::journal::{Journal, ShardJournal};
-use crate::limits::{NODE_NAME_BYTES_MAX, POST_BODY_MESSAGES_MAX, STOP_GRACE_MS, STOP_MS};
-use crate::metrics::Published;
+use crate::limits::{NODE_NAME_BYTES_MAX, STOP_GRACE_MS, STOP_MS, TAKE_OVER_LANES_MS};
 use crate::metrics::process::ProcessStats;
-use crate::proto::http::{HttpPolicy, OriginPolicy, Trusted};
+use crate::metrics::{Gauge, Published};
 use crate::proto::signalr::Protocol;
-use crate::session::client::ClientSettings;
-use crate::session::pace::Rate;
-use crate::session::routing::{Route, UpstreamKind};
+use crate::session::routing::UpstreamKind;
 use crate::session::token::TokenKey;
-use crate::shard::{Addresses, Authentication, Settings, Shard, Upstream, Upstreams, Window};
+use crate::shard::{Addresses, Settings, Shard, Upstream, Upstreams, Window};
 use crate::sys::ring::Ring;
 use crate::sys::{probe, socket};
 use core::time::Duration;
 use credentials::Credentials;
+use listen::Files;
+use plane::Command;
+use reload::Reload;
+use sd_notify::NotifyState;
 use std::io;
-use std::net::{SocketAddr, TcpListener};
+use std::net::SocketAddr;
 use std::sync::{Arc, mpsc};
 use std::thread::JoinHandle;
 use std::time::Instant;
+use take_over::Estate;
+use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc as tokio_mpsc;
+use tokio::sync::{oneshot, watch};
 use tracing::{info, warn};
 
 /// A running node.
 pub struct Node {
     listening: Vec<Listening>,
     admin: SocketAddr,
-    commands: tokio_mpsc::UnboundedSender<plane::Command>,
+    commands: tokio_mpsc::UnboundedSender<Command>,
     threads: Vec<JoinHandle<()>>,
     /// Whoever is left in it when the node ends is for the next process.
     journal: Option<Journal>,
+    files: Files,
     /// Disconnected when every thread has ended; carries nothing.
     ended: mpsc::Receiver<()>,
+    /// Likewise, to be awaited.
+    ending: tokio_mpsc::Receiver<()>,
+    deadline: watch::Receiver<Option<Instant>>,
+    has_taken_over: bool,
+}
+
+/// Every thread of a node has one.
+#[derive(Clone)]
+struct Alive {
+    _ended: mpsc::Sender<()>,
+    _ending: tokio_mpsc::Sender<()>,
 }
 
 impl Node {
-    /// Starts every thread and opens every port; on an error nothing is left running.
+    /// Starts every thread and opens every port, or takes them over from the node that runs (`take_over`); on an error nothing is left
+    /// running, and the other node goes on.
     pub fn start(config: Config) -> io::Result<Node> {
         probe::io_uring()?;
         let (credentials, identity) = Credentials::load(&config)?;
         let prepared = upstreams::Prepared::new(&config)?;
-        let (listeners, listening) = listen::open(&config, credentials.server_tls())?;
-        let admin_listener = TcpListener::bind(config.admin)
-            .map_err(|error| in_words(error, &format!("cannot listen on {} for the admin endpoint", config.admin)))?;
+        let mut inheritance = config.take_over.as_deref().map(take_over::ask).transpose()?.flatten();
+        let opened = listen::open(&config, credentials.server_tls(), &mut inheritance)?;
+        let listen::Opened { shards: listeners, places: listening, admin: admin_listener, successor, estate, files } =
+            opened;
+        for place in inheritance.iter().flat_map(take_over::Inheritance::left) {
+            warn!(
+                "the configuration has no {place} any more: who still comes there is refused when the old node leaves"
+            );
+        }
         let admin = admin_listener.local_addr()?;
 
         let started = Instant::now();
-        let secrets = Secrets::new(&config)?;
+        let secrets = Secrets::new(&config, inheritance.as_ref())?;
+        let estate = Estate {
+            node_name: secrets.node.clone(),
+            token_key: config.token_key.is_none().then(|| secrets.token_key.clone()),
+            sockets: estate,
+        };
         let recovery::Opened { journal, folder, dead, info } =
             recovery::open(&config, secrets.origin, u64::from_ne_bytes(random()?))?;
         let process = Arc::new(ProcessStats::default());
@@ -84,15 +115,17 @@ impl Node {
         let mut threads = Vec::new();
         let processors = probe::processors();
         let (ready, readied) = mpsc::channel();
-        let (alive, ended) = mpsc::channel::<()>();
+        let ((_ended, ended), (_ending, ending)) = (mpsc::channel(), tokio_mpsc::channel(1));
+        let alive = Alive { _ended, _ending };
         let channels = (0..listeners.len()).map(|_| bus::channel()).collect::<io::Result<Vec<_>>>()?;
         let ways: Vec<_> = channels.iter().map(|(orders, _)| orders.clone()).collect();
+        let renewal = reload::renewal(&config, identity.as_ref(), credentials.server_tls());
         for (index, (listeners, (orders, ordered))) in listeners.into_iter().zip(channels).enumerate() {
             let published = Arc::new(Published::new());
             let shard = ShardId(index as u8);
             let settings = Settings {
                 journal: journal.as_ref().map_or_else(ShardJournal::default, |journal| journal.of_shard(shard)),
-                ..shard_settings(&config, shard, &secrets, identity.as_ref(), &shared)?
+                ..shard_settings(&config, shard, &secrets, renewal.clone(), &shared)?
             };
             let lane = |(index, place)| (LaneKey { shard, index: LaneIndex(index) }, place);
             let lanes = (0..).zip(config.lanes_of(shard)).map(lane).collect();
@@ -120,12 +153,18 @@ impl Node {
         drop(ways);
         let url = listening[0].to_string();
         let ground = picture::Ground::new(&config, &url, admin, secrets.origin, random()?);
+        let published: Vec<_> = shards.iter().map(|shard| shard.published.clone()).collect();
+        let (deadlines, deadline) = watch::channel(None);
         let plane = plane::Plane {
             config,
             shards,
             from_shards,
             commanded,
             admin_listener,
+            has_taken_over: inheritance.is_some(),
+            successor: successor.map(|listener| (listener, estate)),
+            files: files.clone(),
+            deadline: deadlines,
             credentials,
             prepared,
             process,
@@ -143,11 +182,23 @@ impl Node {
             });
         })?;
         threads.push(control);
-        let node = Node { listening, admin, commands, threads, journal, ended };
+        let has_taken_over = inheritance.is_some();
+        let node =
+            Node { listening, admin, commands, threads, files, journal, ended, ending, deadline, has_taken_over };
         // A shard that could not start ends the ones that could.
-        if let Some(error) = readied.iter().find_map(Result::err) {
-            node.stop();
+        let started = match (readied.iter().find_map(Result::err), inheritance) {
+            (Some(error), _) => Err(error),
+            (None, None) => Ok(()),
+            (None, Some(inheritance)) => lanes_come_up(&published)
+                .and_then(|()| inheritance.serves())
+                .map_err(|error| in_words(error, "cannot take over, and leaves the clients to the node that runs")),
+        };
+        if let Err(error) = started {
+            node.give_up();
             return Err(error);
+        }
+        if node.has_taken_over {
+            let _ = node.commands.send(Command::Accept);
         }
         for place in &node.listening {
             info!(listen = %place, %admin, "node up");
@@ -160,19 +211,60 @@ impl Node {
         &self.listening
     }
 
-    /// Reads certificates and keys again.
-    pub fn reload(&self) {
-        let _ = self.commands.send(plane::Command::Reload);
-    }
-
     pub fn admin(&self) -> SocketAddr {
         self.admin
     }
 
-    /// Tells every client to come back later, tells the app server who is gone, and ends; bounded by `limits::STOP_MS` and a
+    /// Takes over what can change of a configuration that was read again, with certificates and keys, and logs the rest. If it has a fault, all
+    /// stays as it is. The answer: whether it holds; none from a node that ends.
+    pub fn reload(&self, read: Result<Config, Faults>) -> oneshot::Receiver<bool> {
+        let (done, answer) = oneshot::channel();
+        let _ = self.commands.send(Command::Reload(Reload { read: read.map(Box::new), done }));
+        answer
+    }
+
+    /// Begins to send the clients away, as configured (`drain_delay`, `drain_window`); the node ends by itself. A second time, it ends at
+    /// once, as with `stop`.
+    pub fn drain(&self) {
+        let _ = self.commands.send(Command::Drain);
+    }
+
+    /// Waits until a node has ended that was told to, or that has found a successor. May be dropped and called again.
+    pub async fn ended(&mut self) {
+        loop {
+            let until = *self.deadline.borrow_and_update();
+            // The control plane may hang in the system's resolver, and with it this would.
+            let too_late = async {
+                match until {
+                    Some(until) => {
+                        tokio::time::sleep_until((until + Duration::from_millis(STOP_GRACE_MS)).into()).await
+                    }
+                    None => core::future::pending().await,
+                }
+            };
+            tokio::select! {
+                _ = self.ending.recv() => return,
+                () = too_late => return,
+                Ok(()) = self.deadline.changed() => {}
+            }
+        }
+    }
+
+    /// Tells every client at once to come back later, tells the app server who is gone, and ends; bounded by `limits::STOP_MS` and a
     /// little more.
     pub fn stop(self) {
-        let _ = self.commands.send(plane::Command::Stop);
+        let _ = self.commands.send(Command::Stop);
+        self.join();
+    }
+
+    /// Ends where another node has the same sockets, and stays.
+    fn give_up(self) {
+        let _ = self.commands.send(if self.has_taken_over { Command::Yield } else { Command::Stop });
+        self.join();
+    }
+
+    /// Waits for the end, for as long as a stop may take.
+    fn join(self) {
         let patience = Duration::from_millis(STOP_MS + STOP_GRACE_MS);
         if self.ended.recv_timeout(patience) == Err(mpsc::RecvTimeoutError::Timeout) {
             // The runtime of the control plane waits for the system's resolver, which nobody can call back. The process need not.
@@ -184,35 +276,78 @@ impl Node {
         if let Some(left) = self.journal.as_ref().map(Journal::ids).filter(|left| *left > 0) {
             warn!("{left} clients could not be signed off at their app servers in time; the next start does it");
         }
-        listen::clean_up(&self.listening);
+        self.files.clean_up();
     }
 }
 
-/// `signalring run`: a node until SIGINT or SIGTERM. SIGHUP makes it read certificates and keys again.
-pub fn run_node(config: Config) -> io::Result<()> {
-    let node = Node::start(config)?;
+/// Waits until every shard has a lane: who takes over and reaches no app server would take clients from a node that may.
+fn lanes_come_up(published: &[Arc<Published>]) -> io::Result<()> {
+    let until = Instant::now() + Duration::from_millis(TAKE_OVER_LANES_MS);
+    while published.iter().any(|shard| shard.gauge(Gauge::LanesUp) == 0) {
+        if Instant::now() >= until {
+            let words = format!("no lane to an app server came up within {} s", TAKE_OVER_LANES_MS / 1000);
+            return Err(io::Error::new(io::ErrorKind::TimedOut, words));
+        }
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    Ok(())
+}
+
+/// `signalring run`: a node until SIGINT or SIGTERM, which send its clients away, a second one at once; or until another process takes over.
+/// SIGHUP makes it read its configuration again, with `read`. A service manager is kept informed (sd_notify(3)).
+pub fn run_node(config: Config, read: impl Fn() -> Result<Config, Faults>) -> io::Result<()> {
+    let mut node = Node::start(config)?;
     for place in node.listening() {
         println!("listening on {place}");
     }
     println!("admin on http://{}", node.admin());
-    wait_for_signal(|| node.reload())?;
-    info!("stopping");
-    node.stop();
+    // The manager may know this process as a child of the one it takes over from.
+    notify(&[NotifyState::MainPid(std::process::id()), NotifyState::Ready]);
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    runtime.block_on(async {
+        let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+        let mut hang_up = signal(SignalKind::hangup())?;
+        loop {
+            tokio::select! {
+                () = node.ended() => return Ok::<_, io::Error>(()),
+                _ = terminate.recv() => stops(&node),
+                _ = interrupt.recv() => stops(&node),
+                _ = hang_up.recv() => {
+                    // systemd 253 and later want to know when.
+                    notify(&[NotifyState::Reloading, NotifyState::monotonic_usec_now()?]);
+                    // A node that ends does not answer.
+                    let _ = node.reload(read()).await;
+                    notify(&[NotifyState::Ready]);
+                }
+            }
+        }
+    })?;
+    info!("stopped");
+    node.join();
     Ok(())
 }
 
-/// Sleeps until the process is asked to end, and calls `hang_up` at each SIGHUP.
-pub fn wait_for_signal(hang_up: impl Fn()) -> io::Result<()> {
-    use tokio::signal::unix::{SignalKind, signal};
+fn stops(node: &Node) {
+    info!("stopping");
+    notify(&[NotifyState::Stopping]);
+    node.drain();
+}
+
+/// Tells systemd, if it is there.
+fn notify(states: &[NotifyState<'_>]) {
+    if let Err(error) = sd_notify::notify(states) {
+        warn!("cannot tell the service manager ($NOTIFY_SOCKET): {error}");
+    }
+}
+
+/// Sleeps until the process is asked to end.
+pub fn wait_for_signal() -> io::Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(async {
-        let (mut terminate, mut hung_up) = (signal(SignalKind::terminate())?, signal(SignalKind::hangup())?);
-        loop {
-            tokio::select! {
-                interrupted = tokio::signal::ctrl_c() => return interrupted,
-                _ = terminate.recv() => return Ok(()),
-                _ = hung_up.recv() => hang_up(),
-            }
+        let mut terminate = signal(SignalKind::terminate())?;
+        tokio::select! {
+            interrupted = tokio::signal::ctrl_c() => interrupted,
+            _ = terminate.recv() => Ok(()),
         }
     })
 }
@@ -221,33 +356,40 @@ fn in_words(error: io::Error, doing: &str) -> io::Error {
     io::Error::new(error.kind(), format!("{doing}: {error}"))
 }
 
-/// What a process keeps to itself.
+/// What a process keeps to itself, or passes on to its successor.
 struct Secrets {
     /// The node's name: no secret, but what tokens begin with.
     node: String,
     origin: OriginKey,
+    token_key: Vec<u8>,
     tokens: TokenKey,
 }
 
 impl Secrets {
-    fn new(config: &Config) -> io::Result<Secrets> {
-        let node = match &config.node_name {
-            Some(name) => name.clone(),
-            None => {
+    /// With the name and key of the node it takes over from, unless the configuration says otherwise: tokens of the old process are good
+    /// for the new one.
+    fn new(config: &Config, inheritance: Option<&take_over::Inheritance>) -> io::Result<Secrets> {
+        let node = match (&config.node_name, inheritance) {
+            (Some(name), _) => name.clone(),
+            (None, Some(inheritance)) => inheritance.node_name.clone(),
+            (None, None) => {
                 let name = base64url(&random()?);
                 String::from_utf8_lossy(&name[..NODE_NAME_BYTES_MAX]).into_owned()
             }
         };
-        let tokens = match &config.token_key {
-            Some(key) => TokenKey::new(key.bytes(), &node),
-            None => {
+        let inherited = inheritance.and_then(|inheritance| inheritance.token_key.clone());
+        let token_key = match (&config.token_key, inherited) {
+            (Some(key), _) => key.bytes().to_vec(),
+            (None, Some(key)) => key,
+            (None, None) => {
                 info!(
                     "no token_key is configured, a random one is used: behind a load balancer without stickiness clients of other nodes will be answered 404"
                 );
-                TokenKey::new(&random::<32>()?, &node)
+                random::<32>()?.to_vec()
             }
         };
-        Ok(Secrets { node, origin: OriginKey(random()?), tokens })
+        let tokens = TokenKey::new(&token_key, &node);
+        Ok(Secrets { node, origin: OriginKey(random()?), token_key, tokens })
     }
 }
 
@@ -268,54 +410,35 @@ fn shard_settings(
     config: &Config,
     shard: ShardId,
     secrets: &Secrets,
-    identity: Option<&Arc<Identity>>,
+    renewal: Renewal,
     shared: &Shared,
 ) -> io::Result<Settings> {
     Ok(Settings {
         shard,
-        http: HttpPolicy {
-            hub_path: config.hub_path.clone(),
-            origins: OriginPolicy { allowed: config.allowed_origins.clone() },
-            transports: config.hub.transports,
-            post_body_bytes_max: POST_BODY_MESSAGES_MAX as u64 * u64::from(config.hub.maximum_receive_message_size),
-        },
-        trusted: trusted(config),
-        proxy_protocol: config.proxy_protocol,
-        authentication: config.identity.as_ref().zip(identity).map(|(settings, identity)| Authentication {
-            identity: identity.clone(),
-            required: settings.required,
-            closes_on_expiry: config.hub.close_on_authentication_expiration,
-        }),
-        resume_bytes_max: config.hub.allow_stateful_reconnects.then_some(config.hub.stateful_reconnect_buffer_size),
-        poll_timeout: config.hub.poll_timeout,
-        disconnect_timeout: config.hub.disconnect_timeout,
+        http: renewal.http,
+        trusted: renewal.trusted,
+        proxy_protocol: renewal.proxy_protocol,
+        authentication: renewal.authentication,
+        resume_bytes_max: renewal.resume_bytes_max,
+        poll_timeout: renewal.poll_timeout,
+        disconnect_timeout: renewal.disconnect_timeout,
         upstreams: upstreams(config, &secrets.node),
         lanes: config.lanes_of(shard),
         process: shared.process.clone(),
         has_tls: config.upstreams.iter().flat_map(|upstream| &upstream.urls).any(|target| target.url.tls)
             || config.listen.iter().any(|listener| listener.tls),
-        client: ClientSettings {
-            handshake_timeout: config.hub.handshake_timeout,
-            client_timeout: config.hub.client_timeout_interval,
-            keep_alive: config.hub.keep_alive_interval,
-            message_bytes_max: config.hub.maximum_receive_message_size,
-            rate: Rate {
-                per_second: config.limits.client_message_rate,
-                // Its range ends far below u16's.
-                burst: config.limits.client_message_burst as u16,
-            },
-        },
+        client: renewal.client,
         connections_max: config.connections_per_shard(),
-        accept_rate: config.limits.accept_rate,
+        accept_rate: renewal.accept_rate,
         addresses: shared.addresses.clone(),
-        begins_unavailable: config.hub.negotiate_when_unavailable,
-        send_queue_bytes_max: config.limits.client_send_queue_bytes,
-        send_queue_time: config.limits.client_send_queue_time,
-        send_buffer_bytes: config.limits.client_send_buffer_bytes,
-        request_head_timeout: config.limits.request_head_timeout,
-        lane_queue_bytes_max: config.limits.upstream_queue_bytes,
-        lane_queue_timeout: config.limits.upstream_queue_timeout,
-        replay_bytes_max: config.limits.client_replay_bytes,
+        begins_unavailable: renewal.begins_unavailable,
+        send_queue_bytes_max: renewal.send_queue_bytes_max,
+        send_queue_time: renewal.send_queue_time,
+        send_buffer_bytes: renewal.send_buffer_bytes,
+        request_head_timeout: renewal.request_head_timeout,
+        lane_queue_bytes_max: renewal.lane_queue_bytes_max,
+        lane_queue_timeout: renewal.lane_queue_timeout,
+        replay_bytes_max: renewal.replay_bytes_max,
         origin_key: secrets.origin,
         journal: ShardJournal::default(),
         tokens: secrets.tokens.clone(),
@@ -328,7 +451,7 @@ fn shard_settings(
 fn upstreams(config: &Config, node: &str) -> Upstreams {
     let of = |upstream: &config::Upstream| Upstream {
         name: upstream.name.clone(),
-        route: Route { kind: upstream.kind, filter: upstream.filter.clone(), halts: upstream.halt_pipeline },
+        route: upstream.route(),
         protocol: if upstream.use_message_pack { Protocol::MessagePack } else { Protocol::Json },
         message_bytes_max: upstream.maximum_receive_message_size,
         forward_headers: upstream.forward_headers.clone(),
@@ -341,17 +464,4 @@ fn upstreams(config: &Config, node: &str) -> Upstreams {
         weights: upstream.urls.iter().map(|target| target.weight).collect(),
     };
     Upstreams::new(config.upstreams.iter().map(of).collect())
-}
-
-fn trusted(config: &Config) -> Trusted {
-    let proxies = &config.trusted_proxies;
-    let networks = proxies.iter().filter_map(|proxy| match proxy {
-        TrustedProxy::Network(network) => Some(*network),
-        TrustedProxy::Unix => None,
-    });
-    Trusted {
-        networks: networks.collect(),
-        unix: proxies.contains(&TrustedProxy::Unix),
-        header: config.forwarded_header,
-    }
 }

@@ -3,32 +3,45 @@ use super::admin;
 use super::backoff::Backoff;
 use super::credentials::Credentials;
 use super::dial::{Dialled, dial};
+use super::leave::{Ending, Farewell, accept_anew, await_successor};
+use super::listen::Files;
 use super::picture::{Ground, Picture};
 use super::process::Meter;
+use super::reload::{Reload, Reloader};
+use super::take_over::Estate;
 use super::upstreams::{Prepared, Upstreams, Way};
 use super::{random, recovery};
-use crate::bus::{ControlOrder, Receiver, Sender, ShardOrder, Unsent};
-use crate::config::Config;
+use crate::bus::{ControlOrder, Heir, Receiver, Sender, ShardOrder, Unsent};
+use crate::config::{Config, Running};
 use crate::ids::{LaneKey, LanePlace, UpstreamIndex};
 use crate::journal::{Dead, Folder};
-use crate::limits::{STOP_MS, USAGE_LOOK_MS};
+use crate::limits::USAGE_LOOK_MS;
 use crate::metrics::process::{ProcessStats, Usage};
-use crate::metrics::{JournalInfo, LaneInfo, LaneState, NodeInfo, Published};
+use crate::metrics::{JournalInfo, LaneInfo, LaneState, NodeInfo, Published, Reloads};
 use crate::session::routing::UpstreamKind;
 use core::cell::{Cell, RefCell};
 use core::time::Duration;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::io;
 use std::net::TcpListener;
+use std::os::unix::net::UnixListener;
 use std::rc::Rc;
 use std::sync::Arc;
-use tokio::sync::mpsc;
-use tracing::{error, info, warn};
+use std::time::{Instant, SystemTime, UNIX_EPOCH};
+use tokio::sync::{mpsc, watch};
+use tracing::{debug, error, info, warn};
 
 /// What the owner of a node tells its control plane.
 pub(super) enum Command {
-    /// Read certificates and keys again.
-    Reload,
+    /// The configuration was read again.
+    Reload(Reload),
+    /// Another process had the listening sockets, too, and leaves or has gone.
+    Accept,
+    /// Send everybody away, and end.
+    Drain,
+    /// Another process has the same listening sockets, and stays: end without touching them.
+    Yield,
+    /// End.
     Stop,
 }
 
@@ -46,6 +59,13 @@ pub(super) struct Plane {
     pub(super) from_shards: Receiver<ControlOrder>,
     pub(super) commanded: mpsc::UnboundedReceiver<Command>,
     pub(super) admin_listener: TcpListener,
+    /// Another process has the listening sockets, too.
+    pub(super) has_taken_over: bool,
+    /// Where a successor comes, and what it gets.
+    pub(super) successor: Option<(UnixListener, Estate)>,
+    pub(super) files: Files,
+    /// When the node will have ended; known from the moment on in which it begins to.
+    pub(super) deadline: watch::Sender<Option<Instant>>,
     pub(super) credentials: Credentials,
     /// For dialling lanes.
     pub(super) prepared: Prepared,
@@ -66,6 +86,9 @@ pub(super) struct State {
     pub(super) meter: Meter,
     pub(super) stopping: Cell<bool>,
     journal: Cell<JournalInfo>,
+    /// Lanes that are lost are not dialled again.
+    ending: Cell<bool>,
+    reloads: Cell<Reloads>,
 }
 
 #[derive(Clone, Copy)]
@@ -126,6 +149,7 @@ impl State {
         NodeInfo {
             upstreams: self.upstreams.0.iter().map(|upstream| upstream.name.clone()).collect(),
             lanes: self.lane_infos(),
+            reloads: self.reloads.get(),
             process: self.meter.info(),
             journal: self.journal.get(),
         }
@@ -135,6 +159,15 @@ impl State {
         let mut info = self.journal.get();
         change(&mut info);
         self.journal.set(info);
+    }
+
+    /// Counts what came of reading the configuration again.
+    pub(super) fn reloaded(&self, holds: bool) {
+        let before = self.reloads.get();
+        self.reloads.set(match holds {
+            true => Reloads { applied: before.applied + 1, last_seconds: unix_seconds(), ..before },
+            false => Reloads { refused: before.refused + 1, ..before },
+        });
     }
 
     fn set(&self, lane: LaneKey, place: LanePlace, state: LaneState) {
@@ -152,8 +185,12 @@ impl Plane {
             }
             Err(error) => {
                 // Nobody else could end them.
+                let order = || match self.has_taken_over {
+                    true => ShardOrder::Drain { window: Duration::ZERO, heir: Heir::Process },
+                    false => ShardOrder::Stop,
+                };
                 for shard in &self.shards {
-                    let _ = shard.orders.send(ShardOrder::Stop);
+                    let _ = shard.orders.send(order());
                 }
                 ready(Err(error));
             }
@@ -167,6 +204,10 @@ impl Plane {
             from_shards,
             mut commanded,
             admin_listener,
+            has_taken_over: _,
+            successor,
+            files,
+            deadline,
             credentials,
             prepared,
             process,
@@ -182,6 +223,8 @@ impl Plane {
             meter: Meter::new(),
             stopping: Cell::new(false),
             journal: Cell::new(journal),
+            ending: Cell::new(false),
+            reloads: Cell::new(Reloads { last_seconds: unix_seconds(), ..Reloads::default() }),
         });
         let hub_path: Rc<str> = config.hub_path.as_str().into();
         let mut losses = HashMap::new();
@@ -199,35 +242,69 @@ impl Plane {
         let orders = shards.iter().map(|shard| shard.orders.clone()).collect();
         let picture = Rc::new(Picture::new(ground, orders, process.clone(), state.clone()));
         tokio_uring::spawn(measure(process, state.clone()));
-        tokio_uring::spawn(admin::serve(admin_listener, state.clone(), picture));
-        let (ended, mut ending) = mpsc::channel(shards.len().max(1));
-        tokio_uring::spawn(read_reports(from_shards, losses, ended));
+        let admin = tokio_uring::spawn(admin::serve(admin_listener, state.clone(), picture));
+        let (ended, ending) = mpsc::channel(shards.len().max(1));
+        let (release, released) = mpsc::channel(shards.len().max(1));
+        tokio_uring::spawn(read_reports(from_shards, losses, release, ended));
 
-        let (ask, asked) = mpsc::channel(1);
-        tokio_uring::spawn(credentials.watch(shards.clone(), asked));
+        let running = Rc::new(RefCell::new(Running::new(config)));
+        let (ask, asked) = mpsc::unbounded_channel();
+        let reloader = Reloader { running: running.clone(), credentials, shards: shards.clone(), state: state.clone() };
+        tokio_uring::spawn(reloader.run(asked));
 
-        // The sender is the node's handle: without it nobody can ask for anything any more.
-        while let Some(Command::Reload) = commanded.recv().await {
-            // Asked twice is asked once.
-            let _ = ask.try_send(());
-        }
-        state.stopping.set(true);
-        let mut told = 0;
-        for shard in &shards {
-            // One that never started, or is gone, says no goodbye.
-            told += usize::from(send_order(&shard.orders, ShardOrder::Stop, ORDER_TRIES).await.is_ok());
-        }
-        let all_ended = async {
-            for _ in 0..told {
-                if ending.recv().await.is_none() {
-                    break;
+        // A node without a successor keeps the sender, so that nobody comes.
+        let (inherit, mut inherited) = mpsc::channel(1);
+        let waits = successor.map(|(listener, estate)| {
+            tokio_uring::spawn(await_successor(listener, Arc::new(estate), inherit.clone(), shards.clone()))
+        });
+        let mut heir_waits = None;
+        let farewell = loop {
+            let window =
+                |heir| Farewell { delay: Duration::ZERO, window: running.borrow().config().drain_window, heir };
+            tokio::select! {
+                command = commanded.recv() => match command {
+                    Some(Command::Reload(reload)) => drop(ask.send(reload)),
+                    Some(Command::Accept) => drop(tokio_uring::spawn(accept_anew(shards.clone()))),
+                    Some(Command::Drain) => {
+                        let delay = running.borrow().config().drain_delay;
+                        break Some(Farewell { delay, ..window(Heir::None) });
+                    }
+                    Some(Command::Yield) => break Some(Farewell { window: Duration::ZERO, ..window(Heir::Process) }),
+                    // The sender is the node's handle: without it nobody can ask for anything any more.
+                    Some(Command::Stop) | None => break None,
+                },
+                Some(left) = inherited.recv() => {
+                    heir_waits = Some(left);
+                    break Some(window(Heir::Process));
                 }
             }
         };
-        if tokio::time::timeout(Duration::from_millis(STOP_MS + 1000), all_ended).await.is_err() {
-            warn!("not every shard ended in time");
+        state.stopping.set(true);
+        // With it go its copies of the listening sockets, which would keep their queues open when the shards close theirs.
+        if let Some(waits) = waits {
+            waits.abort();
+            let _ = waits.await;
+        }
+        if farewell.is_some_and(|farewell| farewell.heir == Heir::Process) {
+            // Who asks how the node is, asks the other one from now on.
+            admin.abort();
+            let _ = admin.await;
+            files.leave();
+        }
+        let mut shards = Ending::new(shards, released, ending, deadline);
+        let all_ended = match farewell {
+            Some(farewell) => shards.drain(farewell, &mut commanded, heir_waits).await,
+            None => false,
+        };
+        state.ending.set(true);
+        if !all_ended {
+            shards.stop().await;
         }
     }
+}
+
+fn unix_seconds() -> f64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs_f64()
 }
 
 /// Keeps one lane dialled.
@@ -248,7 +325,7 @@ impl Keeper {
             target.admitted().await;
             self.is(LaneState::Connecting);
             let Way { url, protocol, tls } = upstream.way(target);
-            match dial(url, &hub_path, protocol, tls).await {
+            match dial(url, &hub_path, protocol, tls.as_ref()).await {
                 Ok(dialled) => {
                     backoff.succeeded();
                     upstream.succeeded(target);
@@ -283,7 +360,7 @@ impl Keeper {
                     tokio::time::sleep(backoff.failed(jitter())).await;
                 }
             }
-            if self.state.stopping.get() {
+            if self.state.ending.get() {
                 return;
             }
         }
@@ -333,6 +410,7 @@ pub(super) async fn send_order(
 async fn read_reports(
     reports: Receiver<ControlOrder>,
     losses: HashMap<LaneKey, mpsc::Sender<()>>,
+    released: mpsc::Sender<()>,
     ended: mpsc::Sender<()>,
 ) {
     let bell = match reports.bell().clone().into_async() {
@@ -349,6 +427,10 @@ async fn read_reports(
                     if let Some(lost) = losses.get(&lane) {
                         let _ = lost.send(()).await;
                     }
+                }
+                ControlOrder::Released { shard } => {
+                    debug!(shard = shard.0, "shard listens no more");
+                    let _ = released.send(()).await;
                 }
                 ControlOrder::Stopped { shard } => {
                     info!(shard = shard.0, "shard stopped");

@@ -35,7 +35,7 @@ pub(super) struct Upstream {
     pub(super) name: Arc<str>,
     pub(super) kind: UpstreamKind,
     protocol: Protocol,
-    tls: Option<Arc<ClientConfig>>,
+    tls: RefCell<Option<Arc<ClientConfig>>>,
     /// Of every lane. None: each incarnation has its own.
     hub_id: Option<HubId>,
     pub(super) urls: Vec<Target>,
@@ -63,7 +63,7 @@ struct Health {
 pub(super) struct Way<'a> {
     pub(super) url: &'a UpstreamUrl,
     pub(super) protocol: Protocol,
-    pub(super) tls: Option<&'a Arc<ClientConfig>>,
+    pub(super) tls: Option<Arc<ClientConfig>>,
 }
 
 pub(super) struct Upstreams(pub(super) Vec<Upstream>);
@@ -97,7 +97,7 @@ impl Upstream {
             name: config.name.as_str().into(),
             kind: config.kind,
             protocol: if config.use_message_pack { Protocol::MessagePack } else { Protocol::Json },
-            tls,
+            tls: RefCell::new(tls),
             hub_id: match config.hub_id {
                 HubScope::Lane => None,
                 HubScope::Node => Some(node),
@@ -106,9 +106,14 @@ impl Upstream {
         }
     }
 
+    /// Lanes that are dialled from now on show this certificate and trust these authorities.
+    pub(super) fn renew(&self, tls: Option<Arc<ClientConfig>>) {
+        self.tls.replace(tls);
+    }
+
     pub(super) fn way<'a>(&'a self, target: &'a Target) -> Way<'a> {
         // An upstream may have urls of both kinds.
-        let tls = self.tls.as_ref().filter(|_| target.url.tls);
+        let tls = self.tls.borrow().clone().filter(|_| target.url.tls);
         Way { url: &target.url, protocol: self.protocol, tls }
     }
 

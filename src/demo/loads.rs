@@ -1,7 +1,7 @@
 //! The demonstration's load: one load of the load tester for each node, so that a node that is lost ends its own and no other.
 //!
 //! The load tester's clients do not reconnect: a lost connection is one of its findings. So where clients were lost, because somebody
-//! stopped their node or the app server, their load ends and a new one begins as soon as the node is ready again. What ended loads have
+//! stopped their node, their load ends and a new one begins as soon as the node is ready again. What ended loads have
 //! counted is added up; times are those of the last seconds.
 use crate::limits::DEMO_LOAD_AGAIN_MS;
 use crate::load::{self, Figures, Mark, Options, Profile, Rates, Running, Stage, Stats};

@@ -85,7 +85,7 @@ pub fn run(options: Options) -> io::Result<()> {
     }
     println!("\nCtrl+C ends it.");
 
-    control::wait_for_signal(|| {})?;
+    control::wait_for_signal()?;
     // From outside to inside: nobody orders anything any more, the load ends, then who served it.
     server.abort();
     runtime.block_on(demonstration.end());

@@ -32,6 +32,15 @@ impl HeaderNames {
         }
     }
 
+    /// All of the others?
+    pub fn include(&self, other: &HeaderNames) -> bool {
+        match (self, other) {
+            (HeaderNames::All, _) => true,
+            (HeaderNames::Only(names), HeaderNames::Only(others)) => others.is_subset(names),
+            (HeaderNames::Only(_), HeaderNames::All) => false,
+        }
+    }
+
     /// `name` in lower case.
     pub fn has(&self, name: &str) -> bool {
         match self {

@@ -6,3 +6,4 @@ pub mod hub;
 pub mod identity;
 pub mod net;
 pub mod session;
+pub mod shard;

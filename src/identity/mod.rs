@@ -21,7 +21,27 @@ use serde::Deserialize;
 use serde::de::IgnoredAny;
 use serde_json::{Map, Value};
 use std::borrow::Cow;
+use std::sync::Arc;
 use std::time::Duration;
+
+/// How users are known.
+#[derive(Clone, Debug)]
+pub struct Authentication {
+    pub identity: Arc<Identity>,
+    pub required: Required,
+    /// A client whose token has expired is told to come back.
+    pub closes_on_expiry: bool,
+}
+
+/// What needs a valid token.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Required {
+    Nothing,
+    /// Every request over HTTP, preflights apart, or it gets 401.
+    Connection,
+    /// Every `Request_VM`, from the connection or its own headers, or it is answered with an `UnauthorizedAccessException`.
+    Request,
+}
 
 /// Where a user id is looked for when nobody says. The long name is what .NET makes of `sub` and `nameid` when it maps claims, and
 /// what its tokens carry when they are written without that mapping.

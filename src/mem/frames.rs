@@ -20,7 +20,13 @@ struct Frame {
 struct Node {
     frame: u32,
     next: u32,
+    /// One more than that of the node before it in its queue; wraps. So a queue of 16 bytes has a length.
+    number: u32,
 }
+
+/// What a frame takes in memory beside its bytes: its entry, its place in a queue, and its allocation. Against
+/// bounds it counts as well, or messages of a few bytes each would take several times what is granted.
+pub const FRAME_BYTES: usize = size_of::<Frame>() + size_of::<Node>() + size_of::<u32>() + 16;
 
 /// The frames waiting on one connection, oldest first.
 #[derive(Debug)]
@@ -89,17 +95,20 @@ impl FramePool {
         &mut frame.bytes
     }
 
-    pub fn len_of(&self, frame: &FrameRef) -> usize {
-        self.frames[frame.0 as usize].bytes.len()
+    /// What keeping a frame costs in bytes of memory.
+    pub fn cost_of(&self, frame: &FrameRef) -> usize {
+        self.frames[frame.0 as usize].bytes.len() + FRAME_BYTES
     }
 
-    /// Bytes that wait behind the frame that is being sent.
-    pub fn bytes_behind_head(&self, queue: &SendQueue) -> u32 {
+    /// What waits behind the frame that is being sent, in bytes of memory: a message of a few bytes in a frame of its own counts for more.
+    pub fn cost_behind_head(&self, queue: &SendQueue) -> u32 {
         if queue.is_empty() {
             return 0;
         }
-        let head = self.nodes[queue.head as usize].frame;
-        queue.bytes - (self.frames[head as usize].bytes.len() as u32 - queue.sent)
+        let (head, tail) = (&self.nodes[queue.head as usize], &self.nodes[queue.tail as usize]);
+        let bytes = queue.bytes - (self.frames[head.frame as usize].bytes.len() as u32 - queue.sent);
+        let frames = tail.number.wrapping_sub(head.number);
+        bytes.saturating_add(frames.saturating_mul(FRAME_BYTES as u32))
     }
 
     /// Queues a frame on a connection, taking one more reference.
@@ -155,7 +164,7 @@ impl FramePool {
         let mut node = queue.head;
         let mut skip = queue.sent as usize;
         while node != NONE {
-            let Node { frame, next } = self.nodes[node as usize];
+            let Node { frame, next, .. } = self.nodes[node as usize];
             let part = &self.frames[frame as usize].bytes[skip..];
             if !part.is_empty() && !f(part) {
                 return;
@@ -172,7 +181,7 @@ impl FramePool {
             if node == NONE || left == 0 {
                 return None;
             }
-            let Node { frame, next } = self.nodes[node as usize];
+            let Node { frame, next, .. } = self.nodes[node as usize];
             let part = &self.frames[frame as usize].bytes[skip..];
             let part = &part[..part.len().min(left)];
             (node, skip, left) = (next, 0, left - part.len());
@@ -222,7 +231,14 @@ impl FramePool {
         if to.tail == NONE {
             *to = core::mem::take(from);
         } else {
-            self.nodes[to.tail as usize].next = from.head;
+            let tail = &mut self.nodes[to.tail as usize];
+            tail.next = from.head;
+            let (mut at, mut number) = (from.head, tail.number);
+            while at != NONE {
+                let node = &mut self.nodes[at as usize];
+                number = number.wrapping_add(1);
+                (node.number, at) = (number, node.next);
+            }
             to.tail = from.tail;
             to.bytes += from.bytes;
             *from = SendQueue::default();
@@ -238,7 +254,8 @@ impl FramePool {
     }
 
     fn link(&mut self, frame: u32, queue: &mut SendQueue) {
-        let node = Node { frame, next: NONE };
+        let before = self.nodes.get(queue.tail as usize).map_or(0, |tail| tail.number);
+        let node = Node { frame, next: NONE, number: before.wrapping_add(1) };
         let index = match self.free_nodes.pop() {
             Some(index) => {
                 self.nodes[index as usize] = node;
@@ -260,7 +277,7 @@ impl FramePool {
 
     fn unlink_head(&mut self, queue: &mut SendQueue) {
         let index = queue.head;
-        let Node { frame, next } = self.nodes[index as usize];
+        let Node { frame, next, .. } = self.nodes[index as usize];
         self.free_nodes.push(index);
         queue.head = next;
         queue.sent = 0;
@@ -392,6 +409,24 @@ mod tests {
         assert!(pool.kept_bytes < 64 && pool.live() == 0);
     }
 
+    #[test]
+    fn messages_of_a_few_bytes_cost_what_they_take_in_memory() {
+        let (mut pool, mut queue) = (FramePool::new(), SendQueue::default());
+        for _ in 0..1000 {
+            let frame = pool.create();
+            pool.bytes_mut(&frame).extend_from_slice(b"a dozen byte");
+            pool.share(&frame, &mut queue);
+            pool.tighten(&frame);
+            pool.release(frame);
+        }
+        let frames = pool.frames.iter().map(|frame| size_of::<Frame>() + 16 + frame.bytes.capacity());
+        let taken = frames.sum::<usize>() + size_of_val(pool.nodes.as_slice());
+        let cost = pool.cost_behind_head(&queue) as usize;
+        assert!((taken * 3 / 4..taken * 5 / 4).contains(&cost), "{cost}, and {taken} bytes are taken");
+        assert_eq!(queue.bytes(), 12_000);
+        pool.clear(&mut queue);
+    }
+
     /// What a queue must hold, and whether a part of it has been sent.
     #[derive(Clone, Default)]
     struct Model {
@@ -486,11 +521,15 @@ mod tests {
                     prop_assert_eq!(&parts, &m.bytes[..size.min(m.bytes.len())]);
                     let mut head = 0;
                     pool.unsent(q, |part| { head = part.len() as u32; false });
-                    prop_assert_eq!(pool.bytes_behind_head(q), q.bytes() - head);
+                    let after = |at: u32| Some(at).filter(|at| *at != NONE);
+                    let nodes = core::iter::successors(after(q.head), |at| after(pool.nodes[*at as usize].next));
+                    let frames = nodes.count() as u32;
+                    let behind = q.bytes() - head + frames.saturating_sub(1) * FRAME_BYTES as u32;
+                    prop_assert_eq!(pool.cost_behind_head(q), behind);
                 }
                 for (frame, bytes) in &held {
                     prop_assert_eq!(&pool.frames[frame.0 as usize].bytes, bytes, "nobody writes to a frame that is kept");
-                    prop_assert_eq!(pool.len_of(frame), bytes.len());
+                    prop_assert_eq!(pool.cost_of(frame), bytes.len() + FRAME_BYTES);
                 }
             }
             for q in &mut queues {

@@ -71,8 +71,20 @@ pub struct NodeInfo {
     /// Names of the upstreams in the order of the configuration.
     pub upstreams: Vec<Arc<str>>,
     pub lanes: Vec<LaneInfo>,
+    pub reloads: Reloads,
     pub process: ProcessInfo,
     pub journal: JournalInfo,
+}
+
+/// How often the configuration was read again.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Reloads {
+    /// It holds.
+    pub applied: u64,
+    /// It had a fault, and all stayed as it was.
+    pub refused: u64,
+    /// When it was last read and held, the node's start included, in Unix time.
+    pub last_seconds: f64,
 }
 
 /// The whole page: `published[n]` are the numbers of shard n.
@@ -127,6 +139,14 @@ impl Collector for Snapshot {
                 )?;
             }
         }
+        let Reloads { applied, refused, last_seconds } = self.node.reloads;
+        let mut family = encoder.encode_descriptor("reloads", RELOADS_HELP, None, MetricType::Counter)?;
+        for (result, count) in [("applied", applied), ("refused", refused)] {
+            family.encode_family(&[("result", result)])?.encode_counter::<NoLabelSet, _, u64>(&count, None)?;
+        }
+        encoder
+            .encode_descriptor("last_reload_timestamp_seconds", LAST_RELOAD_HELP, None, MetricType::Gauge)?
+            .encode_gauge(&last_seconds)?;
         let mut family = encoder.encode_descriptor("upstream_up", UPSTREAM_UP_HELP, None, MetricType::Gauge)?;
         for ((upstream, url), up) in self.urls() {
             let labels = [("upstream", upstream), ("url", url)];
@@ -257,6 +277,8 @@ const RECOVERING_HELP: &str =
     "Ids of clients of killed processes whose app servers are still to be told that they are gone";
 const RECOVERED_HELP: &str = "Ids found in the journals of killed processes, by what became of them";
 const JOURNAL_ERRORS_HELP: &str = "Journals that could not be made, read or deleted";
+const RELOADS_HELP: &str = "Times the configuration was read again, by what came of it";
+const LAST_RELOAD_HELP: &str = "When the configuration was last read without a fault, in Unix time";
 const UPSTREAM_UP_HELP: &str = "Whether at least one lane to this url of an upstream is up";
 const LANE_STATE_HELP: &str =
     "The state of each lane as the control plane knows it: 1 for the one it is in, 0 for the others";
@@ -270,6 +292,7 @@ mod tests {
     use super::super::{Counter, Gauge, Histogram, ShardMetrics, UpstreamCounter, UpstreamGauge};
     use super::*;
     use crate::ids::UpstreamIndex;
+    use std::collections::BTreeSet;
 
     fn page() -> String {
         let published: Vec<Published> = (0..2)
@@ -303,6 +326,7 @@ mod tests {
                 lane(0, 1, "rest", "http://b:2", LaneState::Connecting),
                 lane(1, 0, "chat", "http://a:1", LaneState::Waiting),
             ],
+            reloads: Reloads { applied: 2, refused: 1, last_seconds: 1_700_000_100.25 },
             process: ProcessInfo {
                 cpu_seconds: Some(1.25),
                 resident_bytes: Some(4096),
@@ -368,6 +392,9 @@ mod tests {
             "signalring_recovered_ids_total{result=\"unknown_url\"} 3",
             "signalring_recovered_ids_total{result=\"damaged\"} 2",
             "signalring_journal_errors_total 1",
+            "signalring_reloads_total{result=\"applied\"} 2",
+            "signalring_reloads_total{result=\"refused\"} 1",
+            "signalring_last_reload_timestamp_seconds 1700000100.25",
             "process_cpu_seconds_total 1.25",
             "process_resident_memory_bytes 4096",
             "process_open_fds 12",
@@ -389,7 +416,7 @@ mod tests {
         let page = page();
         assert!(page.ends_with("# EOF\n"));
         let mut types = BTreeMap::new();
-        let mut samples = std::collections::BTreeSet::new();
+        let mut samples = BTreeSet::new();
         for line in page.lines().filter(|line| *line != "# EOF") {
             if let Some(descriptor) = line.strip_prefix("# ") {
                 let mut words = descriptor.splitn(3, ' ');
@@ -414,6 +441,28 @@ mod tests {
             assert!(known && ours, "{line}");
         }
         assert!(samples.len() > 200);
+    }
+
+    #[test]
+    fn the_readme_has_every_family_and_no_other() {
+        let readme = include_str!("../../README.md");
+        let named: BTreeSet<&str> = readme
+            .split("`signalring_")
+            .skip(1)
+            .map(|rest| rest.split(|letter: char| letter != '_' && !letter.is_ascii_alphanumeric()).next().unwrap())
+            // The prefix itself.
+            .filter(|name| !name.is_empty())
+            .collect();
+        let page = page();
+        let types = page.lines().filter_map(|line| line.strip_prefix("# TYPE signalring_")?.split_once(' '));
+        let families: BTreeSet<String> = types
+            .map(|(family, kind)| match kind {
+                "counter" => format!("{family}_total"),
+                "info" => format!("{family}_info"),
+                _ => family.to_string(),
+            })
+            .collect();
+        assert_eq!(named, families.iter().map(String::as_str).collect());
     }
 
     #[test]

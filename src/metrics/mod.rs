@@ -11,7 +11,7 @@ pub mod exposition;
 pub mod process;
 pub mod table;
 
-pub use exposition::{CONTENT_TYPE, JournalInfo, LaneInfo, LaneState, NodeInfo};
+pub use exposition::{CONTENT_TYPE, JournalInfo, LaneInfo, LaneState, NodeInfo, Reloads};
 pub use table::{Counter, Gauge, Histogram, UpstreamCounter, UpstreamGauge};
 
 use crate::ids::UpstreamIndex;

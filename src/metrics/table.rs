@@ -148,6 +148,7 @@ table! {
         RefusedDeleteNotLongPolling = "delete_not_long_polling",
         RefusedHeadTimeout = "head_timeout",
         RefusedProxyProtocol = "proxy_protocol",
+        RefusedStopping = "stopping",
         RefusedOverloaded = "overloaded",
         RefusedTooManyRequests = "too_many_requests",
         RefusedAddressLimit = "address_limit",
@@ -267,8 +268,6 @@ table! {
         // A mirror keeps nobody waiting: what it cannot take at once it does not get.
         DroppedDown = "dropped_lane_down",
         DroppedFull = "dropped_queue_full",
-        // It took them and could make nothing of them.
-        Failed = "failed",
     }
     "upstream_deliveries", "Messages for clients received from the app servers of an upstream", "" { Deliveries = "" }
 }

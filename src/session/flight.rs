@@ -27,7 +27,7 @@ struct Entry {
     answered: bool,
 }
 
-/// Bytes of one invocation in flight, its name apart.
+/// Bytes of one invocation in flight, its name apart; both lists grow by doubling.
 pub const FLIGHT_BYTES: usize = size_of::<Entry>();
 
 /// The invocations of one incarnation of a lane.
@@ -53,11 +53,9 @@ pub struct Answered {
 }
 
 impl Flight {
-    /// Everything anew, for the next incarnation.
+    /// Everything anew, for the next incarnation: what a lane that was lost needed the next one may never need.
     pub fn clear(&mut self) {
-        self.entries.clear();
-        self.names.clear();
-        (self.first, self.notices, self.replays) = (0, 0, 0);
+        *self = Flight { heard: self.heard, ..Flight::default() };
     }
 
     pub fn len(&self) -> usize {
@@ -125,9 +123,9 @@ impl Flight {
         Some(Answered { cargo, at })
     }
 
-    /// Is nothing owed any more of what was sent up to this number, or the lane it was sent on gone?
+    /// Has everything been answered that was sent up to this number?
     pub fn is_settled(&self, number: u64) -> bool {
-        number < self.first || number >= self.next()
+        number < self.first
     }
 
     /// Since when the app server should have answered something and did not. None: it owes nothing.

@@ -89,6 +89,7 @@ impl Inbound {
 #[derive(Debug)]
 pub struct Outbound {
     kept: VecDeque<FrameRef>,
+    /// What they cost, each with what a frame takes beside its bytes.
     kept_bytes: usize,
     /// The number of the oldest frame kept, or of the next one if none is.
     first: u64,
@@ -106,7 +107,7 @@ impl Outbound {
     /// Keeps a frame that holds exactly one counted message. Past `bytes_max` the oldest are forgotten, which ends the chance to resume
     /// until the peer has acknowledged those, too; returns how many were.
     pub fn keep(&mut self, frame: &FrameRef, frames: &mut FramePool, bytes_max: usize) -> u32 {
-        self.kept_bytes += frames.len_of(frame);
+        self.kept_bytes += frames.cost_of(frame);
         frames.tighten(frame);
         self.kept.push_back(frames.another(frame));
         let mut forgotten = 0;
@@ -127,7 +128,7 @@ impl Outbound {
 
     fn forget(&mut self, frames: &mut FramePool) {
         if let Some(frame) = self.kept.pop_front() {
-            self.kept_bytes -= frames.len_of(&frame);
+            self.kept_bytes -= frames.cost_of(&frame);
             frames.release(frame);
             self.first += 1;
         }
@@ -165,6 +166,7 @@ impl Outbound {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::mem::frames::FRAME_BYTES;
     use proptest::prelude::*;
 
     #[test]
@@ -211,16 +213,32 @@ mod tests {
         for _ in 0..3 {
             let frame = frames.create();
             frames.bytes_mut(&frame).extend_from_slice(b"0123456789");
-            outbound.keep(&frame, &mut frames, 20);
+            outbound.keep(&frame, &mut frames, 2 * (10 + FRAME_BYTES));
             frames.release(frame);
         }
         assert!(!outbound.is_whole());
-        assert_eq!((outbound.sequence(), outbound.kept_bytes()), (2, 20));
+        assert_eq!((outbound.sequence(), outbound.kept_bytes()), (2, 2 * (10 + FRAME_BYTES)));
         outbound.on_ack(1, &mut frames);
         assert!(outbound.is_whole());
         outbound.on_ack(99, &mut frames);
         assert_eq!((outbound.sequence(), outbound.kept_bytes()), (4, 0));
         assert_eq!(frames.live(), 0);
+    }
+
+    #[test]
+    fn messages_of_a_few_bytes_are_kept_by_what_they_take_in_memory() {
+        const GRANTED: usize = 100_000;
+        let (mut frames, mut outbound) = (FramePool::new(), Outbound::default());
+        for _ in 0..20_000 {
+            let frame = frames.create();
+            frames.bytes_mut(&frame).extend_from_slice(b"a dozen byte");
+            outbound.keep(&frame, &mut frames, GRANTED);
+            frames.release(frame);
+        }
+        assert_eq!(frames.live(), GRANTED / (12 + FRAME_BYTES));
+        assert!(!outbound.is_whole() && outbound.kept_bytes() <= GRANTED);
+        outbound.on_ack(20_000, &mut frames);
+        assert!(outbound.is_whole() && outbound.kept_bytes() == 0 && frames.live() == 0);
     }
 
     proptest! {

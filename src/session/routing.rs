@@ -75,6 +75,32 @@ impl Routes {
         Routes { routes, halting, observers, plain: is_plain.then_some(all), needs, headers }
     }
 
+    /// The same with other filters, one each, of which these `know` what they need.
+    pub fn with_filters(&self, filters: impl IntoIterator<Item = Option<Filter>>) -> Routes {
+        let mut routes = self.clone();
+        for (route, filter) in routes.routes.iter_mut().zip(filters) {
+            route.filter = filter;
+        }
+        // What is gathered of clients stays as much as it was, for filters to come.
+        let all = Routes::new(core::mem::take(&mut routes.routes));
+        Routes {
+            plain: self.plain.and(all.plain),
+            needs: self.needs.with(all.needs),
+            headers: self.headers.clone(),
+            ..all
+        }
+    }
+
+    /// Is everything that other filters ask for known of the clients and view models that began under these?
+    pub fn know(&self, other: &Routes) -> bool {
+        let (known, asked) = (self.needs, other.needs);
+        let is_gathered = (known.headers || !asked.headers)
+            && (known.path || !asked.path)
+            && (known.claims || !asked.claims)
+            && self.headers.include(&other.headers);
+        is_gathered && (self.plain.is_none() || other.plain.is_some())
+    }
+
     /// What the filters look at.
     pub fn needs(&self) -> Needs {
         self.needs

@@ -19,9 +19,6 @@ impl Upstreams {
     pub fn add(&mut self, index: usize) {
         self.0 |= 1 << index;
     }
-    pub fn remove(&mut self, index: usize) {
-        self.0 &= !(1 << index);
-    }
     pub fn with(self, other: Upstreams) -> Upstreams {
         Upstreams(self.0 | other.0)
     }
@@ -74,6 +71,10 @@ struct Name {
 
 /// What one live view model takes: the entry, and its place in the list of free ones; names and arguments apart.
 pub const VIEW_BYTES: usize = size_of::<View>() + size_of::<u32>();
+
+/// ... and what a name or an argument takes beside its text, which stands twice: an entry in the list and one in the table, which both
+/// grow by doubling, and two allocations.
+pub const NAME_BYTES: usize = 2 * (size_of::<Name>() + size_of::<u32>() + size_of::<(Box<[u8]>, u32)>() + 16);
 
 /// Tells a view model that was opened from one that had the same name before it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -162,10 +163,10 @@ impl Views {
     }
 
     /// What was requested from an upstream and is live, as far as the app server knows, with its argument, in the order of the requests;
-    /// without those whose argument was too much to be kept.
+    /// without what cannot be requested again.
     pub fn requested_from(&self, list: ViewList, upstream: usize) -> impl Iterator<Item = (&[u8], Option<&[u8]>)> {
-        let is_known = move |view: &View| view.requested && !view.unkept && view.upstreams.has(upstream);
-        let requested = self.all(list).filter(is_known);
+        let is_meant = move |view: &View| view.requested && !view.unkept && view.upstreams.has(upstream);
+        let requested = self.all(list).filter(is_meant);
         requested.map(|view| (&*self.names[view.name as usize].text, self.text(view.argument)))
     }
 
@@ -293,13 +294,13 @@ impl Views {
         self.remove(list, |text, view| text == name && !view.leaving);
     }
 
-    /// As if it had never been requested from this upstream, which does not answer: it has none of this name.
-    pub fn forget_at(&mut self, list: ViewList, upstream: usize, name: &[u8]) {
+    /// An upstream can make nothing of a live view model and is not asked for it again; the others go on with it.
+    pub fn spare(&mut self, list: ViewList, upstream: usize, name: &[u8]) {
         let mut at = list.0;
         while at != NONE {
             let view = &mut self.views[at as usize];
             if *self.names[view.name as usize].text == *name && !view.leaving {
-                view.upstreams.remove(upstream);
+                view.upstreams.0 &= !(1 << upstream);
             }
             at = view.next;
         }
@@ -468,7 +469,7 @@ mod tests {
         assert!(views.is_replayable(list, 0));
         assert_eq!(views.argument(list, b"B"), Some(Some(&b"1234567"[..])));
         // A mirror that has none of this name is asked for it no more.
-        views.forget_at(list, 1, b"B");
+        views.spare(list, 1, b"B");
         assert_eq!((views.upstreams(list, b"B"), again(&views, list, 1)), (Some(Upstreams(1)), vec![]));
         views.close_all(&mut list);
         assert!(views.is_empty() && views.by_name.is_empty());

@@ -94,7 +94,7 @@ impl<I: Io> Shard<I> {
     /// brings everything the kernel has in one turn, and who is served waits for all of it.
     fn arm_listener(&mut self, now: Time, index: usize) {
         while self.accepts.get(index).is_some_and(|under_way| *under_way < ACCEPTS_AT_ONCE) {
-            let Some(listener) = self.listeners.get(index) else { return };
+            let Some(Some(listener)) = self.listeners.get(index) else { return };
             if let Err(again) = may_accept(&mut self.accepted_until, now, self.settings.accept_rate) {
                 // Not for each of them by itself: what is due by then comes at once.
                 return self.rest(index, again.max(now.after(Duration::from_millis(ACCEPT_PAUSE_MS))));
@@ -125,10 +125,16 @@ impl<I: Io> Shard<I> {
         } else {
             self.on_accepted_socket(now, index, completion.result);
         }
+        if !self.listens() {
+            if self.accepts.get(index) == Some(&0) {
+                self.listener_released(index);
+            }
+            return;
+        }
         if !self.resting.contains(&index) {
             self.arm_listener(now, index);
         }
-        if completion.result >= 0 && self.accepts.get(index) == Some(&0) && self.stopping.is_none() {
+        if completion.result >= 0 && self.accepts.get(index) == Some(&0) {
             self.metrics.add(Counter::AcceptPauses, 1);
             if let Some(suppressed) = self.quiet.accept_rate.admit(now) {
                 let rate = self.settings.accept_rate;
@@ -141,7 +147,8 @@ impl<I: Io> Shard<I> {
 
     /// Mostly out of descriptors or memory. Rest a moment instead of spinning; connections wait in the backlog meanwhile.
     fn on_accept_error(&mut self, now: Time, index: usize, errno: i32) {
-        if self.listeners.is_empty() {
+        // Called back.
+        if errno == libc::ECANCELED || !self.listens() {
             return;
         }
         self.metrics.add(Counter::AcceptErrors, 1);
@@ -160,6 +167,15 @@ impl<I: Io> Shard<I> {
         }
     }
 
+    /// Calls every accept back, so that it begins anew: with what waits.
+    pub(super) fn accept_anew(&mut self) {
+        for index in 0..self.listeners.len() {
+            if self.listens() && self.accepts[index] > 0 {
+                self.io.cancel(accept_token(index));
+            }
+        }
+    }
+
     /// The rest is over.
     pub(super) fn accept_on(&mut self, now: Time) {
         self.accept_again = None;
@@ -168,13 +184,13 @@ impl<I: Io> Shard<I> {
         }
     }
 
-    fn on_accepted_socket(&mut self, now: Time, index: usize, fd: i32) {
+    pub(super) fn on_accepted_socket(&mut self, now: Time, index: usize, fd: i32) {
         self.metrics.add(Counter::ConnectionsAccepted, 1);
-        let is_unix = self.listeners.get(index).is_some_and(|listener| listener.is_unix);
+        let listener = self.listeners.get(index).and_then(Option::as_ref);
+        let is_unix = listener.is_some_and(|listener| listener.is_unix);
         let nowhere = SocketAddr::from((Ipv4Addr::UNSPECIFIED, 0));
         let addresses = if is_unix { Some((nowhere, nowhere)) } else { self.io.addresses(fd) };
-        let (Some((local, remote)), None, Some(listener)) = (addresses, self.stopping, self.listeners.get(index))
-        else {
+        let (Some((local, remote)), Some(listener)) = (addresses, listener) else {
             self.metrics.add(Counter::ConnectionsClosed, 1);
             return self.io.close(fd);
         };
@@ -188,8 +204,11 @@ impl<I: Io> Shard<I> {
             }
         };
         self.io.prepare_client(fd, self.settings.send_buffer_bytes);
-        let until = now.after(self.settings.request_head_timeout);
-        let mut http = HttpStage::new(Peer { local, remote, is_unix }, until);
+        let patience = match self.stopping {
+            None => self.settings.request_head_timeout,
+            Some(_) => Duration::from_millis(STOP_REQUEST_MS),
+        };
+        let mut http = HttpStage::new(Peer { local, remote, is_unix }, now.after(patience));
         // Whoever is no proxy of ours comes directly, and would be a client that makes up an address.
         http.proxied = self.settings.proxy_protocol && self.settings.trusted.admits((!is_unix).then_some(remote.ip()));
         self.add_connection(now, fd, secure, http);
@@ -204,7 +223,7 @@ impl<I: Io> Shard<I> {
         mut http: HttpStage,
     ) -> Option<SlotKey> {
         let (until, is_secure, peer) = (http.until, secure.is_some(), http.peer);
-        http.surplus = (self.conns.len() >= self.settings.connections_max).then_some(HttpError::Overloaded);
+        http.surplus = self.surplus();
         let surplus = http.surplus;
         let is_proxied = http.proxied;
         let conn = |key| {
@@ -278,6 +297,14 @@ impl<I: Io> Shard<I> {
             }
             _ => warn!(%address, "refused: there are as many connections as there may be (max_clients){suppressed}"),
         }
+    }
+
+    /// What a connection is told that is one too many.
+    fn surplus(&self) -> Option<HttpError> {
+        if self.stopping.is_some() {
+            return Some(HttpError::Stopping);
+        }
+        (self.conns.len() >= self.settings.connections_max).then_some(HttpError::Overloaded)
     }
 
     pub(super) fn wants_proxy_header(&self, key: SlotKey) -> bool {
@@ -515,7 +542,8 @@ impl<I: Io> Shard<I> {
                 reply.keep_alive = *keep_alive;
                 return Ok(Served::Answered);
             }
-            Action::Negotiate { cors, keep_alive, .. } => (None, *cors, *keep_alive),
+            // The next request is to reach who stays.
+            Action::Negotiate { cors, keep_alive, .. } => (None, *cors, *keep_alive && !self.is_leaving()),
             // What follows an upgrade that is refused may be frames.
             Action::Upgrade { id, cors, .. } => (*id, *cors, false),
             Action::EventStream { id, cors } => (Some(*id), *cors, head.keep_alive),
@@ -549,6 +577,7 @@ impl<I: Io> Shard<I> {
         }
         match action {
             Action::Replied { .. } => unreachable!("answered above"),
+            Action::Negotiate { .. } if self.refuses(true) => return Err(refused(HttpError::Stopping)),
             Action::Negotiate { version, stateful_reconnect, .. } => {
                 self.check_available(now).map_err(refused)?;
                 let stateful_reconnect = stateful_reconnect && self.settings.resume_bytes_max.is_some();
@@ -626,6 +655,7 @@ impl<I: Io> Shard<I> {
         }
         socket.out(frames, dirty, |out| out.extend_from_slice(bytes));
         http.body_left = body_bytes;
+        http.is_served = true;
         if keep_alive {
             // A body that is announced has to come at once; a next request need not.
             http.until = if body_bytes > 0 {
@@ -693,10 +723,13 @@ impl<I: Io> Shard<I> {
             (Life::Open, &Stage::LastPolls(id, _)) => self.remove_carried(key, id),
             // An idle HTTP connection; or a peer that does not close its side in time.
             _ => {
-                let Shard { conns, io, frames, metrics, .. } = self;
+                let Shard { conns, io, frames, metrics, quiet, .. } = self;
                 if let Some(Conn { socket, stage }) = conns.get_mut(key) {
                     if matches!((socket.life, stage), (Life::Open, Stage::Http(_))) {
                         metrics.add(Counter::HttpEndedIdle, 1);
+                        if let Some(suppressed) = quiet.http_idle.admit(now) {
+                            info!("an HTTP connection ended: idle, no request came on it{suppressed}");
+                        }
                     }
                     socket.end(io, frames, metrics);
                 }

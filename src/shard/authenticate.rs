@@ -2,7 +2,7 @@
 use super::Shard;
 use super::socket::User;
 use super::upstreams::Upstreams;
-use crate::identity::{self, Identity};
+use crate::identity::{self, Authentication, Identity, Required};
 use crate::metrics::{Counter, ShardMetrics};
 use crate::proto::dotnetify::context;
 use crate::proto::dotnetify::headers;
@@ -11,25 +11,6 @@ use crate::proto::signalr::Protocol;
 use crate::session::fault::Refusal;
 use crate::sys::Io;
 use std::sync::Arc;
-
-/// How users are known.
-#[derive(Clone)]
-pub struct Authentication {
-    pub identity: Arc<Identity>,
-    pub required: Required,
-    /// A client whose token has expired is told to come back.
-    pub closes_on_expiry: bool,
-}
-
-/// What needs a valid token.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Required {
-    Nothing,
-    /// Every request over HTTP, preflights apart, or it gets 401.
-    Connection,
-    /// Every `Request_VM`, from the connection or its own headers, or it is answered with an `UnauthorizedAccessException`.
-    Request,
-}
 
 impl Authentication {
     fn verify(

@@ -22,7 +22,7 @@ use crate::session::form::Transport;
 use crate::session::resume::Outbound;
 use crate::session::token::{ConnectionId, Opened};
 use crate::sys::Io;
-use tracing::debug;
+use tracing::{debug, info};
 
 /// A request that begins or carries on a client.
 pub(super) struct Begun<'a, 'h> {
@@ -55,6 +55,9 @@ impl<I: Io> Shard<I> {
 
     /// May this token begin a connection over `transport`? Otherwise it is told why not.
     fn check_unused(&self, token: &Opened, transport: Transport) -> Result<(), HttpError> {
+        if self.refuses(transport == Transport::WebSockets) {
+            return Err(HttpError::Stopping);
+        }
         match self.connections.find(&token.token.connection) {
             // Several requests: the next ones go where the token says. Begun here, because its own node is down and the balancer passes
             // it on, the client would find nobody with its second request.
@@ -93,6 +96,9 @@ impl<I: Io> Shard<I> {
     ) -> Result<(), HttpError> {
         let key = begun.key;
         let Some(token) = token else {
+            if self.refuses(true) {
+                return Err(HttpError::Stopping);
+            }
             self.upgrade(now, begun, accept)?;
             self.early_bytes(now, key, early);
             return Ok(());
@@ -225,6 +231,7 @@ impl<I: Io> Shard<I> {
         let connection = token.token.connection;
         let Some(owner) = self.owner(&connection) else {
             return match self.connections.find(&connection) {
+                Found::Unknown if token.is_fresh && self.refuses(false) => Err(HttpError::Stopping),
                 Found::Unknown if token.is_fresh => {
                     let until = now.after(self.settings.disconnect_timeout);
                     let bytes_max = self.settings.http.post_body_bytes_max as usize;
@@ -380,6 +387,13 @@ impl<I: Io> Shard<I> {
             self.drop_carrier(now, key);
             self.no_carrier(now, client);
             self.metrics.add(Counter::Detached, 1);
+            // A word of its own: a socket that ends is its network's doing, one that takes nothing is ended here.
+            if end == End::StalledClient
+                && let Some(suppressed) = self.quiet.detached.admit(now)
+                && let Some(Conn { stage: Stage::Client(Client { origin, .. }), .. }) = self.conns.get(client)
+            {
+                info!(client = ?origin, "a client's socket ended: it took nothing for too long; the client may resume{suppressed}");
+            }
         } else {
             self.client_ends(now, client, end);
         }
@@ -512,7 +526,7 @@ impl<I: Io> Shard<I> {
             match transport {
                 // It waits for the next poll, up to the bound that every client has; one message that is larger is no fault.
                 Transport::LongPolling => {
-                    if self.frames.bytes_behind_head(&socket.queue) > self.settings.send_queue_bytes_max {
+                    if self.frames.cost_behind_head(&socket.queue) > self.settings.send_queue_bytes_max {
                         self.ending.push((client, End::SlowClient));
                     }
                 }

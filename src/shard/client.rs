@@ -3,7 +3,7 @@ use super::carried::Begun;
 use super::lane::{Gate, Lane};
 use super::pause::Pause;
 use super::quiet::Quiet;
-use super::socket::{Carried, Client, Conn, Input, Life, Pin, Socket, Stage, User, linger_until};
+use super::socket::{Carried, Client, Conn, Input, Life, Ops, Pin, Socket, Stage, User, linger_until};
 use super::upstreams::{Hub, Seen};
 use super::{Settings, Shard};
 use crate::ids::{Address, SlotKey, Time};
@@ -315,6 +315,7 @@ impl<I: Io> Shard<I> {
             1,
         );
         self.wheel.set(key.slot, now.after(self.settings.client.handshake_timeout));
+        self.set_moment(now, key);
         debug!(client = ?origin, peer = %remote.0, ?transport, "client connected");
     }
 
@@ -399,7 +400,8 @@ impl<I: Io> Shard<I> {
     pub(super) fn on_client_time(&mut self, now: Time, key: SlotKey) {
         let Some(Conn { socket, stage: Stage::Client(client) }) = self.conns.get_mut(key) else { return };
         let mut next = socket.stalled_at(now, self.settings.send_queue_time);
-        if !socket.paused.is_empty() {
+        // What it has said meanwhile lies in the kernel, or is on its way out of it: a shard that was held up sees timers first.
+        if !socket.paused.is_empty() || socket.ops.has(Ops::RECEIVE) {
             client.session.excuse(now);
         }
         if socket.paused.has(Pause::Rate) {
@@ -488,48 +490,6 @@ impl<I: Io> Shard<I> {
             if self.conns.get(key).is_some_and(|conn| conn.socket.life == Life::Open) {
                 self.connection_ends(now, key, end);
             }
-        }
-    }
-
-    /// Stops: no new connections; everybody is told to come back (to another node, or later).
-    pub(super) fn stop(&mut self, now: Time) {
-        if self.stopping.is_some() {
-            return;
-        }
-        self.stopping = Some(now.after(core::time::Duration::from_millis(crate::limits::STOP_MS)));
-        // Closing a listener while an accept holds it would keep the port: call the accepts back.
-        for (index, listener) in core::mem::take(&mut self.listeners).into_iter().enumerate() {
-            for _ in 0..self.accepts[index] {
-                self.io.cancel(super::accept::accept_token(index));
-            }
-            // A Unix socket is the other shards' as well.
-            if !listener.is_unix {
-                self.io.shutdown(std::os::fd::AsRawFd::as_raw_fd(&listener.socket));
-            }
-        }
-        // Clients first: what carries them is needed for their last words. Who is on the way out already is left alone.
-        for is_client in [true, false] {
-            for slot in 0..self.conns.slots() {
-                let Some(key) = self.conns.key_at(slot) else { continue };
-                let Some(conn) = self.conns.get(key) else { continue };
-                let is_open = matches!(conn.socket.life, Life::Open | Life::Leaving);
-                if is_open && is_client == matches!(conn.stage, Stage::Client(_)) {
-                    self.connection_ends(now, key, End::Stopping);
-                }
-            }
-        }
-    }
-
-    pub(super) fn on_stopping(&mut self, now: Time) {
-        let Some(until) = self.stopping else { return };
-        let clients_told = self.conns.is_empty() || now.after(core::time::Duration::from_secs(1)) >= until;
-        let is_late = now.after(core::time::Duration::from_millis(500)) >= until;
-        let lanes_closed = clients_told && self.close_lanes(now, is_late);
-        if (self.conns.is_empty() && lanes_closed) || now >= until {
-            self.stopped = true;
-            let stopped = crate::bus::ControlOrder::Stopped { shard: self.settings.shard };
-            // A control plane that does not listen any more needs not be told.
-            let _ = self.control.send(stopped);
         }
     }
 }

@@ -123,9 +123,7 @@ impl LaneEnv for LaneSide<'_> {
             }
         };
         if let Some(error) = error {
-            let upstream = self.deliver.place.upstream;
-            metrics.add_upstream(upstream, UpstreamCounter::Failed, 1);
-            let (upstream, error) = (usize::from(upstream.0), error.to_string());
+            let (upstream, error) = (usize::from(self.deliver.place.upstream.0), error.to_string());
             self.failed.push(Failure { client, upstream, vm_id, refusal: Refusal::Failed, forgets, error });
         }
     }

@@ -300,7 +300,8 @@ impl<'a> ClientSide<'a> {
 
     /// What the client has said and what still waits in front of its lane is not lost because it leaves.
     fn say_last_words(&mut self, upstream: usize, lane: usize) {
-        if core::mem::take(&mut self.pins[upstream].waiting) == 0 {
+        let count = core::mem::take(&mut self.pins[upstream].waiting);
+        if count == 0 {
             return;
         }
         let origin = self.origin_at(upstream);
@@ -310,7 +311,7 @@ impl<'a> ClientSide<'a> {
         };
         let from = From { client: self.socket.key, origin: &origin, shown, opens: None };
         let (pin, lane) = (&mut self.pins[upstream], &mut self.lanes[lane]);
-        for waiting in lane.take_waiting_of(self.socket.key) {
+        for waiting in lane.take_waiting_of(self.socket.key, count) {
             // Updates of what the app server does not know by this id are nothing to it.
             if pin.tie == Tie::Owed {
                 self.gate.metrics.add(Counter::DroppedGoneClient, 1);

@@ -67,10 +67,6 @@ impl<I: Io> Shard<I> {
     /// A connection that another shard has read the beginning of.
     pub(super) fn on_handover(&mut self, now: Time, handover: Handover) {
         let Handover { socket, peer, buffer, tls } = handover;
-        if self.stopping.is_some() {
-            // Dropping it closes it.
-            return self.metrics.add(Counter::ConnectionsClosed, 1);
-        }
         let mut http = HttpStage::new(peer, now.after(self.settings.request_head_timeout));
         http.buffer = buffer;
         let secure = tls.map(|tls| Box::new(Secure::new(tls)));

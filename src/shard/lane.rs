@@ -2,6 +2,7 @@
 use super::client::write_message;
 use super::delivery::{Deliver, Failure, LaneSide};
 use super::forwarding::plain;
+use super::replay::upstreams_of;
 use super::secure::Secure;
 use super::socket::{Client, Conn, Input, Life, Link, Pin, Socket, Stage, Tie, origin_at};
 use super::upstreams::Hub;
@@ -81,7 +82,7 @@ pub(super) struct Lane {
     /// Without acknowledgements: when the next of them may be, and how many since.
     paced: (Time, u32),
     /// Clients that are gone, or known by another id, while nobody could be told.
-    notices: VecDeque<Notice>,
+    pub(super) notices: VecDeque<Notice>,
     /// Nobody is told while clients wait to be known by their new ids.
     pub(super) held: bool,
     /// Those who were told of, oldest first, until that is acknowledged; without acknowledgements, for as long as the lane may be dead
@@ -262,6 +263,10 @@ impl Lane {
     pub(super) fn hub_id(&self) -> Option<&HubId> {
         self.hub_id.as_ref()
     }
+    /// Tells its connections apart.
+    pub(super) fn incarnation(&self) -> u32 {
+        self.incarnation
+    }
     pub(super) fn upstream(&self) -> usize {
         usize::from(self.place.upstream.0)
     }
@@ -295,9 +300,14 @@ impl Lane {
 
     /// Can something be written right now? Not more than the app server is known to work on.
     pub(super) fn has_room(&self, settings: &Settings) -> bool {
+        self.has_room_beyond(settings, 0)
+    }
+
+    /// The same with so many messages more than the app server works on.
+    fn has_room_beyond(&self, settings: &Settings, more: usize) -> bool {
         let State::Up(link) = &self.state else { return false };
         let window = settings.upstreams.of(self.place).window.map_or(usize::MAX, |window| window.messages as usize);
-        link.socket.queue.bytes() < LANE_SEND_BYTES_HIGH && self.flight.len() < window
+        link.socket.queue.bytes() < LANE_SEND_BYTES_HIGH && self.flight.len() < window.saturating_add(more)
     }
 
     /// Can a message be written right now, without overtaking one that waits?
@@ -430,6 +440,14 @@ impl Lane {
     pub(super) fn say_end(&mut self, now: Time, origin: &OriginId, gate: &mut Gate<'_>) {
         let shown = self.unknown(gate.settings);
         let _ = self.write(now, &Forward::Disconnected, None, origin, shown, Cargo::Notice, gate);
+    }
+
+    /// The same for all who have gone and of whom the app server is yet to hear. It is told again elsewhere.
+    pub(super) fn say_notices(&mut self, now: Time, gate: &mut Gate<'_>) {
+        for index in 0..self.notices.len() {
+            let origin = self.notices[index].origin;
+            self.say_end(now, &origin, gate);
+        }
     }
 
     /// The app server hears of a client's end once it can.
@@ -720,24 +738,27 @@ impl Lane {
         }
     }
 
-    /// What a client that leaves has said and what still waits: it goes now, whatever waits before it.
-    pub(super) fn take_waiting_of(&mut self, key: SlotKey) -> Vec<Waiting> {
-        let (mut own, mut others) = (Vec::new(), VecDeque::with_capacity(self.waiting.len()));
-        for waiting in self.waiting.drain(..) {
-            if waiting.client == key {
+    /// What a client that leaves has said and what still waits, so many messages: it goes now, whatever waits before it. The queue may be
+    /// long, and everybody in it may leave at once: nothing is looked at behind the last of them.
+    pub(super) fn take_waiting_of(&mut self, key: SlotKey, count: u16) -> Vec<Waiting> {
+        let (mut own, mut index) = (Vec::new(), 0);
+        while own.len() < usize::from(count)
+            && let Some(waiting) = self.waiting.get(index)
+        {
+            if waiting.client != key {
+                index += 1;
+            } else if let Some(waiting) = self.waiting.remove(index) {
                 self.waiting_bytes -= waiting.cost();
                 own.push(waiting);
-            } else {
-                others.push_back(waiting);
             }
         }
-        self.waiting = others;
         own
     }
 
     /// One of the last words of a client, behind which its end follows. False: it is lost.
     pub(super) fn last_words(&mut self, now: Time, waiting: &Waiting, from: From<'_>, gate: &mut Gate<'_>) -> bool {
-        let has_room = matches!(&self.state, State::Up(link) if link.socket.queue.bytes() < LANE_SEND_BYTES_HIGH);
+        // As many as a replay may be over.
+        let has_room = self.has_room_beyond(gate.settings, VIEWS_PER_CLIENT_MAX as usize);
         let forward = waiting.message().forward();
         if !has_room || self.write(now, &forward, None, from.origin, from.shown, waiting.cargo(), gate).is_err() {
             gate.metrics.add(Counter::DroppedGoneClient, 1);
@@ -749,19 +770,19 @@ impl Lane {
 
     /// Answers what has waited too long.
     fn expire(&mut self, now: Time, conns: &mut Slab<Conn>, views: &mut Views, gate: &mut Gate<'_>) {
+        let mut kept = Vec::new();
         while let Some(front) = self.waiting.front()
             && now >= front.since.after(gate.settings.lane_queue_timeout)
+            && let Some(waiting) = self.waiting.pop_front()
         {
-            let Some(waiting) = self.waiting.pop_front() else { return };
             self.waiting_bytes -= waiting.cost();
             match conns.get_mut(waiting.client) {
                 Some(Conn { socket, stage: Stage::Client(client) }) => {
                     let upstream = self.upstream();
                     if waiting.call == Call::DisposeVm && client.pins[upstream].tie == Tie::Known {
                         // The app server has what is not wanted any more, and is told whenever that can be.
-                        self.waiting_bytes += waiting.cost();
-                        self.waiting.push_front(Waiting { since: now, ..waiting });
-                        return;
+                        kept.push(Waiting { since: now, ..waiting });
+                        continue;
                     }
                     gate.metrics.observe_us(Histogram::QueueWait, now.since(waiting.since).as_micros() as u64);
                     client.pins[upstream].waits_no_longer(waiting.client, gate.relieved);
@@ -769,6 +790,10 @@ impl Lane {
                 }
                 _ => gate.metrics.add(Counter::DroppedGoneClient, 1),
             }
+        }
+        for waiting in kept.into_iter().rev() {
+            self.waiting_bytes += waiting.cost();
+            self.waiting.push_front(waiting);
         }
     }
 
@@ -784,12 +809,20 @@ impl Lane {
     ) {
         let upstream = self.upstream();
         let mut opens = waiting.opens.filter(|_| waiting.call == Call::RequestVm);
+        // The queue may be long, and every request of it may be refused at once: nothing is looked at behind the client's last message.
+        let (mut others, mut index) = (client.pins[upstream].waiting, 0);
         while opens.is_some()
-            && let Some(index) = self.waiting.iter().position(|other| other.goes_with(&waiting))
+            && others > 0
+            && let Some(other) = self.waiting.get_mut(index)
         {
-            if self.waiting[index].call == Call::RequestVm {
-                let opened = &mut self.waiting[index].opens;
-                *opened = opened.or_else(|| opens.take());
+            others -= u16::from(other.client == waiting.client);
+            if !other.goes_with(&waiting) {
+                index += 1;
+                continue;
+            }
+            if other.call == Call::RequestVm {
+                // One that began anew behind a disposal has a beginning of its own.
+                other.opens = other.opens.or_else(|| opens.take());
                 break;
             }
             let Some(lost) = self.waiting.remove(index) else { break };
@@ -937,14 +970,14 @@ impl<I: Io> Shard<I> {
         let mut gate = Gate { settings, frames, dirty, random, clock, metrics, relieved };
         for Failure { client: key, upstream, vm_id, refusal, forgets, error } in failed.drain(..) {
             let Some(Conn { socket, stage: Stage::Client(client) }) = conns.get_mut(key) else { continue };
-            // A mirror answers nobody: what it fails at it does not have, and that is all.
+            gate.metrics.add(Counter::refusal(refusal.label()), 1);
             if !gate.settings.upstreams.routes.is_answering(upstream) {
+                // What a mirror makes of it is nothing to the client.
                 if forgets {
-                    views.forget_at(client.views, upstream, &plain(&vm_id));
+                    views.spare(client.views, upstream, &plain(&vm_id));
                 }
                 continue;
             }
-            gate.metrics.add(Counter::refusal(refusal.label()), 1);
             // Nobody calls a view model by a name that is too long to be kept.
             if vm_id.is_empty() {
                 continue;
@@ -965,9 +998,11 @@ impl<I: Io> Shard<I> {
     pub(super) fn on_lanes(&mut self, now: Time) {
         self.hurry_lanes(now);
         self.share_replays();
-        let held = self.lanes.iter().any(|lane| lane.held);
+        let up = upstreams_of(&self.lanes, Lane::is_up);
         for index in 0..self.lanes.len() {
-            self.move_waiting(LaneIndex(index as u16));
+            if up.has(self.lanes[index].upstream()) {
+                self.move_waiting(LaneIndex(index as u16));
+            }
             let name = self.lane_key(LaneIndex(index as u16));
             let Shard {
                 conns, lanes, views, frames, dirty, random, clock, metrics, settings, control, relieved, ..
@@ -1003,7 +1038,7 @@ impl<I: Io> Shard<I> {
                 self.lane_ends(now, LaneIndex(index as u16), end);
             }
         }
-        if held {
+        if self.lanes.iter().any(|lane| lane.held) {
             self.hold_notices();
         }
     }

@@ -14,6 +14,7 @@
 //! replay        what the loss of a lane means to its clients                   burial        clients of a process that is dead
 //! pause         clients from which nothing is read for a while                 addresses     how many connections one address has
 //! sight         what the shard shows of itself to who looks at the node        residue       what it keeps
+//! renewal       settings that change while it runs                             stop          how it ends
 //! ```
 
 mod accept;
@@ -29,22 +30,24 @@ mod handover;
 mod lane;
 mod pause;
 mod quiet;
+mod renewal;
 mod replay;
 mod residue;
 mod secure;
 mod sight;
 mod socket;
+mod stop;
 mod turn;
 mod upstreams;
 
 pub use accept::Listener;
 pub use addresses::{ADDRESS_BYTES, Addresses};
-pub use authenticate::{Authentication, Required};
 pub use connections::{HELD_CLIENT_BYTES, USED_TOKEN_BYTES};
 pub use residue::Residue;
 pub use upstreams::{Upstream, Upstreams, Window};
 
 use crate::bus::{ControlOrder, Receiver, Sender, ShardOrder};
+use crate::identity::Authentication;
 use crate::ids::{LanePlace, OriginKey, Serial, ShardId, SlotKey, Time};
 use crate::journal::ShardJournal;
 use crate::limits::CONNECTIONS_SPARE;
@@ -73,6 +76,13 @@ pub const HTTP_STAGE_BYTES: usize = size_of::<socket::HttpStage>();
 pub const LANE_BYTES: usize = size_of::<lane::Lane>();
 /// A disconnect notice in front of a lane that is down.
 pub const NOTICE_BYTES: usize = size_of::<lane::Notice>();
+/// Ends of clients that are told again, at most.
+pub const AGAIN_BYTES: usize = replay::AGAIN_BYTES;
+/// A client that waits for its view models to be requested again. The list grows by doubling.
+pub const OWED_BYTES: usize = 2 * size_of::<SlotKey>();
+/// The end of a client that a stuck lane is told of before it is given up: what is in flight, and the message, whose context has nothing
+/// but ids (contract 3.3). Both grow by doubling.
+pub const SAID_END_BYTES: usize = 2 * (crate::session::flight::FLIGHT_BYTES + 512);
 /// What a turn gathers, and the wheel.
 pub const TURN_BYTES: usize = size_of::<Wheel>()
     + COMPLETIONS_KEPT * size_of::<Completion>()
@@ -148,7 +158,8 @@ pub struct Settings {
 pub struct Shard<I: Io> {
     settings: Settings,
     io: I,
-    listeners: Vec<Listener>,
+    /// None: closed, when the shard ends.
+    listeners: Vec<Option<Listener>>,
     /// Listeners that rest until `accept_again`.
     resting: Vec<usize>,
     /// Accepts under way, for each listener.
@@ -218,6 +229,8 @@ pub struct Shard<I: Io> {
     told_second: u64,
     /// Accepting rests, for want of descriptors or because enough have come; armed again at this time.
     accept_again: Option<Time>,
+    draining: Option<stop::Drain>,
+    /// The shard has until then to end.
     stopping: Option<Time>,
     stopped: bool,
     quiet: QuietLines,
@@ -233,6 +246,8 @@ struct QuietLines {
     rate: quiet::Quiet,
     unavailable: quiet::Quiet,
     http_ended: quiet::Quiet,
+    http_idle: quiet::Quiet,
+    detached: quiet::Quiet,
     origin: quiet::Quiet,
     client_ended: quiet::Quiet,
     headers: quiet::Quiet,
@@ -255,6 +270,10 @@ impl Random {
         z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
         z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
         z ^ (z >> 31)
+    }
+    /// Some time of the window that begins now.
+    pub(crate) fn moment(&mut self, now: Time, window: Duration) -> Time {
+        now.after(Duration::from_nanos(self.next() % (window.as_nanos() as u64).max(1)))
     }
     pub(crate) fn mask(&mut self) -> [u8; 4] {
         (self.next() as u32).to_ne_bytes()
@@ -332,11 +351,12 @@ impl<I: Io> Shard<I> {
             holds: false,
             starved: Vec::with_capacity(ENDING_KEPT),
             accept_again: None,
+            draining: None,
             stopping: None,
             stopped: false,
             quiet: QuietLines::default(),
             accepts: vec![0; listeners.len()],
-            listeners,
+            listeners: listeners.into_iter().map(Some).collect(),
             resting: Vec::new(),
             accepted_until: now,
             sites: Vec::new(),

@@ -2,12 +2,13 @@
 use super::Shard;
 use super::socket::{Client, Conn, Stage};
 use crate::bus::sight::{ClientDetail, ClientSight, LaneSight, PinDetail, Sight};
-use crate::ids::OriginId;
+use crate::ids::{OriginId, Time};
 use crate::limits::{DETAIL_NAMES_MAX, LOOK_SLOTS_MAX, LOOK_SLOTS_PER_TURN, LOOKS_MAX};
 use crate::mem::slab::Slab;
 use crate::metrics::Gauge;
 use crate::proto::dotnetify::context;
 use crate::sys::Io;
+use core::time::Duration;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use tokio::sync::oneshot;
 
@@ -75,7 +76,7 @@ impl<I: Io> Shard<I> {
     }
 
     /// Goes on with the first look, for as long as a turn may take.
-    pub(super) fn look(&mut self) {
+    pub(super) fn look(&mut self, now: Time) {
         // Who has given up waiting needs nothing any more.
         self.looks.retain(|look| !look.answer.is_closed());
         let Some(look) = self.looks.first_mut() else { return };
@@ -86,6 +87,9 @@ impl<I: Io> Shard<I> {
         let lanes = self.lanes.iter().map(|lane| LaneSight {
             clients: lane.clients,
             waiting: lane.waiting() as u32,
+            in_flight: lane.flight.len() as u32,
+            owed: lane.flight.owed_since().map_or(Duration::ZERO, |since| now.since(since)),
+            replays: lane.replays.len() as u32,
             sent: lane.sent,
             received: lane.received,
         });

@@ -319,6 +319,8 @@ pub(super) struct HttpStage {
     pub(super) surplus: Option<HttpError>,
     /// Its request is there, and waits until there is no pause of its client.
     pub(super) waits: bool,
+    /// A request of it has been answered, and it stayed.
+    pub(super) is_served: bool,
     pub(super) parked: Option<Parked>,
     /// The shard it is on its way to.
     pub(super) leaving_to: Option<ShardId>,
@@ -336,9 +338,17 @@ impl HttpStage {
             proxied: false,
             surplus: None,
             waits: false,
+            is_served: false,
             parked: None,
             leaving_to: None,
         }
+    }
+}
+
+impl HttpStage {
+    /// Between two requests.
+    pub(super) fn is_idle(&self) -> bool {
+        self.is_served && self.buffer.is_empty() && self.body_left == 0 && self.parked.is_none()
     }
 }
 

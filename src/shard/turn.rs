@@ -42,7 +42,7 @@ impl<I: Io> Shard<I> {
         self.completions = completions;
         self.on_timers(now);
         self.on_orders(now);
-        self.look();
+        self.look(now);
         self.on_lanes(now);
         self.relieve(now);
         self.tell_again(now);
@@ -60,12 +60,11 @@ impl<I: Io> Shard<I> {
     /// When it wants its next turn, if nothing completes before.
     pub fn next_wake(&self) -> Time {
         let is_busy = !self.starved.is_empty() || !self.ending.is_empty() || !self.unserved.is_empty();
-        let is_busy = is_busy || !self.looks.is_empty();
+        let is_busy = is_busy || !self.looks.is_empty() || !self.relieved.is_empty();
         if is_busy || !self.dirty.is_empty() {
             return Time(0);
         }
         let lanes = self.lanes.iter().map(|lane| lane.next_wake(&self.settings)).min().unwrap_or(Time::NEVER);
-        let stop = self.stopping.map_or(Time::NEVER, |until| until.min(self.io.now().after(Duration::from_millis(10))));
         // Rings on a machine that sleeps can miss nothing, but a bound keeps the published metrics fresh.
         let second = Duration::from_secs(1);
         let fresh = if self.settings.upstreams.routes.has_observers() { self.clock.until_second() } else { second };
@@ -74,7 +73,7 @@ impl<I: Io> Shard<I> {
             .next()
             .min(lanes)
             .min(self.accept_again.unwrap_or(Time::NEVER))
-            .min(stop)
+            .min(self.next_farewell())
             .min(fresh)
             .min(self.burials.next_wake())
     }
@@ -280,6 +279,9 @@ impl<I: Io> Shard<I> {
                 ShardOrder::Look { clients_max, answer } => self.on_look(clients_max, answer),
                 ShardOrder::LookAt { client, answer } => self.on_look_at(client, answer),
                 ShardOrder::Bury { place, ids, answer } => self.on_bury(place, ids, answer),
+                ShardOrder::Settings(renewal) => self.on_renewal(*renewal),
+                ShardOrder::Accept => self.accept_anew(),
+                ShardOrder::Drain { window, heir } => self.drain(now, window, heir),
                 ShardOrder::Stop => self.stop(now),
             }
         }
@@ -472,7 +474,7 @@ fn is_too_slow(socket: &Socket, frames: &FramePool, settings: &Settings) -> bool
     socket.blocked
         && socket.life == Life::Open
         && lane_of(socket.key).is_none()
-        && frames.bytes_behind_head(&socket.queue) > settings.send_queue_bytes_max
+        && frames.cost_behind_head(&socket.queue) > settings.send_queue_bytes_max
 }
 
 /// The socket a key stands for, of a lane or of a connection; for where the rest of the shard is borrowed.

@@ -1,4 +1,5 @@
 //! Upstreams as a shard knows them: what its lanes speak, what they show of clients, and who shares a hub id.
+use crate::bus::settings::UpstreamRenewal;
 use crate::ids::LanePlace;
 use crate::limits::CONTEXT_BYTES_MAX;
 use crate::proto::dotnetify::context::{self, HeaderPolicy, Peer, Prepared};
@@ -73,6 +74,19 @@ impl Upstreams {
         }
         let routes = Routes::new(all.iter().map(|upstream| upstream.route.clone()).collect());
         Upstreams { all, routes, views, view_of }
+    }
+
+    /// Filters, weights and sizes change. Live view models stay where they are.
+    pub(super) fn renew(&mut self, renewals: Vec<UpstreamRenewal>) {
+        for (upstream, renewal) in self.all.iter_mut().zip(renewals) {
+            let UpstreamRenewal { filter, weights, message_bytes_max, in_flight_max, acknowledge_timeout } = renewal;
+            upstream.route.filter = filter;
+            (upstream.weights, upstream.message_bytes_max) = (weights, message_bytes_max);
+            if let Some(window) = &mut upstream.window {
+                *window = Window { messages: in_flight_max, timeout: acknowledge_timeout };
+            }
+        }
+        self.routes = self.routes.with_filters(self.all.iter().map(|upstream| upstream.route.filter.clone()));
     }
 
     /// What filters are to know of the request that begins a client; nothing else of it is kept, least of all secrets.

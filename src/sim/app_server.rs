@@ -261,10 +261,11 @@ impl AppServers {
                 };
                 inbox.push_back(again);
             }
-            Sabotage::SkipDisconnect if network.chance.happens(300) => {
-                if inbox.back().is_some_and(|invoke| invoke.method == "OnDisconnectedAsync") {
-                    inbox.pop_back();
-                }
+            Sabotage::SkipDisconnect
+                if network.chance.happens(300)
+                    && inbox.back().is_some_and(|invoke| invoke.method == "OnDisconnectedAsync") =>
+            {
+                inbox.pop_back();
             }
             _ => {}
         }
@@ -433,7 +434,14 @@ impl AppServers {
             Some(other) => return Err(format!("an argument is no text: {other}")),
         };
         let answers = match invoke.method.as_str() {
-            "Request_VM" => self.request(bound, &origin, client, &view, &argument["$vmArg"], ledger)?,
+            "Request_VM" => {
+                let (answers, is_in_turn) = self.request(bound, &origin, client, &view, &argument["$vmArg"], ledger)?;
+                // What comes of a lane that is gone has no turn any more.
+                if !is_in_turn && !is_late {
+                    ledger.out_of_turn(client, &view);
+                }
+                answers
+            }
             "Update_VM" => self.update(lane, bound, &origin, client, &view, &argument, ledger, network)?,
             "Dispose_VM" => self.dispose(bound, &origin, &view),
             other => return Err(format!("an app server is asked for {other}")),
@@ -481,21 +489,17 @@ impl AppServers {
         view: &str,
         argument: &Value,
         ledger: &mut Ledger,
-    ) -> Result<Vec<Answer>, String> {
+    ) -> Result<(Vec<Answer>, bool), String> {
         let server = self.lanes[bound].server;
         let upstream = self.upstream(server);
         ledger.on_request(upstream, client, view, argument)?;
         let this = &mut self.servers[server];
         let epoch = this.epoch;
         let controller = this.controllers.get_mut(origin).expect("it was made above");
-        if controller.views.insert(view.into()) {
-            // A client's view models are asked for in its order, also when they are asked for again.
-            let ordinal = argument["o"].as_u64().unwrap_or_default();
-            if ordinal < controller.newest {
-                ledger.out_of_turn(client, view);
-            }
-            controller.newest = ordinal.max(controller.newest);
-        }
+        // A client's view models are asked for in its order, also when they are asked for again.
+        let ordinal = argument["o"].as_u64().unwrap_or_default();
+        let is_in_turn = !controller.views.insert(view.into()) || ordinal >= controller.newest;
+        controller.newest = ordinal.max(controller.newest);
         let state = json!({"c": client, "r": argument["r"], "u": server, "up": upstream, "e": epoch}).to_string();
         let mut answers = vec![(bound, self.response("SendAsync", json!([view, state]), Some(self.full(origin))))];
         let kind = &view[1..];
@@ -505,7 +509,7 @@ impl AppServers {
         if kind.starts_with("Room") {
             answers.push((bound, self.response("AddToGroupAsync", json!([view]), Some(self.full(origin)))));
         }
-        Ok(answers)
+        Ok((answers, is_in_turn))
     }
 
     #[allow(clippy::too_many_arguments)] // A hub method's own, and the world around it.
@@ -582,7 +586,7 @@ impl AppServers {
                     json!([view, view, what]),
                     Some(json!([self.full(other)]).to_string()),
                 ),
-                (None, true) if said % 2 == 0 => {
+                (None, true) if said.is_multiple_of(2) => {
                     self.response("SendToGroupExceptAsync", json!([view, view, what]), Some("[null]".into()))
                 }
                 (None, true) => self.response("SendToGroupAsync", json!([view, view, what]), None),

@@ -53,6 +53,8 @@ pub(super) struct Ways {
     pub(super) client_timeout: Duration,
     /// Everything is to come to rest: nobody begins anything.
     pub(super) is_quiet: bool,
+    /// Somebody else says who does what.
+    pub(super) is_scripted: bool,
 }
 
 impl Client {
@@ -340,6 +342,9 @@ impl Client {
     }
 
     fn acts_later(&self, ways: &Ways, network: &mut Network) {
+        if ways.is_scripted || self.state != State::Open {
+            return;
+        }
         let when = network.chance.soon(network.now, 1, ways.act_every_ms);
         network.at(when, Event::ClientActs { client: self.number });
     }
@@ -409,16 +414,23 @@ impl Client {
         self.sends(&[record], network);
     }
 
+    /// Does something, and something else later.
     pub(super) fn acts(&mut self, ways: &Ways, ledger: &mut Ledger, network: &mut Network) {
-        if self.state != State::Open || ways.is_quiet {
-            return;
+        if self.state == State::Open && !ways.is_quiet {
+            let what = network.chance.below(100);
+            self.does(what, ways, ledger, network);
+            self.acts_later(ways, network);
         }
+    }
+
+    /// `what`: so many in a hundred of one kind and of another.
+    pub(super) fn does(&mut self, what: usize, ways: &Ways, ledger: &mut Ledger, network: &mut Network) {
         let name = match self.views.len() {
             0 => None,
             count => Some(self.views[network.chance.below(count)].clone()),
         };
         let mut records = Vec::new();
-        match (network.chance.below(100), name) {
+        match (what, name) {
             (0..70, Some(name)) => {
                 for _ in 0..1 + network.chance.below(3) {
                     self.update(&name, ledger, network, &mut records);
@@ -436,7 +448,6 @@ impl Client {
         if !records.is_empty() {
             self.sends(&records, network);
         }
-        self.acts_later(ways, network);
     }
 
     /// One more update of each view model, to see that all are answered.

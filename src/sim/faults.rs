@@ -41,6 +41,24 @@ faults! {
     ServerRestart = "restarts of app servers",
 }
 
+impl Fault {
+    /// Those that are done to somebody; the others are the weather.
+    pub(super) const BY_CHANCE: [Fault; 12] = [
+        Fault::AcceptFails,
+        Fault::Stall,
+        Fault::ClockJump,
+        Fault::ControlFull,
+        Fault::ClientReset,
+        Fault::ClientSilent,
+        Fault::ClientSlow,
+        Fault::LaneReset,
+        Fault::LaneClosed,
+        Fault::LaneSilent,
+        Fault::LaneFrozen,
+        Fault::ServerRestart,
+    ];
+}
+
 /// How often each happened.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Faults([u64; Fault::ALL.len()]);

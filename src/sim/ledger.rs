@@ -437,7 +437,7 @@ impl Ledger {
                 }
             }
         }
-        self.excused += excused;
+        self.excused = excused;
         for Expected { client, view, number, lane } in &self.expected {
             let member = &self.members[client];
             let is_whole = network.socket(member.socket).broken.is_none();

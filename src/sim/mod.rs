@@ -163,8 +163,10 @@ impl core::fmt::Display for Failure {
 
 /// How a run is watched and what is done to it.
 #[derive(Clone, Copy, Debug, Default)]
-pub struct Options {
+pub struct Options<'a> {
     pub sabotage: Option<Sabotage>,
+    /// Who does what and what goes wrong, in place of chance: three bytes a step. Chance remains for everything else.
+    pub script: Option<&'a [u8]>,
     /// Every event is printed.
     pub is_told: bool,
 }
@@ -174,10 +176,9 @@ pub fn run(seed: u64) -> Result<Report, Failure> {
     run_with(seed, Options::default())
 }
 
-pub fn run_with(seed: u64, options: Options) -> Result<Report, Failure> {
+pub fn run_with(seed: u64, options: Options<'_>) -> Result<Report, Failure> {
     let mut simulation = Simulation::new(seed, options);
-    let result = simulation.live();
-    match result {
+    match simulation.live(options.script) {
         Ok(()) => Ok(simulation.report()),
         Err(rule) => Err(simulation.failure(seed, rule)),
     }

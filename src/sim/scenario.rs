@@ -92,22 +92,9 @@ impl Scenario {
             buffers: if is_fair { [64, 16] } else { [1 + chance.below(8) as u16, 1 + chance.below(4) as u16] },
             window: chance.one_of(&[4_000, 16_000, 64_000]),
         };
-        let acts = [
-            Fault::AcceptFails,
-            Fault::Stall,
-            Fault::ClockJump,
-            Fault::ControlFull,
-            Fault::ClientReset,
-            Fault::ClientSilent,
-            Fault::ClientSlow,
-            Fault::LaneReset,
-            Fault::LaneClosed,
-            Fault::LaneSilent,
-            Fault::LaneFrozen,
-            Fault::ServerRestart,
-        ];
         // Each seed has a few kinds of its own, so that nothing is always masked by something else.
-        let faults = if is_fair { Vec::new() } else { acts.into_iter().filter(|_| chance.happens(400)).collect() };
+        let faults =
+            if is_fair { Vec::new() } else { Fault::BY_CHANCE.into_iter().filter(|_| chance.happens(400)).collect() };
         let most_users = if chance.happens(100) { 30 } else { 10 };
         Scenario {
             shards: if chance.happens(250) { 2 } else { 1 },

@@ -13,12 +13,18 @@ use crate::bus::{self, ControlOrder, Receiver, Sender, ShardOrder};
 use crate::ids::{HubId, LaneIndex, LaneKey, ShardId, Time};
 use crate::metrics::{Counter, Published};
 use crate::session::routing::HubScope;
-use crate::shard::{Listener, Shard};
+use crate::shard::{Listener, Residue, Shard};
 use core::time::Duration;
 use std::cell::RefCell;
 use std::os::fd::AsRawFd;
 use std::rc::Rc;
 use std::sync::Arc;
+
+/// Steps of a script that are followed, so that a run has an end.
+const STEPS_MAX: usize = 200;
+
+/// How long a shard is let alone after each stall, at least.
+const BETWEEN_STALLS: Duration = Duration::from_secs(3);
 
 /// A shard on its part of the world.
 struct Runner {
@@ -29,6 +35,8 @@ struct Runner {
     wakes: Time,
     /// It works until then, or is not given the processor.
     busy_until: Time,
+    /// Clients that it had at once.
+    clients_most: usize,
 }
 
 pub(super) struct Simulation {
@@ -51,7 +59,7 @@ pub(super) struct Simulation {
 }
 
 impl Simulation {
-    pub(super) fn new(seed: u64, options: Options) -> Simulation {
+    pub(super) fn new(seed: u64, options: Options<'_>) -> Simulation {
         let mut chance = Chance::new(seed);
         let scenario = Scenario::new(&mut chance);
         let mut network = Network::new(chance, scenario.weather.clone(), scenario.shards);
@@ -77,7 +85,7 @@ impl Simulation {
             let settings = scenario.settings(index);
             let (ways, to_control) = (ways.clone(), to_control.clone());
             let shard = Shard::new(settings, world, vec![listener], ways, ordered, to_control, published.clone());
-            Runner { shard: Some(shard), published, orders, wakes: Time(0), busy_until: Time(0) }
+            Runner { shard: Some(shard), published, orders, wakes: Time(0), busy_until: Time(0), clients_most: 0 }
         };
         let runners = channels.into_iter().enumerate().map(runner).collect();
         Simulation {
@@ -94,6 +102,7 @@ impl Simulation {
                 act_every_ms: scenario.act_every_ms,
                 client_timeout: scenario.client_timeout,
                 is_quiet: false,
+                is_scripted: options.script.is_some(),
             },
             ledger: Ledger::new(scenario.upstreams.iter().map(|plan| plan.scope).collect()),
             node_hub,
@@ -132,9 +141,12 @@ impl Simulation {
 
     // ---- the parts of a run -------------------------------------------------------------------------------------
 
-    pub(super) fn live(&mut self) -> Result<(), String> {
+    pub(super) fn live(&mut self, script: Option<&[u8]>) -> Result<(), String> {
         self.begin();
-        self.run_for(self.scenario.rough)?;
+        match script {
+            None => self.run_for(self.scenario.rough)?,
+            Some(script) => self.follow(script)?,
+        }
         self.calm();
         // Longer than anybody waits for anybody: a lane cut in silence is missed after 30 s, at either end.
         self.run_for(Duration::from_secs(75))?;
@@ -144,7 +156,7 @@ impl Simulation {
         }
         self.run_for(Duration::from_secs(10))?;
         self.judge()?;
-        let there: Vec<usize> = (0..self.clients.len()).filter(|client| self.clients[*client].is_open()).collect();
+        let there = self.open_clients();
         if !self.scenario.is_stopped_early {
             self.leave();
             self.run_for(Duration::from_secs(75))?;
@@ -176,8 +188,38 @@ impl Simulation {
             let when = network.chance.soon(now, 0, 3_000);
             network.at(when, Event::UserReturns { user });
         }
-        let when = network.chance.soon(now, 0, self.scenario.fault_every_ms);
-        network.at(when, Event::Fault);
+        if !self.ways.is_scripted {
+            let when = network.chance.soon(now, 0, self.scenario.fault_every_ms);
+            network.at(when, Event::Fault);
+        }
+    }
+
+    /// What a script says: three bytes a step, for what happens, to whom, and how long after the last one.
+    fn follow(&mut self, script: &[u8]) -> Result<(), String> {
+        // Everybody is there.
+        self.run_for(Duration::from_secs(4))?;
+        for step in script.chunks_exact(3).take(STEPS_MAX) {
+            let [what, whom, pause] = [step[0], step[1], step[2]].map(usize::from);
+            // From nothing at all to 16 s.
+            self.run_for(Duration::from_micros((pause * pause * 256) as u64))?;
+            let network = self.network.clone();
+            let network = &mut *network.borrow_mut();
+            match Fault::BY_CHANCE.get(what) {
+                Some(fault) => self.befalls(*fault, whom, network),
+                None => {
+                    let open = self.open_clients();
+                    if !open.is_empty() {
+                        let client = open[whom % open.len()];
+                        self.clients[client].does(what % 100, &self.ways, &mut self.ledger, network);
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn open_clients(&self) -> Vec<usize> {
+        (0..self.clients.len()).filter(|client| self.clients[*client].is_open()).collect()
     }
 
     /// Nothing goes wrong any more, and nobody begins anything.
@@ -299,7 +341,14 @@ impl Simulation {
         let Some(this) = &mut self.runners[shard].shard else { return Ok(()) };
         let goes_on = this.turn();
         // Asked once, as the loop asks before it sleeps.
-        self.runners[shard].wakes = this.next_wake();
+        let (wakes, Residue { clients, replays, .. }) = (this.next_wake(), this.residue());
+        self.runners[shard].wakes = wakes;
+        // A client may stand in front of a lane that it has left since, but only once in front of each.
+        let most = self.runners[shard].clients_most.max(clients);
+        self.runners[shard].clients_most = most;
+        if replays > most * self.scenario.lanes().len() {
+            return Err(format!("{replays} replays wait, and there were never more than {most} clients"));
+        }
         {
             let mut network = self.network.borrow_mut();
             network.submit(shard);
@@ -351,7 +400,7 @@ impl Simulation {
             Event::Dial { lane } => self.dial(lane, network),
             Event::ServerStarts { server } => self.servers.servers[server].is_up = true,
             Event::ControlListens => self.control_listens = true,
-            Event::Fault => self.befalls(network)?,
+            Event::Fault => self.something_befalls(network),
         }
         Ok(())
     }
@@ -413,23 +462,31 @@ impl Simulation {
 
     // ---- what befalls everybody ---------------------------------------------------------------------------------
 
-    fn befalls(&mut self, network: &mut Network) -> Result<(), String> {
+    fn something_befalls(&mut self, network: &mut Network) {
         if !network.is_rough || self.scenario.faults.is_empty() {
-            return Ok(());
+            return;
         }
         let when = network.chance.soon(network.now, 10, self.scenario.fault_every_ms);
         network.at(when, Event::Fault);
         let fault = network.chance.one_of(&self.scenario.faults);
-        let (shard, now) = (network.chance.below(self.runners.len()), network.now);
+        let whom = network.chance.below(1 << 16);
+        self.befalls(fault, whom, network);
+    }
+
+    /// `whom`: a number that is taken for one of those whom it can befall.
+    fn befalls(&mut self, fault: Fault, whom: usize, network: &mut Network) {
+        let (shard, now) = (whom % self.runners.len(), network.now);
         match fault {
             Fault::AcceptFails => {
                 let errno = network.chance.one_of(&[libc::EMFILE, libc::ENOMEM, libc::ECONNABORTED]);
                 network.fail_accept(shard, errno);
             }
-            Fault::Stall => {
+            // Not one after the other: a shard that gets nowhere for as long as its clients' timeout may take them for gone.
+            Fault::Stall if now >= self.runners[shard].busy_until.after(BETWEEN_STALLS) => {
                 network.fault(fault);
                 self.runners[shard].busy_until = network.chance.soon(now, 50, 2_500);
             }
+            Fault::Stall => {}
             Fault::ClockJump => {
                 network.fault(fault);
                 let ticks = network.chance.between(0, 3600 * 10_000_000);
@@ -444,18 +501,17 @@ impl Simulation {
                 network.at(when, Event::ControlListens);
             }
             Fault::ClientReset | Fault::ClientSilent | Fault::ClientSlow => {
-                let open: Vec<usize> =
-                    (0..self.clients.len()).filter(|client| self.clients[*client].is_open()).collect();
+                let open = self.open_clients();
                 if !open.is_empty() {
-                    let client = network.chance.one_of(&open);
+                    let client = open[whom % open.len()];
                     network.note(fault.words(), [client as u64, 0, 0]);
                     self.clients[client].suffers(fault, &mut self.ledger, network);
                 }
             }
             Fault::ServerRestart => {
-                let server = network.chance.below(self.servers.servers.len());
+                let server = whom % self.servers.servers.len();
                 if !self.servers.servers[server].is_up {
-                    return Ok(());
+                    return;
                 }
                 network.fault(fault);
                 network.note(fault.words(), [server as u64, 0, 0]);
@@ -474,9 +530,9 @@ impl Simulation {
                 let open = (0..lanes.len()).filter(|lane| lanes[*lane].is_open && may_suffer(lane));
                 let open: Vec<usize> = open.collect();
                 if open.is_empty() {
-                    return Ok(());
+                    return;
                 }
-                let lane = network.chance.one_of(&open);
+                let lane = open[whom % open.len()];
                 network.fault(fault);
                 network.note(fault.words(), [lane as u64, 0, 0]);
                 if fault == Fault::LaneFrozen {
@@ -487,6 +543,5 @@ impl Simulation {
                 }
             }
         }
-        Ok(())
     }
 }

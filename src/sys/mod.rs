@@ -113,11 +113,16 @@ pub trait Io {
 
     /// One connection more. There may be several under way for one listener: `cancel` ends one of them.
     fn arm_accept(&mut self, listener: RawFd, token: Token);
+    /// A connection that waits in the queue of a listener without a multishot accept, which is about to be closed; as that one would give it.
+    fn accept_waiting(&mut self, listener: RawFd) -> Option<RawFd> {
+        let _ = listener;
+        None
+    }
     fn arm_readable(&mut self, fd: RawFd, token: Token);
     fn arm_writable(&mut self, fd: RawFd, token: Token);
     /// `key`'s next bytes, from the buffers of `group`; completes as `Op::Receive` or `Op::ReceiveLane`.
     fn receive(&mut self, fd: RawFd, key: SlotKey, group: BufferGroup);
-    /// Ends an armed operation; it then completes with an error and without `more`.
+    /// Ends every armed operation with this token; each then completes with an error and without `more`.
     fn cancel(&mut self, token: Token);
 
     /// Sends for many sockets, at most one for each and at most `SEND_BATCH`, handed over at once. `fill` names them; `short`

@@ -8,7 +8,7 @@ use super::{BufferGroup, Completion, Io, Received, SendBatch, SendSink, ShortSen
 use crate::ids::{SlotKey, Time};
 use crate::limits::*;
 use crate::sys::Op;
-use io_uring::types::{BufRingEntry, Fd, SubmitArgs, Timespec};
+use io_uring::types::{BufRingEntry, CancelBuilder, Fd, SubmitArgs, Timespec};
 use io_uring::{IoUring, cqueue, opcode, squeue};
 use std::io;
 use std::net::SocketAddr;
@@ -182,6 +182,10 @@ impl Io for Ring {
         self.push(entry.flags(flags).build().user_data(token.pack()));
     }
 
+    fn accept_waiting(&mut self, listener: RawFd) -> Option<RawFd> {
+        socket::accept_waiting(listener)
+    }
+
     fn arm_readable(&mut self, fd: RawFd, token: Token) {
         let poll = opcode::PollAdd::new(Fd(fd), libc::POLLIN as u32).multi(true);
         self.push(poll.build().user_data(token.pack()));
@@ -208,7 +212,10 @@ impl Io for Ring {
 
     fn cancel(&mut self, token: Token) {
         let own = Token { op: Op::Cancel, key: token.key };
-        self.push(opcode::AsyncCancel::new(token.pack()).build().user_data(own.pack()));
+        // All that have this token: a second cancellation of the same submission would find the first operation again, which is in the
+        // table until its completion has been posted.
+        let all = CancelBuilder::user_data(token.pack()).all();
+        self.push(opcode::AsyncCancel2::new(all).build().user_data(own.pack()));
     }
 
     fn send_batch<'b>(&mut self, fill: impl FnOnce(&mut SendBatch<'_, 'b>), short: &mut Vec<ShortSend>) {

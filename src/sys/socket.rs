@@ -49,6 +49,27 @@ fn bound_socket(address: SocketAddr, share_port: bool) -> io::Result<OwnedFd> {
     Ok(socket)
 }
 
+/// The next connection in a listener's queue, if there is one. The listener does not wait any more from now on, whoever accepts from it.
+pub fn accept_waiting(listener: RawFd) -> Option<RawFd> {
+    // SAFETY: no memory is involved: the peer's address is not asked for.
+    unsafe {
+        let flags = libc::fcntl(listener, libc::F_GETFL);
+        if flags < 0 || libc::fcntl(listener, libc::F_SETFL, flags | libc::O_NONBLOCK) < 0 {
+            return None;
+        }
+        loop {
+            let flags = libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK;
+            let fd = libc::accept4(listener, core::ptr::null_mut(), core::ptr::null_mut(), flags);
+            match io::Error::last_os_error().raw_os_error() {
+                _ if fd >= 0 => return Some(fd),
+                // Of a connection that is gone already; accept(2) asks to go on.
+                Some(libc::EINTR | libc::ECONNABORTED) => {}
+                _ => return None,
+            }
+        }
+    }
+}
+
 /// Options of a new client: small messages leave at once, and a client that does not read costs bounded kernel memory.
 pub fn prepare_client(fd: RawFd, send_buffer_bytes: u32) {
     // Both can only fail on a socket that is already dead; the next receive says so.
@@ -221,6 +242,17 @@ mod tests {
         for seconds in [1, 6, 7, 3600] {
             find_gone_peers(&client, Duration::from_secs(seconds)).unwrap();
         }
+    }
+
+    #[test]
+    fn what_waits_in_the_queue_of_a_listener_is_taken_and_nothing_is_waited_for() {
+        let listener = listen("127.0.0.1:0".parse().unwrap()).unwrap();
+        let clients = [(); 3].map(|()| TcpStream::connect(listener.local_addr().unwrap()).unwrap());
+        for client in &clients {
+            let accepted = own(accept_waiting(listener.as_raw_fd()).unwrap());
+            assert_eq!(addresses(accepted.as_raw_fd()).unwrap().1, client.local_addr().unwrap());
+        }
+        assert_eq!(accept_waiting(listener.as_raw_fd()), None);
     }
 
     #[test]

@@ -185,10 +185,9 @@ impl Fake {
         lanes[lane].stream.write_all(&bytes).expect("the lane is up");
     }
 
-    /// What leads to the node on a lane, for bytes of any kind.
-    pub fn wire(&self, lane: usize) -> TcpStream {
-        let lanes = self.shared.lanes.lock().expect("no lane panicked");
-        lanes[lane].stream.try_clone().expect("a descriptor is free")
+    /// Bytes of any kind on a lane. Nothing of its own comes between them.
+    pub fn send_bytes(&self, lane: usize, bytes: &[u8]) -> std::io::Result<()> {
+        self.shared.lanes.lock().expect("no lane panicked")[lane].stream.write_all(bytes)
     }
 
     /// Cuts a lane as a lost network would.

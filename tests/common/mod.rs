@@ -112,6 +112,12 @@ impl Process {
         self.child.wait().expect("a child can be waited for");
     }
 
+    /// Sends it a signal by name, such as `TERM`.
+    pub fn signal(&self, name: &str) {
+        let sent = Command::new("kill").args(["-s", name, &self.child.id().to_string()]).status();
+        assert!(sent.is_ok_and(|status| status.success()), "{} cannot be sent {name}", self.name);
+    }
+
     fn signal_group(&self, signal: &str) {
         // The group may be gone already; that is fine.
         let _ =
@@ -223,6 +229,17 @@ impl App {
     }
 }
 
+/// What a node is run with.
+fn arguments<'a>(listen: &'a str, flags: &[&'a str]) -> Vec<&'a str> {
+    let mut all = vec!["run", "--listen", listen, "--admin", "127.0.0.1:0"];
+    // Tests that are about something else do not wait while clients are sent away.
+    if !flags.contains(&"--drain-window") {
+        all.extend(["--drain-window", "0s"]);
+    }
+    all.extend(flags);
+    all
+}
+
 /// A node in front of an app server.
 pub struct Node {
     pub process: Process,
@@ -253,8 +270,7 @@ impl Node {
     }
 
     fn run_at(listen: &str, flags: &[&str]) -> Node {
-        let addresses = ["run", "--listen", listen, "--admin", "127.0.0.1:0"];
-        Node::started(Process::signalring("node", &[&addresses[..], flags].concat()))
+        Node::started(Process::signalring("node", &arguments(listen, flags)))
     }
 
     pub fn run(flags: &[&str]) -> Node {
@@ -263,10 +279,9 @@ impl Node {
 
     /// With so many file descriptors.
     pub fn run_with_descriptors(count: usize, flags: &[&str]) -> Node {
-        let addresses = ["run", "--listen", "127.0.0.1:0", "--admin", "127.0.0.1:0"];
         let script = format!("ulimit -n {count}; exec \"$0\" \"$@\"");
         let mut command = Command::new("sh");
-        command.args(["-c", &script, env!("CARGO_BIN_EXE_signalring")]).args(addresses).args(flags);
+        command.args(["-c", &script, env!("CARGO_BIN_EXE_signalring")]).args(arguments("127.0.0.1:0", flags));
         Node::started(Process::spawn("node", &mut command).expect("there is a shell"))
     }
 

@@ -253,6 +253,9 @@ impl Picture {
                     state: states.get(&key).copied().unwrap_or("waiting").into(),
                     clients: lane.clients,
                     waiting: lane.waiting,
+                    in_flight: lane.in_flight,
+                    owed_ms: lane.owed.as_millis() as u64,
+                    replays: lane.replays,
                     sent: lane.sent,
                     received: lane.received,
                 });

@@ -9,7 +9,8 @@
 //!          "at_ms":81020,"clients":24060,"received":51230,"sent":912044,"cpu":12.5,"machine_cpu":30.1,"memory":41.25,
 //!          "machine_memory":52.0,
 //!          "app_servers":[{"upstream":"upstream-1","kind":"app_server","url":"http://10.0.0.9:5001"}],
-//!          "lanes":[{"shard":0,"lane":0,"app_server":0,"state":"up","clients":4812,"waiting":0,"sent":12033,"received":90121}],
+//!          "lanes":[{"shard":0,"lane":0,"app_server":0,"state":"up","clients":4812,"waiting":0,"in_flight":2,
+//!                    "owed_ms":1,"replays":0,"sent":12033,"received":90121}],
 //!          "sample":[["AAAAAAAAAAB...",17,342],...]}
 //! ```
 //!
@@ -18,6 +19,9 @@
 //! 2^32. The rows are all clients if there are as many as `clients` says, else an even sample, largely the same from one picture to the
 //! next. `cpu` is in percent of the whole machine, `memory` in MB resident; null where the system does not say. A lane's `state` is
 //! `up`, `connecting` or `waiting`, its `app_server` an index into `app_servers`, whose `kind` is `app_server` or `observer`.
+//! `waiting` messages stand in front of a lane, `in_flight` ones are not acknowledged, and for `owed_ms` the app server has acknowledged none
+//! although it should: a lane on which that rises is about to be replaced. `replays` are clients whose view models are to be requested
+//! again.
 //!
 //! A peer that does not answer has `trouble`, a sentence, and what was last known of its `id`, `name` and `url`; the rest is empty.
 use crate::bus::sight::{ClientDetail, PinDetail};
@@ -71,6 +75,13 @@ pub(super) struct LaneShown {
     pub(super) state: String,
     pub(super) clients: u32,
     pub(super) waiting: u32,
+    // Nodes that are older do not say.
+    #[serde(default)]
+    pub(super) in_flight: u32,
+    #[serde(default)]
+    pub(super) owed_ms: u64,
+    #[serde(default)]
+    pub(super) replays: u32,
     pub(super) sent: u64,
     pub(super) received: u64,
 }
@@ -217,6 +228,9 @@ mod tests {
             state: "up".into(),
             clients: 7,
             waiting: 0,
+            in_flight: 2,
+            owed_ms: 1,
+            replays: 3,
             sent: 3,
             received: u64::MAX,
         });

@@ -76,6 +76,8 @@ if (other) {
 client.request(HELLO, () => (hello.FirstName === undefined ? {} : { FirstName: hello.FirstName, LastName: hello.LastName }), (data) => {
   if (data.ExceptionType) return notice(`${data.ExceptionType}: ${data.Message}`);
   show("connected");
+  // A whole state: whatever was refused meanwhile, there is an app server again.
+  if ("FirstName" in data) notice();
   merge(hello, data);
   fill("first", data.FirstName);
   fill("last", data.LastName);

@@ -43,6 +43,8 @@ pub enum HttpError {
     HeadTimeout,
     /// A bad PROXY header, or none where every connection begins with one. The connection is just closed, this is for the metric.
     ProxyProtocol,
+    /// The node stops, and somebody else may take the request, or it itself a moment later.
+    Stopping,
     Overloaded,
     /// A POST of a client that has sent too much already, and that it was not worth to wait for.
     TooManyRequests,
@@ -82,6 +84,7 @@ impl HttpError {
         HttpError::DeleteNotLongPolling,
         HttpError::HeadTimeout,
         HttpError::ProxyProtocol,
+        HttpError::Stopping,
         HttpError::Overloaded,
         HttpError::TooManyRequests,
         HttpError::AddressLimit,
@@ -132,7 +135,7 @@ impl HttpError {
             HttpError::HeadTooLarge | HttpError::TooManyHeaders => 431,
             // RFC 9112 §6.1: "a server that receives a transfer coding it does not understand SHOULD respond with 501".
             HttpError::TransferEncoding => 501,
-            HttpError::Overloaded | HttpError::Unavailable => 503,
+            HttpError::Stopping | HttpError::Overloaded | HttpError::Unavailable => 503,
             HttpError::Version => 505,
         }
     }
@@ -167,6 +170,7 @@ impl HttpError {
             HttpError::DeleteNotLongPolling => "delete_not_long_polling",
             HttpError::HeadTimeout => "head_timeout",
             HttpError::ProxyProtocol => "proxy_protocol",
+            HttpError::Stopping => "stopping",
             HttpError::Overloaded => "overloaded",
             HttpError::TooManyRequests => "too_many_requests",
             HttpError::AddressLimit => "address_limit",
@@ -208,6 +212,7 @@ impl HttpError {
             HttpError::DeleteNotLongPolling => "Cannot terminate this connection using the DELETE endpoint.",
             HttpError::HeadTimeout => "The request head took too long.",
             HttpError::ProxyProtocol => "The connection does not begin with a valid PROXY header.",
+            HttpError::Stopping => "The proxy is about to stop, try again.",
             HttpError::Overloaded => "The proxy is overloaded, try again later.",
             HttpError::AddressLimit => "There are too many connections from this address, try again later.",
             HttpError::Unavailable => "The app server cannot be reached, try again later.",

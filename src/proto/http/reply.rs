@@ -99,7 +99,7 @@ pub(super) fn refusal(
         // RFC 6750 §3: no error code for a request that brought no token.
         HttpError::Unauthorized => ["WWW-Authenticate: Bearer", "", "\r\n"],
         HttpError::InvalidToken => ["WWW-Authenticate: Bearer", r#" error="invalid_token""#, "\r\n"],
-        HttpError::Overloaded | HttpError::TooManyRequests => ["Retry-After: ", "1", "\r\n"],
+        HttpError::Stopping | HttpError::Overloaded | HttpError::TooManyRequests => ["Retry-After: ", "1", "\r\n"],
         // A lane is dialled again within seconds, and an address has to let go of a connection first.
         HttpError::Unavailable | HttpError::AddressLimit => ["Retry-After: ", "5", "\r\n"],
         _ => [""; 3],
@@ -293,6 +293,7 @@ mod tests {
             (HttpError::TooManyRequests, "Retry-After: 1"),
             (HttpError::AddressLimit, "Retry-After: 5"),
             (HttpError::Unavailable, "Retry-After: 5"),
+            (HttpError::Stopping, "Retry-After: 1"),
         ] {
             let reply = refused(error, Cors::None, true);
             assert!(reply.contains(&format!("\r\n{header}\r\nVary: Origin\r\n")), "{reply}");

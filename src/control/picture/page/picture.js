@@ -116,6 +116,9 @@ function tables() {
         [lane.state, { type: `text state-${lane.state}` }],
         [count(lane.clients)],
         [count(lane.waiting)],
+        // Half a minute of silence is the default at which a lane is replaced.
+        [count(lane.in_flight ?? 0), lane.owed_ms >= 5000 ? { small: `none acknowledged for ${count(Math.round(lane.owed_ms / 1000))} s`, type: "bad" } : {}],
+        [count(lane.replays ?? 0)],
         [rate(lane.in)],
         [rate(lane.out)],
       ]),
