@@ -194,6 +194,8 @@ pub(super) struct Notice {
     pub(super) hub_id: Option<HubId>,
     /// Where it is kept in case this process dies.
     pub(super) cell: Option<Cell>,
+    /// It has been told before, and is told again in case it was overtaken: once more is enough.
+    pub(super) is_repeated: bool,
 }
 
 /// Whose request it is.
@@ -241,6 +243,7 @@ impl Gate<'_> {
             at: Time::default(),
             hub_id: None,
             cell: self.settings.journal.bury(place, client.slot, pin.serial),
+            is_repeated: false,
         }
     }
 
@@ -425,7 +428,7 @@ impl Lane {
     /// Tells of a client of whom nothing is known but its id.
     pub(super) fn bury(&mut self, now: Time, origin: OriginId, gate: &mut Gate<'_>) {
         let shown = self.unknown(gate.settings);
-        self.disconnected(now, Notice { origin, at: now, hub_id: None, cell: None }, shown, gate);
+        self.disconnected(now, Notice { origin, at: now, hub_id: None, cell: None, is_repeated: false }, shown, gate);
     }
 
     /// What is shown of a client that is gone and was not kept: an Observer wants more than an app server (contract 7.2).

@@ -148,8 +148,10 @@ impl<I: Io> Shard<I> {
         let mut turn = 0;
         // What is yet to be told here need not wait until this lane is up again.
         for notice in core::mem::take(&mut lanes[own].notices) {
-            again.tell_later(now, own, notice.origin, lanes, &mut gate);
             let other = on_way(lanes, own, &mut turn);
+            if other != own && !notice.is_repeated {
+                again.tell_later(now, own, notice.origin, lanes, &mut gate);
+            }
             lanes[other].notice(notice, &mut gate);
         }
         let is_acknowledged = settings.upstreams.get(upstream).window.is_some();
@@ -157,7 +159,9 @@ impl<I: Io> Shard<I> {
         let answers = routes.is_answering(upstream);
         for notice in core::mem::take(&mut lanes[own].told) {
             if is_acknowledged || notice.at.after(silence) > now {
-                again.tell_later(now, own, notice.origin, lanes, &mut gate);
+                if !notice.is_repeated {
+                    again.tell_later(now, own, notice.origin, lanes, &mut gate);
+                }
                 let other = on_way(lanes, own, &mut turn);
                 lanes[other].notice(notice, &mut gate);
             } else {
@@ -384,7 +388,7 @@ impl AgainQueues {
             let queue = &mut self.0[index];
             let oldest = if queue.len() >= AGAIN_MAX { queue.pop_front() } else { None };
             // The journal has it from the first time.
-            let notice = Notice { origin, at: now, hub_id: None, cell: None };
+            let notice = Notice { origin, at: now, hub_id: None, cell: None, is_repeated: true };
             queue.push_back(Again { at: now.after(Duration::from_millis(TELL_AGAIN_MS[index])), lane, notice });
             oldest
         })
