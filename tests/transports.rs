@@ -219,8 +219,8 @@ fn stopping_tells_every_transport() {
 }
 
 #[test]
-fn a_lost_app_server_asks_everybody_to_come_back() {
-    let (app, node) = start(&["--disconnect-timeout", "1s"]);
+fn whoever_cannot_be_given_back_what_it_had_is_asked_to_come_back_when_its_app_server_is_lost() {
+    let (app, node) = start(&["--disconnect-timeout", "1s", "--client-replay-bytes", "1"]);
     let mut events = Events::connect(node.address);
     let mut waiting = Polling::connect(node.address);
     let mut between = Polling::connect(node.address);

@@ -115,10 +115,10 @@ impl Views {
         self.each(list).find(|(live, _)| *live == name).map(|(_, upstreams)| upstreams)
     }
 
-    /// What a live view model was last requested with, if it is known.
-    pub fn argument(&self, list: ViewList, name: &[u8]) -> Option<&[u8]> {
+    /// What a live view model was last requested with, if that is known; null as None.
+    pub fn argument(&self, list: ViewList, name: &[u8]) -> Option<Option<&[u8]>> {
         let view = self.all(list).find(|view| *self.names[view.name as usize].text == *name && !view.leaving)?;
-        self.text(view.argument)
+        (!view.unkept).then(|| self.text(view.argument))
     }
 
     /// Keeps what a live view model was last requested with, raw JSON; so many bytes of all arguments of a client at the most.
@@ -462,11 +462,15 @@ mod tests {
         views.keep(list, b"A", Some(b"{\"x\":12}"), 16);
         assert!(views.is_replayable(list, 0));
         views.keep(list, b"B", Some(b"123456789"), 16);
-        assert_eq!(views.argument(list, b"B"), None);
+        assert_eq!((views.argument(list, b"B"), views.argument(list, b"C")), (None, Some(None)));
+        assert_eq!(again(&views, list, 0), [("A".into(), Some("{\"x\":12}".into()))]);
         assert!(!views.is_replayable(list, 0) && !views.is_replayable(list, 1) && views.is_replayable(list, 2));
         views.keep(list, b"B", Some(b"1234567"), 16);
         assert!(views.is_replayable(list, 0));
-        assert_eq!(views.argument(list, b"B"), Some(&b"1234567"[..]));
+        assert_eq!(views.argument(list, b"B"), Some(Some(&b"1234567"[..])));
+        // A mirror that has none of this name is asked for it no more.
+        views.spare(list, 1, b"B");
+        assert_eq!((views.upstreams(list, b"B"), again(&views, list, 1)), (Some(Upstreams(1)), vec![]));
         views.close_all(&mut list);
         assert!(views.is_empty() && views.by_name.is_empty());
         assert_eq!(views.names.len(), views.free_names.len());

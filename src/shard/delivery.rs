@@ -43,6 +43,8 @@ pub(super) struct LaneSide<'a> {
 /// An invocation that an app server answered with an error, for its client.
 pub(super) struct Failure {
     pub(super) client: SlotKey,
+    /// Whose failure it is.
+    pub(super) upstream: usize,
     /// Raw JSON string.
     pub(super) vm_id: Vec<u8>,
     pub(super) refusal: Refusal,
@@ -121,12 +123,8 @@ impl LaneEnv for LaneSide<'_> {
             }
         };
         if let Some(error) = error {
-            let Deliver { place, settings, metrics, .. } = &mut self.deliver;
-            if !settings.upstreams.routes.is_answering(usize::from(place.upstream.0)) {
-                // What a mirror makes of it is nothing to the client.
-                return metrics.add(Counter::refusal(Refusal::Failed.label()), 1);
-            }
-            self.failed.push(Failure { client, vm_id, refusal: Refusal::Failed, forgets, error: error.to_string() });
+            let (upstream, error) = (usize::from(self.deliver.place.upstream.0), error.to_string());
+            self.failed.push(Failure { client, upstream, vm_id, refusal: Refusal::Failed, forgets, error });
         }
     }
 

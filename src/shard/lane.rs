@@ -971,9 +971,16 @@ impl<I: Io> Shard<I> {
     pub(super) fn tell_failures(&mut self) {
         let Shard { conns, views, frames, dirty, random, clock, metrics, settings, failed, relieved, .. } = self;
         let mut gate = Gate { settings, frames, dirty, random, clock, metrics, relieved };
-        for Failure { client: key, vm_id, refusal, forgets, error } in failed.drain(..) {
+        for Failure { client: key, upstream, vm_id, refusal, forgets, error } in failed.drain(..) {
             let Some(Conn { socket, stage: Stage::Client(client) }) = conns.get_mut(key) else { continue };
             gate.metrics.add(Counter::refusal(refusal.label()), 1);
+            if !gate.settings.upstreams.routes.is_answering(upstream) {
+                // What a mirror makes of it is nothing to the client.
+                if forgets {
+                    views.spare(client.views, upstream, &plain(&vm_id));
+                }
+                continue;
+            }
             // Nobody calls a view model by a name that is too long to be kept.
             if vm_id.is_empty() {
                 continue;

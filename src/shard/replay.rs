@@ -7,7 +7,8 @@
 //! ```
 //! Whether the app server has lost one connection or everything makes no difference. What was on the lane and not acknowledged is not
 //! repeated, for it may have been done: what the view model is then, its new state says.
-use super::forwarding::{choose_lane, plain};
+use super::delivery::Failure;
+use super::forwarding::choose_lane;
 use super::lane::{Gate, Lane, Notice, Pinger, refuse};
 use super::pause::Pause;
 use super::socket::{Client, Conn, Stage, Tie};
@@ -96,7 +97,7 @@ impl<I: Io> Shard<I> {
     /// What a stuck app server works on would make the next lane stick as well, if it is the request of a view model, or the end of a
     /// client: the one is not requested again, and its client is told; the other is not told again.
     fn give_up_oldest(&mut self, index: LaneIndex) {
-        let Shard { conns, lanes, views, failed, settings, metrics, .. } = self;
+        let Shard { lanes, failed, metrics, .. } = self;
         let lane = &mut lanes[usize::from(index.0)];
         let Some((cargo, vm_id)) = lane.flight.oldest() else { return };
         let client = match cargo {
@@ -107,15 +108,8 @@ impl<I: Io> Shard<I> {
                 return metrics.add(Counter::DroppedNotice, u64::from(lane.told.pop_front().is_some()));
             }
         };
-        let Some(Conn { stage: Stage::Client(known), .. }) = conns.get_mut(client) else { return };
-        if !settings.upstreams.routes.is_answering(lane.upstream()) {
-            // It is a mirror's own affair.
-            views.spare(known.views, lane.upstream(), &plain(&vm_id));
-            return metrics.add(Counter::refusal(Refusal::Stuck.label()), 1);
-        }
-        views.forget(&mut known.views, &plain(&vm_id));
-        let error = Refusal::Stuck.message().to_string();
-        failed.push(super::delivery::Failure { client, vm_id, refusal: Refusal::Stuck, forgets: true, error });
+        let (upstream, error) = (lane.upstream(), Refusal::Stuck.message().to_string());
+        failed.push(Failure { client, upstream, vm_id, refusal: Refusal::Stuck, forgets: true, error });
         self.tell_failures();
     }
 
@@ -436,10 +430,11 @@ fn renew(
     let old = client.pins[upstream];
     let serial = serials.take();
     settings.journal.gone(UpstreamIndex(upstream as u8), key.slot);
-    // An Observer is to know it by the same id (contract 7.2).
+    // An Observer is to know it by the id that the app server knows which answers (contract 7.2).
+    let routes = &settings.upstreams.routes;
     for observer in 0..client.pins.len() {
-        let (pin, is_observer) = (client.pins[observer], settings.upstreams.routes.is_observer(observer));
-        if !is_observer || pin.serial != old.serial {
+        let pin = client.pins[observer];
+        if !routes.is_answering(upstream) || !routes.is_observer(observer) || pin.serial != old.serial {
             continue;
         }
         if let (Tie::Known, Some(lane)) = (pin.tie, pin.lane) {

@@ -7,7 +7,7 @@ use super::{PATIENCE, wait_for};
 use base64::Engine;
 use serde_json::{Map, Value, json};
 use sha1::{Digest, Sha1};
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::io::{Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::SeqCst};
@@ -31,6 +31,8 @@ struct Shared {
     reads: AtomicBool,
     /// False: invocations are heard and not acknowledged.
     acknowledges: AtomicBool,
+    /// Lanes on which nothing is acknowledged whatever holds for others.
+    stuck: Mutex<HashSet<usize>>,
     /// False: connections are taken, and wait.
     open: AtomicBool,
     /// Milliseconds that lane 0 takes for each record.
@@ -96,6 +98,7 @@ impl Fake {
             ended: Mutex::default(),
             reads: AtomicBool::new(true),
             acknowledges: AtomicBool::new(true),
+            stuck: Mutex::default(),
             open: AtomicBool::new(true),
             slowness: AtomicU64::new(0),
         });
@@ -211,6 +214,23 @@ impl Fake {
         self.shared.acknowledges.store(acknowledges, SeqCst);
     }
 
+    /// Hears what comes on this lane from now on, and acknowledges nothing of it.
+    pub fn sticks(&self, lane: usize) {
+        self.shared.stuck.lock().expect("no lane panicked").insert(lane);
+    }
+
+    /// Acknowledges again what comes on this lane from now on.
+    pub fn frees(&self, lane: usize) {
+        self.shared.stuck.lock().expect("no lane panicked").remove(&lane);
+    }
+
+    /// Acknowledges one invocation on a JSON lane, or says what it failed with.
+    pub fn completes(&self, heard: &Heard, error: Option<&str>) {
+        let mut record = json!({ "type": 3, "invocationId": heard.message["invocationId"] });
+        record[if error.is_some() { "error" } else { "result" }] = json!(error);
+        self.send_record(heard.lane, &record);
+    }
+
     /// Lane 0 takes so long for each record, as an app server does whose view model is slow.
     pub fn is_slow(&self, time: Duration) {
         self.shared.slowness.store(time.as_millis() as u64, SeqCst);
@@ -218,6 +238,10 @@ impl Fake {
 }
 
 impl Shared {
+    fn acknowledges(&self, lane: usize) -> bool {
+        self.acknowledges.load(SeqCst) && !self.stuck.lock().expect("no other lane panicked").contains(&lane)
+    }
+
     fn is_repeated_end(&self, heard: &Heard) -> bool {
         if heard.method() != "OnDisconnectedAsync" {
             return false;
@@ -300,7 +324,7 @@ fn serve(mut stream: TcpStream, shared: &Shared) -> Option<()> {
                     if !shared.is_repeated_end(&heard) {
                         shared.heard.lock().expect("no other lane panicked").push(heard);
                     }
-                    if let Some(id) = id.filter(|_| shared.acknowledges.load(SeqCst)) {
+                    if let Some(id) = id.filter(|_| shared.acknowledges(lane)) {
                         let mut lanes = shared.lanes.lock().expect("no other lane panicked");
                         lanes[lane].stream.write_all(&completion(&id, is_binary)).ok()?;
                     }

@@ -4,6 +4,7 @@
 
 pub mod crowd;
 pub mod fake;
+pub mod talk;
 pub mod web;
 pub mod ws;
 
