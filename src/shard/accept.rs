@@ -170,8 +170,7 @@ impl<I: Io> Shard<I> {
     /// Calls every accept back, so that it begins anew: with what waits.
     pub(super) fn accept_anew(&mut self) {
         for index in 0..self.listeners.len() {
-            let under_way = if self.listens() { self.accepts[index] } else { 0 };
-            for _ in 0..under_way {
+            if self.listens() && self.accepts[index] > 0 {
                 self.io.cancel(accept_token(index));
             }
         }

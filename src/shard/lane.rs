@@ -2,6 +2,7 @@
 use super::client::write_message;
 use super::delivery::{Deliver, Failure, LaneSide};
 use super::forwarding::plain;
+use super::replay::upstreams_of;
 use super::secure::Secure;
 use super::socket::{Client, Conn, Input, Life, Link, Pin, Socket, Stage, Tie, origin_at};
 use super::upstreams::Hub;
@@ -81,7 +82,7 @@ pub(super) struct Lane {
     /// Without acknowledgements: when the next of them may be, and how many since.
     paced: (Time, u32),
     /// Clients that are gone, or known by another id, while nobody could be told.
-    notices: VecDeque<Notice>,
+    pub(super) notices: VecDeque<Notice>,
     /// Nobody is told while clients wait to be known by their new ids.
     pub(super) held: bool,
     /// Those who were told of, oldest first, until that is acknowledged; without acknowledgements, for as long as the lane may be dead
@@ -278,12 +279,6 @@ impl Lane {
     pub(super) fn notices(&self) -> usize {
         self.notices.len()
     }
-    pub(super) fn notices_waiting(&self) -> impl Iterator<Item = OriginId> {
-        self.notices.iter().map(|notice| notice.origin)
-    }
-    pub(super) fn take_notices(&mut self) -> VecDeque<Notice> {
-        core::mem::take(&mut self.notices)
-    }
 
     /// Its socket, if the key is that of the present incarnation.
     pub(super) fn socket(&mut self, key: SlotKey) -> Option<&mut Socket> {
@@ -445,6 +440,14 @@ impl Lane {
     pub(super) fn say_end(&mut self, now: Time, origin: &OriginId, gate: &mut Gate<'_>) {
         let shown = self.unknown(gate.settings);
         let _ = self.write(now, &Forward::Disconnected, None, origin, shown, Cargo::Notice, gate);
+    }
+
+    /// The same for all who have gone and of whom the app server is yet to hear. It is told again elsewhere.
+    pub(super) fn say_notices(&mut self, now: Time, gate: &mut Gate<'_>) {
+        for index in 0..self.notices.len() {
+            let origin = self.notices[index].origin;
+            self.say_end(now, &origin, gate);
+        }
     }
 
     /// The app server hears of a client's end once it can.
@@ -988,9 +991,11 @@ impl<I: Io> Shard<I> {
     pub(super) fn on_lanes(&mut self, now: Time) {
         self.hurry_lanes(now);
         self.share_replays();
-        let held = self.lanes.iter().any(|lane| lane.held);
+        let up = upstreams_of(&self.lanes, Lane::is_up);
         for index in 0..self.lanes.len() {
-            self.move_waiting(LaneIndex(index as u16));
+            if up.has(self.lanes[index].upstream()) {
+                self.move_waiting(LaneIndex(index as u16));
+            }
             let name = self.lane_key(LaneIndex(index as u16));
             let Shard {
                 conns, lanes, views, frames, dirty, random, clock, metrics, settings, control, relieved, ..
@@ -1026,7 +1031,7 @@ impl<I: Io> Shard<I> {
                 self.lane_ends(now, LaneIndex(index as u16), end);
             }
         }
-        if held {
+        if self.lanes.iter().any(|lane| lane.held) {
             self.hold_notices();
         }
     }

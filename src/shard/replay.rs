@@ -14,11 +14,11 @@ use super::socket::{Client, Conn, Stage, Tie};
 use super::upstreams::Hub;
 use super::{Settings, Shard};
 use crate::ids::{LaneIndex, LaneKey, OriginId, Serial, SlotKey, Time, UpstreamIndex};
-use crate::limits::{AGAIN_MAX, REPLAYS_IN_FLIGHT_MAX, TELL_AGAIN_MS, TOLD_KEPT_MS};
+use crate::limits::{AGAIN_MAX, LANE_NOTICES_MAX, REPLAYS_IN_FLIGHT_MAX, TELL_AGAIN_MS, TOLD_KEPT_MS};
 use crate::metrics::Counter;
 use crate::session::fault::{End, LaneEnd, Refusal};
 use crate::session::flight::Cargo;
-use crate::session::views::Views;
+use crate::session::views::{Upstreams, Views};
 use crate::sys::Io;
 use core::time::Duration;
 use std::collections::VecDeque;
@@ -58,6 +58,8 @@ impl<I: Io> Shard<I> {
             }
             self.move_clients(now, index, &end);
             self.move_waiting(index);
+            // Lanes that have their turn behind this one tell nobody before it.
+            self.hold_notices();
         }
         self.join(now, key);
     }
@@ -68,17 +70,16 @@ impl<I: Io> Shard<I> {
         let Shard { conns, lanes, frames, dirty, random, clock, metrics, settings, relieved, .. } = self;
         let lane = &mut lanes[usize::from(index.0)];
         let mut gate = Gate { settings, frames, dirty, random, clock, metrics, relieved };
+        lane.say_notices(now, &mut gate);
+        let strangers = strangers(lane);
         for slot in 0..conns.slots() {
             let Some(Conn { socket, stage: Stage::Client(client) }) = conns.at(slot) else { continue };
             let pin = &client.pins[lane.upstream()];
-            if pin.lane == Some(index) && pin.tie == Tie::Known {
+            let is_on_it = pin.lane == Some(index) || is_among(&strangers, socket.key);
+            if is_on_it && pin.tie == Tie::Known {
                 let origin = client.origin_at(gate.settings, socket.key.slot, lane.upstream());
                 lane.say_end(now, &origin, &mut gate);
             }
-        }
-        let gone: Vec<OriginId> = lane.notices_waiting().collect();
-        for origin in gone {
-            lane.say_end(now, &origin, &mut gate);
         }
     }
 
@@ -86,20 +87,25 @@ impl<I: Io> Shard<I> {
     pub(super) fn tell_again(&mut self, now: Time) {
         let Shard { lanes, frames, dirty, random, clock, metrics, settings, relieved, again, .. } = self;
         let mut gate = Gate { settings, frames, dirty, random, clock, metrics, relieved };
+        let mut turn = 0;
         while let Some(again) = again.due(now) {
-            again.tell(lanes, &mut gate);
+            again.tell(lanes, &mut turn, &mut gate);
         }
     }
 
-    /// What a stuck app server works on would make the next lane stick as well, if it is the request of a view model: that one is not
-    /// requested again, and its client is told.
+    /// What a stuck app server works on would make the next lane stick as well, if it is the request of a view model, or the end of a
+    /// client: the one is not requested again, and its client is told; the other is not told again.
     fn give_up_oldest(&mut self, index: LaneIndex) {
         let Shard { conns, lanes, views, failed, settings, metrics, .. } = self;
-        let lane = &lanes[usize::from(index.0)];
+        let lane = &mut lanes[usize::from(index.0)];
         let Some((cargo, vm_id)) = lane.flight.oldest() else { return };
         let client = match cargo {
             Cargo::Message { client, is_request: true, .. } | Cargo::Replay { client } => client,
-            Cargo::Message { .. } | Cargo::Notice => return,
+            Cargo::Message { .. } => return,
+            Cargo::Notice => {
+                // It has been heard. In the journal it stays: the next process says it again.
+                return metrics.add(Counter::DroppedNotice, u64::from(lane.told.pop_front().is_some()));
+            }
         };
         let Some(Conn { stage: Stage::Client(known), .. }) = conns.get_mut(client) else { return };
         if !settings.upstreams.routes.is_answering(lane.upstream()) {
@@ -139,56 +145,52 @@ impl<I: Io> Shard<I> {
         let mut gate = Gate { settings, frames, dirty, random, clock, metrics, relieved };
         // What was not acknowledged may have been done, or not. The app server disposes of the view models of whoever spoke last on the
         // lane (contract 4.4): where messages are dealt one by one, that may be a client of another lane.
-        let mut strangers: Vec<SlotKey> = lanes[own].last.take().into_iter().collect();
-        for cargo in lanes[own].flight.unanswered() {
-            match cargo {
-                Cargo::Message { client, .. } => {
-                    gate.metrics.add(Counter::UnknownFates, 1);
-                    strangers.push(client);
-                }
-                Cargo::Replay { client } => strangers.push(client),
-                Cargo::Notice => {}
-            }
-        }
+        let strangers = strangers(&lanes[own]);
+        let is_message = |cargo: &Cargo| matches!(cargo, Cargo::Message { .. });
+        gate.metrics.add(Counter::UnknownFates, lanes[own].flight.unanswered().filter(is_message).count() as u64);
+        lanes[own].last = None;
         lanes[own].flight.clear();
-        strangers.sort_unstable_by_key(|key| (key.slot, key.generation));
-        strangers.dedup();
         let silence = Duration::from_millis(TOLD_KEPT_MS);
-        let other = on_way(lanes, own);
+        let mut turn = 0;
+        // What is yet to be told here need not wait until this lane is up again.
+        for notice in core::mem::take(&mut lanes[own].notices) {
+            again.tell_later(now, own, notice.origin, lanes, &mut gate);
+            let other = on_way(lanes, own, &mut turn);
+            lanes[other].notice(notice, &mut gate);
+        }
         let is_acknowledged = settings.upstreams.get(upstream).window.is_some();
         // The loss of a mirror is nothing to a client.
         let answers = routes.is_answering(upstream);
         for notice in core::mem::take(&mut lanes[own].told) {
             if is_acknowledged || notice.at.after(silence) > now {
-                again.repeat(now, own, notice.origin, lanes, &mut gate);
+                again.tell_later(now, own, notice.origin, lanes, &mut gate);
+                let other = on_way(lanes, own, &mut turn);
                 lanes[other].notice(notice, &mut gate);
             } else {
                 gate.settled(Some(notice));
-            }
-        }
-        // Who has gone meanwhile need not wait for this lane.
-        if other != own {
-            for notice in lanes[own].take_notices() {
-                again.repeat(now, own, notice.origin, lanes, &mut gate);
-                lanes[other].notice(notice, &mut gate);
             }
         }
         let (mut moved, mut closed) = (0u32, 0u32);
         // Who still is owed something here is met below, and listed anew: once, however often the lane is lost.
         lanes[own].replays.clear();
         let slots = if routes.is_observer(upstream) { 0 } else { conns.slots() };
+        let mut own_left = lanes[own].clients;
         for slot in 0..slots {
+            // Where there are many lanes nobody is far from being the last one.
+            if own_left == 0 && strangers.last().is_none_or(|last| last.slot < slot) {
+                break;
+            }
             let Some(Conn { socket, stage: Stage::Client(client) }) = conns.at_mut(slot) else { continue };
             let (key, pin) = (socket.key, client.pins[upstream]);
             let is_own = pin.lane == Some(index);
-            let place = (key.slot, key.generation);
-            let has_fate = strangers.binary_search_by_key(&place, |key| (key.slot, key.generation)).is_ok();
+            let has_fate = is_among(&strangers, key);
+            own_left -= u32::from(is_own);
             if !is_own && !has_fate {
                 continue;
             }
             if pin.tie == Tie::Known && (has_fate || !is_acknowledged) {
                 let origin = client.origin_at(settings, slot, upstream);
-                again.repeat(now, own, origin, lanes, &mut gate);
+                again.tell_later(now, own, origin, lanes, &mut gate);
             }
             match pin.tie {
                 Tie::Known if answers && !views.is_replayable(client.views, upstream) => {
@@ -200,6 +202,7 @@ impl<I: Io> Shard<I> {
                 Tie::Known => {
                     let to = if is_own { lane_for(lanes, settings, own) } else { pin_lane(client, upstream, own) };
                     let notice = gate.bury(lanes[own].place, key, &pin, &client.origin);
+                    let other = on_way(lanes, own, &mut turn);
                     lanes[other].notice(notice, &mut gate);
                     renew(key, client, upstream, to, serials, views, lanes, hubs, &mut gate);
                     moved += 1;
@@ -261,18 +264,20 @@ impl<I: Io> Shard<I> {
             return;
         }
         let Shard { conns, lanes, hubs, .. } = self;
+        // Of all of its upstream: they stand together, and each is looked at twice.
+        let (mut giver, mut end) = (0, 0);
         for taker in 0..lanes.len() {
             let upstream = lanes[taker].upstream();
+            if taker == end {
+                end += lanes[taker..].iter().take_while(|lane| lane.upstream() == upstream).count();
+                giver = taker;
+            }
             if !lanes[taker].is_up() {
                 continue;
             }
-            for giver in 0..lanes.len() {
-                if lanes[giver].upstream() != upstream || lanes[giver].is_up() {
-                    continue;
-                }
-                while lanes[taker].replays.len() < REPLAYS_IN_FLIGHT_MAX as usize
-                    && let Some(key) = lanes[giver].replays.pop_front()
-                {
+            while giver < end && lanes[taker].replays.len() < REPLAYS_IN_FLIGHT_MAX as usize {
+                let next = if lanes[giver].is_up() { None } else { lanes[giver].replays.pop_front() };
+                if let Some(key) = next {
                     let Some(Conn { stage: Stage::Client(client), .. }) = conns.get_mut(key) else { continue };
                     let pin = &mut client.pins[upstream];
                     // Whose messages wait goes with them (`move_waiting`).
@@ -280,6 +285,8 @@ impl<I: Io> Shard<I> {
                         pin.repin(key, Some(taker), client.user.as_deref(), lanes, hubs);
                         lanes[taker].replays.push_back(key);
                     }
+                } else {
+                    giver += 1;
                 }
             }
         }
@@ -289,10 +296,9 @@ impl<I: Io> Shard<I> {
     /// Ends of old ids wait until everybody who is to be known by a new one is: a view model that is shared keeps its state as long as
     /// somebody has it (contract 6.3).
     pub(super) fn hold_notices(&mut self) {
-        for lane in 0..self.lanes.len() {
-            let upstream = self.lanes[lane].upstream();
-            let mut others = self.lanes.iter().filter(|other| other.upstream() == upstream);
-            self.lanes[lane].held = others.any(|other| !other.replays.is_empty());
+        let held = upstreams_of(&self.lanes, |lane| !lane.replays.is_empty());
+        for lane in &mut self.lanes {
+            lane.held = held.has(lane.upstream());
         }
     }
 
@@ -302,6 +308,33 @@ impl<I: Io> Shard<I> {
             self.read_on(now, key, Pause::Lane);
         }
     }
+}
+
+/// The upstreams of the lanes that are like this.
+pub(super) fn upstreams_of(lanes: &[Lane], is_meant: impl Fn(&Lane) -> bool) -> Upstreams {
+    let mut upstreams = Upstreams::default();
+    lanes.iter().filter(|lane| is_meant(lane)).for_each(|lane| upstreams.add(lane.upstream()));
+    upstreams
+}
+
+/// Of whom something on a lane was not acknowledged, or came last, in order. They may be clients of other lanes, or gone.
+fn strangers(lane: &Lane) -> Vec<SlotKey> {
+    let of = |cargo| match cargo {
+        Cargo::Message { client, .. } | Cargo::Replay { client } => Some(client),
+        Cargo::Notice => None,
+    };
+    let mut strangers: Vec<SlotKey> = lane.flight.unanswered().filter_map(of).chain(lane.last).collect();
+    strangers.sort_unstable_by_key(place_of);
+    strangers.dedup();
+    strangers
+}
+
+fn place_of(key: &SlotKey) -> (u32, u32) {
+    (key.slot, key.generation)
+}
+
+fn is_among(strangers: &[SlotKey], key: SlotKey) -> bool {
+    strangers.binary_search_by_key(&place_of(&key), place_of).is_ok()
 }
 
 /// Where a client of this lane goes on: on one that is up, or on the same one some day, where what it has said waits.
@@ -324,9 +357,14 @@ pub(super) struct Again {
 }
 
 impl Again {
-    fn tell(self, lanes: &mut [Lane], gate: &mut Gate<'_>) {
-        let other = on_way(lanes, self.lane);
-        lanes[other].notice(self.notice, gate);
+    fn tell(self, lanes: &mut [Lane], turn: &mut usize, gate: &mut Gate<'_>) {
+        let other = on_way(lanes, self.lane, turn);
+        if lanes[other].notices() < LANE_NOTICES_MAX {
+            lanes[other].notice(self.notice, gate);
+        } else {
+            // What was never told is worth more.
+            gate.metrics.add(Counter::DroppedNotice, 1);
+        }
     }
 }
 
@@ -338,7 +376,15 @@ pub(super) struct AgainQueues([VecDeque<Again>; TELL_AGAIN_MS.len()]);
 pub(super) const AGAIN_BYTES: usize = TELL_AGAIN_MS.len() * AGAIN_MAX * size_of::<Again>();
 
 impl AgainQueues {
-    /// An id whose end is told, and is to be told again. What there is no room for any more comes back, to be told at once.
+    /// An id whose end is told, and is to be told again. What there is no room for any more is told at once.
+    fn tell_later(&mut self, now: Time, lane: usize, origin: OriginId, lanes: &mut [Lane], gate: &mut Gate<'_>) {
+        let mut turn = 0;
+        for again in self.add(now, lane, origin).into_iter().flatten() {
+            again.tell(lanes, &mut turn, gate);
+        }
+    }
+
+    /// What there is no room for any more comes back.
     fn add(&mut self, now: Time, lane: usize, origin: OriginId) -> [Option<Again>; TELL_AGAIN_MS.len()] {
         core::array::from_fn(|index| {
             let queue = &mut self.0[index];
@@ -350,19 +396,23 @@ impl AgainQueues {
         })
     }
 
-    fn repeat(&mut self, now: Time, lane: usize, origin: OriginId, lanes: &mut [Lane], gate: &mut Gate<'_>) {
-        self.add(now, lane, origin).into_iter().flatten().for_each(|again| again.tell(lanes, gate));
-    }
-
     /// One that is due.
     fn due(&mut self, now: Time) -> Option<Again> {
         self.0.iter_mut().find_map(|queue| queue.pop_front_if(|again| now >= again.at))
     }
 }
 
-/// A lane to where this one leads, itself if no other is up.
-fn on_way(lanes: &[Lane], lane: usize) -> usize {
-    lanes[lane].siblings.clone().find(|other| lanes[*other].is_up()).unwrap_or(lane)
+/// A lane to where this one leads, itself if none is up; of several each in its turn.
+fn on_way(lanes: &[Lane], lane: usize, turn: &mut usize) -> usize {
+    let siblings = lanes[lane].siblings.clone();
+    for _ in siblings.clone() {
+        *turn = turn.wrapping_add(1);
+        let other = siblings.start + *turn % siblings.len();
+        if lanes[other].is_up() {
+            return other;
+        }
+    }
+    lane
 }
 
 /// A client is known at an upstream by a new id from now on, on this lane: what the old one is bound to is dead (contract 3.3, 4.4).

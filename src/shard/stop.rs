@@ -187,11 +187,9 @@ impl<I: Io> Shard<I> {
             if self.listeners[index].is_none() {
                 continue;
             }
-            for _ in 0..self.accepts[index] {
-                self.io.cancel(accept_token(index));
-            }
-            if self.accepts[index] == 0 {
-                self.listener_released(index);
+            match self.accepts[index] {
+                0 => self.listener_released(index),
+                _ => self.io.cancel(accept_token(index)),
             }
         }
         self.resting.clear();

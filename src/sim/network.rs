@@ -527,11 +527,13 @@ impl Network {
 
     fn cancel(&mut self, shard: usize, token: Token) {
         if token.op == Op::Accept {
-            // One of them, as the kernel does.
-            if let Some((_, accepts)) = &mut self.kernels[shard].listener
-                && let Some(at) = accepts.iter().position(|armed| *armed == token)
-            {
-                accepts.remove(at);
+            let mut called_back = 0;
+            if let Some((_, accepts)) = &mut self.kernels[shard].listener {
+                let before = accepts.len();
+                accepts.retain(|armed| *armed != token);
+                called_back = before - accepts.len();
+            }
+            for _ in 0..called_back {
                 self.complete(shard, token, -libc::ECANCELED, false);
             }
             return;

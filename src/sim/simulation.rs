@@ -35,6 +35,8 @@ struct Runner {
     wakes: Time,
     /// It works until then, or is not given the processor.
     busy_until: Time,
+    /// Clients that it had at once.
+    clients_most: usize,
 }
 
 pub(super) struct Simulation {
@@ -83,7 +85,7 @@ impl Simulation {
             let settings = scenario.settings(index);
             let (ways, to_control) = (ways.clone(), to_control.clone());
             let shard = Shard::new(settings, world, vec![listener], ways, ordered, to_control, published.clone());
-            Runner { shard: Some(shard), published, orders, wakes: Time(0), busy_until: Time(0) }
+            Runner { shard: Some(shard), published, orders, wakes: Time(0), busy_until: Time(0), clients_most: 0 }
         };
         let runners = channels.into_iter().enumerate().map(runner).collect();
         Simulation {
@@ -342,9 +344,10 @@ impl Simulation {
         let (wakes, Residue { clients, replays, .. }) = (this.next_wake(), this.residue());
         self.runners[shard].wakes = wakes;
         // A client may stand in front of a lane that it has left since, but only once in front of each.
-        let replays_max = clients * self.scenario.lanes().len();
-        if replays > replays_max {
-            return Err(format!("{replays} replays wait for {clients} clients"));
+        let most = self.runners[shard].clients_most.max(clients);
+        self.runners[shard].clients_most = most;
+        if replays > most * self.scenario.lanes().len() {
+            return Err(format!("{replays} replays wait, and there were never more than {most} clients"));
         }
         {
             let mut network = self.network.borrow_mut();

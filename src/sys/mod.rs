@@ -122,7 +122,7 @@ pub trait Io {
     fn arm_writable(&mut self, fd: RawFd, token: Token);
     /// `key`'s next bytes, from the buffers of `group`; completes as `Op::Receive` or `Op::ReceiveLane`.
     fn receive(&mut self, fd: RawFd, key: SlotKey, group: BufferGroup);
-    /// Ends an armed operation; it then completes with an error and without `more`.
+    /// Ends every armed operation with this token; each then completes with an error and without `more`.
     fn cancel(&mut self, token: Token);
 
     /// Sends for many sockets, at most one for each and at most `SEND_BATCH`, handed over at once. `fill` names them; `short`

@@ -8,7 +8,7 @@ use super::{BufferGroup, Completion, Io, Received, SendBatch, SendSink, ShortSen
 use crate::ids::{SlotKey, Time};
 use crate::limits::*;
 use crate::sys::Op;
-use io_uring::types::{BufRingEntry, Fd, SubmitArgs, Timespec};
+use io_uring::types::{BufRingEntry, CancelBuilder, Fd, SubmitArgs, Timespec};
 use io_uring::{IoUring, cqueue, opcode, squeue};
 use std::io;
 use std::net::SocketAddr;
@@ -212,7 +212,10 @@ impl Io for Ring {
 
     fn cancel(&mut self, token: Token) {
         let own = Token { op: Op::Cancel, key: token.key };
-        self.push(opcode::AsyncCancel::new(token.pack()).build().user_data(own.pack()));
+        // All that have this token: a second cancellation of the same submission would find the first operation again, which is in the
+        // table until its completion has been posted.
+        let all = CancelBuilder::user_data(token.pack()).all();
+        self.push(opcode::AsyncCancel2::new(all).build().user_data(own.pack()));
     }
 
     fn send_batch<'b>(&mut self, fill: impl FnOnce(&mut SendBatch<'_, 'b>), short: &mut Vec<ShortSend>) {
