@@ -35,6 +35,8 @@ struct Runner {
     wakes: Time,
     /// It works until then, or is not given the processor.
     busy_until: Time,
+    /// It is not stalled again before.
+    spared_until: Time,
     /// Clients that it had at once.
     clients_most: usize,
 }
@@ -85,7 +87,15 @@ impl Simulation {
             let settings = scenario.settings(index);
             let (ways, to_control) = (ways.clone(), to_control.clone());
             let shard = Shard::new(settings, world, vec![listener], ways, ordered, to_control, published.clone());
-            Runner { shard: Some(shard), published, orders, wakes: Time(0), busy_until: Time(0), clients_most: 0 }
+            Runner {
+                shard: Some(shard),
+                published,
+                orders,
+                wakes: Time(0),
+                busy_until: Time(0),
+                spared_until: Time(0),
+                clients_most: 0,
+            }
         };
         let runners = channels.into_iter().enumerate().map(runner).collect();
         Simulation {
@@ -482,9 +492,11 @@ impl Simulation {
                 network.fail_accept(shard, errno);
             }
             // Not one after the other: a shard that gets nowhere for as long as its clients' timeout may take them for gone.
-            Fault::Stall if now >= self.runners[shard].busy_until.after(BETWEEN_STALLS) => {
+            Fault::Stall if now >= self.runners[shard].spared_until => {
                 network.fault(fault);
-                self.runners[shard].busy_until = network.chance.soon(now, 50, 2_500);
+                let until = network.chance.soon(now, 50, 2_500);
+                self.runners[shard].busy_until = until;
+                self.runners[shard].spared_until = until.after(BETWEEN_STALLS);
             }
             Fault::Stall => {}
             Fault::ClockJump => {
