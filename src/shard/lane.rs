@@ -194,7 +194,7 @@ pub(super) struct Notice {
     pub(super) hub_id: Option<HubId>,
     /// Where it is kept in case this process dies.
     pub(super) cell: Option<Cell>,
-    /// It has been told before, and is told again in case it was overtaken: once more is enough.
+    /// It will be told again, or has been told before: that is enough, however often its lane is lost.
     pub(super) is_repeated: bool,
 }
 

@@ -55,7 +55,7 @@ impl<I: Io> Shard<I> {
             self.metrics.add(Counter::LaneLost, 1);
             if end == LaneEnd::Stuck {
                 self.metrics.add(Counter::LaneStuck, 1);
-                self.give_up_oldest(index);
+                self.give_up_oldest(now, index);
             }
             self.move_clients(now, index, &end);
             self.move_waiting(index);
@@ -95,17 +95,24 @@ impl<I: Io> Shard<I> {
     }
 
     /// What a stuck app server works on would make the next lane stick as well, if it is the request of a view model, or the end of a
-    /// client: the one is not requested again, and its client is told; the other is not told again.
-    fn give_up_oldest(&mut self, index: LaneIndex) {
-        let Shard { lanes, failed, metrics, .. } = self;
-        let lane = &mut lanes[usize::from(index.0)];
+    /// client: the one is not requested again, and its client is told; the other is not told again at once.
+    fn give_up_oldest(&mut self, now: Time, index: LaneIndex) {
+        let Shard { lanes, failed, frames, dirty, random, clock, metrics, settings, relieved, again, .. } = self;
+        let own = usize::from(index.0);
+        let lane = &mut lanes[own];
         let Some((cargo, vm_id)) = lane.flight.oldest() else { return };
         let client = match cargo {
             Cargo::Message { client, is_request: true, .. } | Cargo::Replay { client } => client,
             Cargo::Message { .. } => return,
             Cargo::Notice => {
-                // It has been heard. In the journal it stays: the next process says it again.
-                return metrics.add(Counter::DroppedNotice, u64::from(lane.told.pop_front().is_some()));
+                let Some(mut notice) = lane.told.pop_front() else { return };
+                if notice.is_repeated {
+                    // It has been heard more than once. In the journal it stays: the next process says it again.
+                    return metrics.add(Counter::DroppedNotice, 1);
+                }
+                // Nobody knows whether it has been heard, for a lane that is dead looks like that as well: later, and not for ever.
+                let mut gate = Gate { settings, frames, dirty, random, clock, metrics, relieved };
+                return again.tell_later(now, own, &mut notice, lanes, &mut gate);
             }
         };
         let (upstream, error) = (lane.upstream(), Refusal::Stuck.message().to_string());
@@ -147,21 +154,17 @@ impl<I: Io> Shard<I> {
         let silence = Duration::from_millis(TOLD_KEPT_MS);
         let mut turn = 0;
         // What is yet to be told here need not wait until this lane is up again.
-        for notice in core::mem::take(&mut lanes[own].notices) {
+        for mut notice in core::mem::take(&mut lanes[own].notices) {
+            again.tell_later(now, own, &mut notice, lanes, &mut gate);
             let other = on_way(lanes, own, &mut turn);
-            if other != own && !notice.is_repeated {
-                again.tell_later(now, own, notice.origin, lanes, &mut gate);
-            }
             lanes[other].notice(notice, &mut gate);
         }
         let is_acknowledged = settings.upstreams.get(upstream).window.is_some();
         // The loss of a mirror is nothing to a client.
         let answers = routes.is_answering(upstream);
-        for notice in core::mem::take(&mut lanes[own].told) {
+        for mut notice in core::mem::take(&mut lanes[own].told) {
             if is_acknowledged || notice.at.after(silence) > now {
-                if !notice.is_repeated {
-                    again.tell_later(now, own, notice.origin, lanes, &mut gate);
-                }
+                again.tell_later(now, own, &mut notice, lanes, &mut gate);
                 let other = on_way(lanes, own, &mut turn);
                 lanes[other].notice(notice, &mut gate);
             } else {
@@ -186,20 +189,25 @@ impl<I: Io> Shard<I> {
             if !is_own && !has_fate {
                 continue;
             }
-            if pin.tie == Tie::Known && (has_fate || !is_acknowledged) {
-                let origin = client.origin_at(settings, slot, upstream);
-                again.tell_later(now, own, origin, lanes, &mut gate);
-            }
+            let is_overtaken = has_fate || !is_acknowledged;
             match pin.tie {
                 Tie::Known if answers && !views.is_replayable(client.views, upstream) => {
                     // Its end is told upstream when it leaves.
+                    if is_overtaken {
+                        let origin = client.origin_at(settings, slot, upstream);
+                        let mut notice = Notice { origin, at: now, hub_id: None, cell: None, is_repeated: false };
+                        again.tell_later(now, own, &mut notice, lanes, &mut gate);
+                    }
                     ending.push((key, End::LaneLost));
                     gate.metrics.add(Counter::MovedClosed, 1);
                     closed += 1;
                 }
                 Tie::Known => {
                     let to = if is_own { lane_for(lanes, settings, own) } else { pin_lane(client, upstream, own) };
-                    let notice = gate.bury(lanes[own].place, key, &pin, &client.origin);
+                    let mut notice = gate.bury(lanes[own].place, key, &pin, &client.origin);
+                    if is_overtaken {
+                        again.tell_later(now, own, &mut notice, lanes, &mut gate);
+                    }
                     let other = on_way(lanes, own, &mut turn);
                     lanes[other].notice(notice, &mut gate);
                     renew(key, client, upstream, to, serials, views, lanes, hubs, &mut gate);
@@ -375,9 +383,12 @@ pub(super) const AGAIN_BYTES: usize = TELL_AGAIN_MS.len() * AGAIN_MAX * size_of:
 
 impl AgainQueues {
     /// An id whose end is told, and is to be told again. What there is no room for any more is told at once.
-    fn tell_later(&mut self, now: Time, lane: usize, origin: OriginId, lanes: &mut [Lane], gate: &mut Gate<'_>) {
+    fn tell_later(&mut self, now: Time, lane: usize, notice: &mut Notice, lanes: &mut [Lane], gate: &mut Gate<'_>) {
+        if core::mem::replace(&mut notice.is_repeated, true) {
+            return;
+        }
         let mut turn = 0;
-        for again in self.add(now, lane, origin).into_iter().flatten() {
+        for again in self.add(now, lane, notice.origin).into_iter().flatten() {
             again.tell(lanes, &mut turn, gate);
         }
     }

@@ -415,7 +415,7 @@ impl Client {
     async fn talk(&mut self, mut socket: Socket) -> Result<(), String> {
         let mut first = request("BurstVM") + &request("BroadcastVM");
         for _ in 0..self.load.eager {
-            first += &self.update();
+            first += &self.update().unwrap_or_default();
         }
         socket.send(Message::text(first)).await.map_err(|error| error.to_string())?;
         // Spread evenly, whenever they connected.
@@ -458,17 +458,21 @@ impl Client {
     }
 
     async fn send_update(&self, socket: &mut Socket) -> Result<(), String> {
-        let update = self.update();
+        let Some(update) = self.update() else { return Ok(()) };
         socket.send(Message::text(update)).await.map_err(|error| error.to_string())
     }
 
-    /// The next one, entered in the books.
-    fn update(&self) -> String {
+    /// The next one, entered in the books. None once nobody sends any more, asked with the books open: who then looks into them and finds
+    /// nothing outstanding has seen the last of it.
+    fn update(&self) -> Option<String> {
         let mut ledger = self.ledger();
+        if *self.phase.borrow() != Phase::Sending {
+            return None;
+        }
         ledger.sent += 1;
         let number = ledger.sent;
         ledger.outstanding.push_back((number, Instant::now()));
-        format!("{{\"type\":1,\"target\":\"Update_VM\",\"arguments\":[\"BurstVM\",{{\"Send\":{number}}}]}}\u{1e}")
+        Some(format!("{{\"type\":1,\"target\":\"Update_VM\",\"arguments\":[\"BurstVM\",{{\"Send\":{number}}}]}}\u{1e}"))
     }
 
     /// Enters what came in the books; whether a life began.
