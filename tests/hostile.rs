@@ -409,7 +409,10 @@ fn whoever_is_carried_hears_why_it_ends() {
     for by_the_app_server in [false, true] {
         // Who cannot be given back what it has when the app server is lost has to come again.
         let (mut app, mut node, client) = start_tls(&folder, &["--shards", "2", "--client-replay-bytes", "1"]);
-        let request_vm = "{\"type\":1,\"target\":\"Request_VM\",\"arguments\":[\"HelloWorldVM\",{}]}\u{1e}";
+        // Without a clock, whose ticks would answer polls.
+        let argument = "{\"$vmArg\":{\"TickInterval\":0}}";
+        let request_vm =
+            format!("{{\"type\":1,\"target\":\"Request_VM\",\"arguments\":[\"HelloWorldVM\",{argument}]}}\u{1e}");
         let mut streams: Vec<_> = (0..4).map(|_| https(&node, &client)).collect();
         let mut polls: Vec<_> = (0..4).map(|_| https(&node, &client)).collect();
         let mut gone = Http::open(node.address);
@@ -425,13 +428,13 @@ fn whoever_is_carried_hears_why_it_ends() {
         for http in &mut polls {
             let token = http.long_polling();
             assert_eq!(http.ask(&poll(&token)).body, "{}\u{1e}");
-            assert_eq!(http.ask(&post(&token, request_vm)).status, 200);
+            assert_eq!(http.ask(&post(&token, &request_vm)).status, 200);
             assert!(http.ask(&poll(&token)).body.contains("FullName"));
             http.send(&poll(&token));
         }
         // Its poll comes when it has ended.
         let token = gone.long_polling();
-        assert_eq!(gone.ask(&post(&token, request_vm)).status, 200);
+        assert_eq!(gone.ask(&post(&token, &request_vm)).status, 200);
         while !gone.ask(&poll(&token)).body.contains("FullName") {}
         std::thread::sleep(A_MOMENT);
         let ended = if by_the_app_server { &app.process } else { &node.process };

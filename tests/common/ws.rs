@@ -174,7 +174,10 @@ impl Socket {
 
     /// The next SignalR record that is not a ping. One frame may hold several; the rest is kept for later.
     pub fn record(&mut self, what: &str) -> serde_json::Value {
+        // Pings come for ever.
+        let deadline = Instant::now() + PATIENCE;
         loop {
+            assert!(Instant::now() < deadline, "waited {PATIENCE:?} for {what}");
             let frame = self.frame(what);
             assert_eq!(frame.opcode(), TEXT, "waiting for {what}: {frame:?}");
             let text = frame.text();
