@@ -25,6 +25,30 @@ fn unknown(vm: &str) -> String {
 
 // ---- Which upstream ---------------------------------------------------------------------------------------------------
 
+/// What a mirror answers with an error, and that it is lost where its client has more than is kept to request it again.
+#[test]
+fn what_becomes_of_a_mirror_is_nothing_to_a_client() {
+    let [mirror, app] = [(); 2].map(|()| Fake::start());
+    mirror.acknowledges(false);
+    let node = start(
+        "[limits]\nclient_replay_bytes = 0\n",
+        &[upstream("mirror", &mirror.url(), "halt_pipeline = false"), upstream("app", &app.url(), "")],
+        10,
+    );
+    let mut client = Socket::connect(node.address);
+    client.send(&call("Request_VM", "\"A\",{\"a\":1}"));
+    app.hears(&["Request_VM A"]);
+    let lane = mirror.hears(&["Request_VM A"])[0].lane;
+    mirror.send_record(lane, &json!({"type": 3, "invocationId": "1", "error": "no such view model"}));
+    counts(&node, "refusals", "reason=\"app_server_error\"", 1);
+    mirror.cut(lane);
+    counts(&node, "lane_events", "event=\"lost\"", 1);
+    client.send(&update("A", "{}"));
+    app.hears(&["Update_VM A"]);
+    is_quiet(&mut client, Duration::from_millis(200));
+    counts(&node, "moved_clients", "result=\"closed\"", 0);
+}
+
 #[test]
 fn the_first_filter_that_halts_wins_and_mirrors_before_it_see_it_too() {
     let [first, mirror, second, rest] = [(); 4].map(|()| Fake::start());
@@ -1356,4 +1380,22 @@ fn after_a_riot_every_app_server_knows_exactly_who_is_left() {
     for gauge in ["clients", "groups", "frames", "queued_messages", "queued_disconnects", "upstream_clients"] {
         counts(&node, gauge, "", 0);
     }
+}
+
+/// The app server has what a disposal is about, so it is told of it some day; what stands behind that has its answer in time.
+#[test]
+fn who_waits_behind_a_disposal_that_waits_on_is_answered_in_time() {
+    let app = Fake::start();
+    app.acknowledges(false);
+    let lines = "connection_pool_size = 1\nin_flight_max = 1";
+    let node = start("[limits]\nupstream_queue_timeout = \"300ms\"", &[upstream("app", &app.url(), lines)], 1);
+    let mut client = Socket::connect(node.address);
+    client.send(&request("A"));
+    app.hears(&["Request_VM A"]);
+    client.send(&dispose("A"));
+    client.send(&request("B"));
+    let (vm, data) = response(&mut client);
+    assert_eq!((vm.as_str(), &json_of(&data)["ExceptionType"]), ("B", &json!("ForwardingException")));
+    app.send_record(app.lanes()[0], &json!({"type": 3, "invocationId": "1", "result": null}));
+    app.hears(&["Dispose_VM A"]);
 }
