@@ -271,6 +271,8 @@ pub const REPLAYS_IN_FLIGHT_MAX: u32 = 16;
 pub const REPLAY_PACE_MS: u64 = 10;
 /// The same for ends of clients, each a little work for an app server.
 pub const NOTICES_IN_FLIGHT_MAX: u32 = 64;
+/// Places of a lane's queues that are kept when they have run empty: enough that a busy lane allocates none.
+pub const LANE_PLACES_KEPT: usize = 256;
 /// Messages of one client that wait in front of a lane before it is read no further.
 pub const CLIENT_WAITING_MAX: u16 = 4;
 /// A lane on which nothing at all arrived for this long is dead: SignalR's server timeout, two missed pings.

@@ -771,6 +771,19 @@ impl Lane {
         true
     }
 
+    /// What a storm has made long is given back when it is over.
+    fn let_go(&mut self) {
+        if self.waiting.is_empty() {
+            self.waiting.shrink_to(LANE_PLACES_KEPT);
+        }
+        if self.replays.is_empty() {
+            self.replays.shrink_to(LANE_PLACES_KEPT);
+        }
+        if self.notices.is_empty() {
+            self.notices.shrink_to(LANE_PLACES_KEPT);
+        }
+    }
+
     /// Answers what has waited too long.
     fn expire(&mut self, now: Time, conns: &mut Slab<Conn>, views: &mut Views, gate: &mut Gate<'_>) {
         let mut kept = Vec::new();
@@ -1032,6 +1045,7 @@ impl<I: Io> Shard<I> {
             if !lane.waiting.is_empty() || !lane.notices.is_empty() || !lane.replays.is_empty() {
                 lane.drain(now, conns, views, &mut gate);
                 lane.expire(now, conns, views, &mut gate);
+                lane.let_go();
             }
             lane.settle_told(now, false, &gate);
             if lost.is_none() && lane.stuck_at(settings).is_some_and(|at| now >= at) {
