@@ -259,6 +259,8 @@ pub const IN_FLIGHT_DEFAULT: u32 = 256;
 pub const IN_FLIGHT_MAX: u32 = 65_536;
 /// Longest name of a view model, as raw JSON, that is kept with an invocation to tell its client what became of it.
 pub const FLIGHT_NAME_BYTES_MAX: usize = 1024;
+/// Most are not longer than this.
+pub const FLIGHT_NAME_BYTES_USUAL: usize = 32;
 /// An app server that answers nothing for so long holds everybody on the lane up. The longest that a view model may take to be made.
 pub const ACKNOWLEDGE_TIMEOUT_SECONDS_DEFAULT: u64 = 30;
 pub const ACKNOWLEDGE_TIMEOUT_MS_MAX: u64 = 60 * 60 * 1000;

@@ -4,7 +4,7 @@
 //! at a time may answer out of turn: then what was answered early waits until all before it have been.
 use super::views::Opening;
 use crate::ids::{SlotKey, Time};
-use crate::limits::FLIGHT_NAME_BYTES_MAX;
+use crate::limits::{FLIGHT_NAME_BYTES_MAX, FLIGHT_NAME_BYTES_USUAL, IN_FLIGHT_DEFAULT};
 use std::collections::VecDeque;
 
 /// What an invocation was about.
@@ -56,6 +56,13 @@ impl Flight {
     /// Everything anew, for the next incarnation: what a lane that was lost needed the next one may never need.
     pub fn clear(&mut self) {
         *self = Flight { heard: self.heard, ..Flight::default() };
+    }
+
+    /// Room for as many as an app server usually owes at most, so that none is taken with a message.
+    pub fn prepare(&mut self, window: u32) {
+        let places = window.min(IN_FLIGHT_DEFAULT) as usize;
+        self.entries.reserve(places);
+        self.names.reserve(places * FLIGHT_NAME_BYTES_USUAL);
     }
 
     pub fn len(&self) -> usize {

@@ -951,6 +951,9 @@ impl<I: Io> Shard<I> {
         lane.state = State::Up(Link { socket, session: LaneSession::new(now, upstream.protocol) });
         lane.hub_id = Some(hub_id);
         lane.flight.clear();
+        if let Some(window) = upstream.window {
+            lane.flight.prepare(window.messages);
+        }
         lane.next_time = now;
         self.metrics.add(Counter::LaneConnected, 1);
         info!(lane = %name, upstream = upstream.name, "lane up");
