@@ -7,7 +7,7 @@ mod common;
 
 use certificates::{Authority, Folder};
 use common::ws::{CLOSE, FIN, TEXT, frame};
-use common::{App, Node, PATIENCE, Reply, narrow, wait_for};
+use common::{App, Node, PATIENCE, Random, Reply, narrow, wait_for};
 use rustls::pki_types::ServerName;
 use rustls::{ClientConfig, ClientConnection, StreamOwned};
 use std::io::{ErrorKind, Read, Write};
@@ -457,19 +457,6 @@ fn whoever_is_carried_hears_why_it_ends() {
             assert!(status.success(), "{status}");
         }
         let _ = app.process.wait(Duration::ZERO);
-    }
-}
-
-/// A generator with a seed (SplitMix64), so that what it found can be found again.
-struct Random(u64);
-
-impl Random {
-    fn below(&mut self, bound: u64) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        (z ^ (z >> 31)) % bound
     }
 }
 

@@ -9,7 +9,7 @@ use common::talk::{
     call, counts, dispose, is_quiet, json_of, leave, origins_of, request, requested, response, start, update, upstream,
 };
 use common::ws::{BINARY, FIN, Socket, frame, record};
-use common::{App, Node, PATIENCE, wait_for};
+use common::{App, Node, PATIENCE, Random, wait_for};
 use serde_json::{Value, json};
 use signalring::demo::app;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
@@ -1284,15 +1284,6 @@ impl Rioter {
     }
 }
 
-/// A number below `bound`. SplitMix64, so that a riot can be had again.
-fn chance(seed: &mut u64, bound: usize) -> usize {
-    *seed = seed.wrapping_add(0x9e37_79b9_7f4a_7c15);
-    let mut z = *seed;
-    z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-    z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-    ((z ^ (z >> 31)) % bound as u64) as usize
-}
-
 #[test]
 fn after_a_riot_every_app_server_knows_exactly_who_is_left() {
     let runtime =
@@ -1311,14 +1302,15 @@ fn after_a_riot_every_app_server_knows_exactly_who_is_left() {
         ],
         12,
     );
-    let mut seed = 20_261_123;
+    let mut random = Random(20_261_123);
+    let mut chance = |bound: usize| random.below(bound as u64) as usize;
     let mut clients: Vec<Rioter> = (0..200).map(|_| Rioter::new(&node)).collect();
     let mut cuts = 0;
     for step in 0..6000 {
-        let one = &mut clients[chance(&mut seed, 200)];
-        let upstream = chance(&mut seed, 3);
-        let vm = format!("{}$i{}", kinds[upstream], chance(&mut seed, 3));
-        match chance(&mut seed, 100) {
+        let one = &mut clients[chance(200)];
+        let upstream = chance(3);
+        let vm = format!("{}$i{}", kinds[upstream], chance(3));
+        match chance(100) {
             0..45 => one.request(upstream, vm),
             45..70 => {
                 if let Some((_, vm)) = one.live.iter().next() {
@@ -1335,9 +1327,9 @@ fn after_a_riot_every_app_server_knows_exactly_who_is_left() {
             // The first half is quiet: nothing is lost, and nobody comes back from the dead.
             _ if step < 3000 => assert!(doubles.iter().all(|double| double.state().leaks == 0)),
             _ => {
-                let double = &doubles[chance(&mut seed, 3)];
+                let double = &doubles[chance(3)];
                 let bindings = double.bindings();
-                let Some(binding) = bindings.get(chance(&mut seed, bindings.len().max(1))) else { continue };
+                let Some(binding) = bindings.get(chance(bindings.len().max(1))) else { continue };
                 cuts += u64::from(double.cut(&binding.lane));
             }
         }

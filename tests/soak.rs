@@ -11,7 +11,7 @@ mod common;
 
 use books::Books;
 use common::ws::{CLOSE, FIN, frame, parse, record, upgrade_head};
-use common::{App, Node, PATIENCE, Process, get, wait_for};
+use common::{App, Node, PATIENCE, Process, Random, get, wait_for};
 use futures_util::{SinkExt, StreamExt};
 use std::io::{self, Read, Write};
 use std::net::{Ipv4Addr, Shutdown, SocketAddr};
@@ -69,19 +69,6 @@ impl Tally {
 
     fn is_disturbed(&self) -> bool {
         self.disturbed_until.lock().expect("nobody panicked").is_some_and(|until| Instant::now() < until)
-    }
-}
-
-/// A generator with a seed (SplitMix64).
-struct Random(u64);
-
-impl Random {
-    fn below(&mut self, bound: u64) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        (z ^ (z >> 31)) % bound
     }
 }
 

@@ -96,8 +96,10 @@ impl<'a> ClientSide<'a> {
 
     /// What an update says of headers holds for the view model's next request, too (contract 6.3).
     fn keep_headers(&mut self, name: &[u8], message: Message<'_>, bytes_max: usize) {
+        // Most say nothing of them, and nothing is looked up for those.
+        let Some(update) = message.argument.filter(|update| headers::may_have_headers(update)) else { return };
         let Some(requested) = self.views.argument(*self.list, name) else { return };
-        if let Some(renewed) = message.argument.and_then(|update| headers::renewed(requested, update)) {
+        if let Some(renewed) = headers::renewed(requested, update) {
             self.views.keep(*self.list, name, Some(&renewed), bytes_max);
         }
     }

@@ -52,11 +52,8 @@ impl Authorization {
 
 /// What a view model would be requested with by a client that has just sent this update: with the update's `$headers` in place of
 /// those of its last request (contract 6.3). `requested`: the argument of that, None for null. None: the update has no headers, or it is
-/// not an object.
+/// not an object. It reads the whole update; who has many asks `may_have_headers` first.
 pub fn renewed(requested: Option<&[u8]>, update: &[u8]) -> Option<Vec<u8>> {
-    if !may_have_headers(update) {
-        return None;
-    }
     let headers = last_member(update, |name| json::eq(name, HEADERS))?;
     let argument = requested.and_then(|requested| {
         last_member(requested, |name| json::eq(name, ARGUMENT)).map(|argument| argument.of(requested))
@@ -79,7 +76,7 @@ const BEARER: &str = "Bearer ";
 
 /// False: there is no such name in it. Written without escapes it has a dollar sign, and of all escapes only `\u` can stand for one
 /// of its characters.
-fn may_have_headers(argument: &[u8]) -> bool {
+pub fn may_have_headers(argument: &[u8]) -> bool {
     memchr::memchr2_iter(b'$', b'\\', argument).any(|at| {
         let rest = &argument[at..];
         rest.starts_with(b"\\u") || rest.starts_with(HEADERS.as_bytes())
