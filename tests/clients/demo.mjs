@@ -39,11 +39,16 @@ test("the demonstration is seen, stopped and started again", { timeout: 110_000 
   const photograph = (tab, name, fullPage = false) => tab.screenshot({ path: path.join(screenshots, `demo-${name}.png`), fullPage });
   const says = (where, selector, pattern) =>
     where.locator(selector).first().evaluate(
-      (element, source) => new Promise((done) => {
-        const look = () => (new RegExp(source).test(element.textContent) ? done() : setTimeout(look, 50));
+      (element, { source, selector, patience }) => new Promise((done, fail) => {
+        const late = performance.now() + patience;
+        const look = () => {
+          if (new RegExp(source).test(element.textContent)) done();
+          else if (performance.now() > late) fail(new Error(`${selector} says "${element.textContent}" and not /${source}/`));
+          else setTimeout(look, 50);
+        };
         look();
       }),
-      pattern.source,
+      { source: pattern.source, selector, patience: 30_000 },
       { timeout: 30_000 },
     );
   const state = (tab, part, word) => says(tab, `#${part} .state`, new RegExp(`^${word}$`));
@@ -115,21 +120,27 @@ test("the demonstration is seen, stopped and started again", { timeout: 110_000 
   assert.equal(await from(tab), demo.admins[0]);
   await says(live(tab, 1), "#greetings", /Ada Lovelace/);
 
-  // The app server goes: everybody is asked to come back, and does.
+  // The app server goes: everybody stays, and what is said meanwhile waits.
   await tab.locator("#app button").press("Enter");
   await state(tab, "app", "stopped");
-  for (const node of [1, 2]) await says(live(tab, node), "#status", /^(waiting for the app server|reconnecting)$/);
-  await says(tab, "#active", new RegExp(`^0 of ${CLIENTS}$`));
-  // They have come back, and a node without its app server refuses in the end; that is not the end of them.
-  for (const node of [1, 2]) await says(live(tab, node), "#notice", /^ForwardingException: The app server could not be reached/);
+  await live(tab, 1).locator("#chat-input").fill("Said while nobody listened");
+  await live(tab, 1).locator("#chat-send").click();
+  // The load's messages have waited for as long as they may, and so has this one: a sentence says so, and nobody is cut off.
+  await says(live(tab, 1), "#notice", /^ForwardingException: The app server could not be reached/);
+  for (const node of [1, 2]) assert.equal(await live(tab, node).locator("#status").textContent(), "connected");
+  await says(tab, "#active", new RegExp(`^${CLIENTS} of ${CLIENTS}$`));
   await photograph(tab, "app-server-stopped");
+  await live(tab, 2).locator("#chat-input").fill("Is it coming back?");
+  await live(tab, 2).locator("#chat-send").click();
   await tab.locator("#app button").press("Enter");
   await state(tab, "app", "running");
+  // Nobody asked anew, and everybody is where they were: the latter message arrives behind its room.
   for (const node of [1, 2]) {
-    await says(live(tab, node), "#status", /^connected$/);
+    await says(live(tab, node), "#chat-log", /Is it coming back\?/);
     await says(live(tab, node), "#notice", /^$/);
   }
   await says(tab, "#active", new RegExp(`^${CLIENTS} of ${CLIENTS}$`));
+  await says(tab, "#lost", new RegExp(`^${CLIENTS / 2}$`));
   await talk(1, "There we are again");
 
   // The load is changed and ended.

@@ -507,7 +507,8 @@ pub fn drive_browser(script: &str, environment: &[(&str, &str)]) -> (String, Pat
     command.env("BINARY", env!("CARGO_BIN_EXE_signalring")).env("CHROMIUM", CHROMIUM).env("SCREENSHOTS", &screenshots);
     command.envs(environment.iter().copied());
     let mut process = Process::spawn(script, &mut command).expect("node was there a moment ago");
-    let status = process.wait(Duration::from_secs(120));
+    // Longer than any of the scripts gives itself: what failed is said by them.
+    let status = process.wait(Duration::from_secs(180));
     let output = process.output();
     assert!(status.is_some_and(|status| status.success()), "the browser test failed ({status:?}):\n{output}");
     println!("{output}");
