@@ -214,6 +214,7 @@ table! {
         DroppedUnsent = "unsent_bytes",
         DroppedHeaders = "context_headers",
         DroppedNotice = "disconnect_notice",
+        DroppedReplay = "replay_too_large",
         DroppedJournal = "journal_full",
         DroppedAppMessage = "odd_app_message",
         DroppedResume = "resume_buffer",
@@ -269,7 +270,7 @@ table! {
         DroppedDown = "dropped_lane_down",
         DroppedFull = "dropped_queue_full",
     }
-    "upstream_deliveries", "Messages for clients received from the app servers of an upstream", "" { Deliveries = "" }
+    "upstream_deliveries", "Messages and group changes for clients received from the app servers of an upstream", "" { Deliveries = "" }
 }
 
 table! {

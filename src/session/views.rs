@@ -4,7 +4,8 @@
 //! A view model is one entry in a table, linked into its client's list in the order of the requests; names and arguments are kept once,
 //! since all clients of one page have the same view models. A client without any costs four bytes.
 use crate::limits::{VIEW_NAMES_BYTES_MAX, VIEWS_PER_CLIENT_MAX};
-use std::collections::HashMap;
+use hashbrown::HashTable;
+use std::hash::{BuildHasher, RandomState};
 
 const NONE: u32 = u32::MAX;
 
@@ -72,9 +73,9 @@ struct Name {
 /// What one live view model takes: the entry, and its place in the list of free ones; names and arguments apart.
 pub const VIEW_BYTES: usize = size_of::<View>() + size_of::<u32>();
 
-/// ... and what a name or an argument takes beside its text, which stands twice: an entry in the list and one in the table, which both
-/// grow by doubling, and two allocations.
-pub const NAME_BYTES: usize = 2 * (size_of::<Name>() + size_of::<u32>() + size_of::<(Box<[u8]>, u32)>() + 16);
+/// ... and what a name or an argument takes beside its text: its places in the list, in that of free ones and in the table, which grow
+/// by doubling, and what the allocator adds.
+pub const NAME_BYTES: usize = 2 * (size_of::<Name>() + size_of::<u32>() + size_of::<u32>() + 1) + 24;
 
 /// Tells a view model that was opened from one that had the same name before it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -92,7 +93,10 @@ pub enum Opened {
 /// The view models of a shard's clients. Names are plain text, without JSON's escapes.
 #[derive(Default)]
 pub struct Views {
-    by_name: HashMap<Box<[u8]>, u32>,
+    /// Indices into `names`, by what stands there: a text is not kept a second time to be found.
+    by_text: HashTable<u32>,
+    /// Its keys are nobody's to guess: the texts are clients'.
+    hasher: RandomState,
     names: Vec<Name>,
     free_names: Vec<u32>,
     views: Vec<View>,
@@ -316,7 +320,8 @@ impl Views {
     }
 
     fn name(&mut self, text: &[u8]) -> u32 {
-        if let Some(index) = self.by_name.get(text) {
+        let hash = self.hasher.hash_one(text);
+        if let Some(index) = self.by_text.find(hash, |index| *self.names[*index as usize].text == *text) {
             self.names[*index as usize].uses += 1;
             return *index;
         }
@@ -331,7 +336,8 @@ impl Views {
                 self.names.len() as u32 - 1
             }
         };
-        self.by_name.insert(text.into(), index);
+        let (names, hasher) = (&self.names, &self.hasher);
+        self.by_text.insert_unique(hash, index, |index| hasher.hash_one(&*names[*index as usize].text));
         index
     }
 
@@ -345,11 +351,15 @@ impl Views {
     fn drop_name(&mut self, index: u32) {
         let Some(name) = self.names.get_mut(index as usize) else { return };
         name.uses -= 1;
-        if name.uses == 0 {
-            self.by_name.remove(&name.text);
-            name.text = Box::default();
-            self.free_names.push(index);
+        if name.uses > 0 {
+            return;
         }
+        let text = core::mem::take(&mut name.text);
+        match self.by_text.find_entry(self.hasher.hash_one(&*text), |place| *place == index) {
+            Ok(place) => drop(place.remove()),
+            Err(_) => debug_assert!(false, "what has a name is in the table"),
+        }
+        self.free_names.push(index);
     }
 }
 
@@ -406,7 +416,7 @@ mod tests {
         assert_eq!(names(&views, a), pairs(&[("One", 1), ("Pages", 1), ("New", 1)]));
         views.close_all(&mut a);
         views.close_all(&mut b);
-        assert!(views.is_empty() && views.by_name.is_empty());
+        assert!(views.is_empty() && views.by_text.is_empty());
         assert_eq!(views.names.len(), views.free_names.len());
     }
 
@@ -472,7 +482,7 @@ mod tests {
         views.spare(list, 1, b"B");
         assert_eq!((views.upstreams(list, b"B"), again(&views, list, 1)), (Some(Upstreams(1)), vec![]));
         views.close_all(&mut list);
-        assert!(views.is_empty() && views.by_name.is_empty());
+        assert!(views.is_empty() && views.by_text.is_empty());
         assert_eq!(views.names.len(), views.free_names.len());
     }
 

@@ -686,10 +686,9 @@ impl Lane {
             vm_id.push(b'"');
             let forward = Forward::Vm { call: Call::RequestVm, vm_id: &vm_id, argument };
             let cargo = Cargo::Replay { client: from.client };
-            // It was not too large the first time, and an id is as long as another.
-            if self.write(now, &forward, None, from.origin, from.shown, cargo, gate).is_ok() {
-                gate.metrics.add(Counter::Replayed, 1);
-            }
+            // It was not too large the first time, and an id is as long as another; headers that it changed since may be longer.
+            let written = self.write(now, &forward, None, from.origin, from.shown, cargo, gate).is_ok();
+            gate.metrics.add(if written { Counter::Replayed } else { Counter::DroppedReplay }, 1);
             self.paced.1 += 1;
         }
     }

@@ -1,12 +1,9 @@
 // Drives the demo page in a real browser: `tests/browser.rs` runs it with node --test.
 
 import assert from "node:assert/strict";
-import { mkdtempSync, rmSync } from "node:fs";
-import os from "node:os";
 import path from "node:path";
 import { test } from "node:test";
-import { chromium } from "playwright-core";
-import { QUIET } from "./lib/chromium.mjs";
+import { launch } from "./lib/chromium.mjs";
 import { Demo } from "./lib/processes.mjs";
 
 const screenshots = process.env.SCREENSHOTS;
@@ -16,14 +13,7 @@ test("two tabs on two nodes edit, chat, and see each other leave", { timeout: 10
   t.after(() => demo.stop());
   assert.equal(new Set(demo.nodes).size, 2, `a page for each of two nodes is printed: ${demo.output}`);
 
-  const profile = mkdtempSync(path.join(os.tmpdir(), "signalring-chromium-"));
-  t.after(() => rmSync(profile, { recursive: true, force: true, maxRetries: 5 }));
-  const browser = await chromium.launchPersistentContext(profile, {
-    executablePath: process.env.CHROMIUM,
-    headless: true,
-    args: QUIET,
-    viewport: { width: 1100, height: 800 },
-  });
+  const browser = await launch({ viewport: { width: 1100, height: 800 } });
   t.after(() => browser.close());
 
   const problems = [];

@@ -8,9 +8,8 @@ import http from "node:http";
 import { createRequire } from "node:module";
 import path from "node:path";
 import { after, before, describe, test } from "node:test";
-import { chromium } from "playwright-core";
-import { QUIET } from "./lib/chromium.mjs";
-import { App, Node, scratch } from "./lib/processes.mjs";
+import { launch } from "./lib/chromium.mjs";
+import { App, Node } from "./lib/processes.mjs";
 
 const require = createRequire(import.meta.url);
 const script = (folder, file) => readFileSync(path.join(path.dirname(require.resolve(`${folder}/package.json`)), "dist/browser", file));
@@ -73,7 +72,7 @@ describe("pages of another origin", () => {
     // The same page by both of its names; the second is another site than the node's.
     const origins = ["127.0.0.1", "localhost"].map((host) => `http://${host}:${allowed.port}`);
     node = await Node.configured(app, { allowed_origins: origins });
-    browser = await chromium.launchPersistentContext(scratch(), { executablePath: process.env.CHROMIUM, headless: true, args: QUIET });
+    browser = await launch();
   });
   after(async () => {
     await browser?.close();

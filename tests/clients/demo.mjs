@@ -1,12 +1,9 @@
 // Drives the demonstration's page in a real browser: `tests/browser.rs` runs it with node --test.
 
 import assert from "node:assert/strict";
-import { mkdtempSync, rmSync } from "node:fs";
-import os from "node:os";
 import path from "node:path";
 import { test } from "node:test";
-import { chromium } from "playwright-core";
-import { QUIET } from "./lib/chromium.mjs";
+import { launch } from "./lib/chromium.mjs";
 import { Demo } from "./lib/processes.mjs";
 
 const screenshots = process.env.SCREENSHOTS;
@@ -15,9 +12,7 @@ const CLIENTS = 200;
 test("the demonstration is seen, stopped and started again", { timeout: 110_000 }, async (t) => {
   const demo = await Demo.start(["--clients", String(CLIENTS)]);
   t.after(() => demo.stop());
-  const profile = mkdtempSync(path.join(os.tmpdir(), "signalring-chromium-"));
-  t.after(() => rmSync(profile, { recursive: true, force: true, maxRetries: 5 }));
-  const browser = await chromium.launchPersistentContext(profile, { executablePath: process.env.CHROMIUM, headless: true, args: QUIET, viewport: { width: 1440, height: 900 } });
+  const browser = await launch({ viewport: { width: 1440, height: 900 } });
   t.after(() => browser.close());
 
   const problems = [];

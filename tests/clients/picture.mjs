@@ -1,22 +1,17 @@
 // Drives the live picture in a real browser: `tests/picture.rs` starts two nodes with clients and runs it with node --test.
 
 import assert from "node:assert/strict";
-import { mkdtempSync, rmSync } from "node:fs";
-import os from "node:os";
 import path from "node:path";
 import { test } from "node:test";
-import { chromium } from "playwright-core";
-import { QUIET } from "./lib/chromium.mjs";
+import { launch } from "./lib/chromium.mjs";
 
-const { ADMIN: admin, CHROMIUM: executablePath, SCREENSHOTS: screenshots } = process.env;
+const { ADMIN: admin, SCREENSHOTS: screenshots } = process.env;
 const CLIENTS = Number(process.env.CLIENTS);
 /** Of script, for one frame. A frame of 60 a second has 16.7 ms, of which the browser needs its part. */
 const STEP_MS_MAX = 8;
 
 test("the picture of two nodes", { timeout: 110_000 }, async (t) => {
-  const profile = mkdtempSync(path.join(os.tmpdir(), "signalring-chromium-"));
-  t.after(() => rmSync(profile, { recursive: true, force: true, maxRetries: 5 }));
-  const browser = await chromium.launchPersistentContext(profile, { executablePath, headless: true, args: QUIET, viewport: { width: 1280, height: 900 } });
+  const browser = await launch({ viewport: { width: 1280, height: 900 } });
   t.after(() => browser.close());
   const problems = [];
   const open = async (query = "", { width = 1280, height = 1000, ...media } = {}) => {

@@ -26,7 +26,7 @@ const living = new Set();
 const folders = [];
 process.on("exit", () => {
   for (const child of living) child.kill("SIGKILL");
-  for (const folder of folders) rmSync(folder, { recursive: true, force: true });
+  for (const folder of folders) rmSync(folder, { recursive: true, force: true, maxRetries: 5 });
 });
 
 /** A folder that is gone when the tests are. */
