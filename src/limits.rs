@@ -363,7 +363,7 @@ const _: () = assert!(LANE_SILENCE_MS >= 2 * LANE_KEEP_ALIVE_MS);
 pub const LANES_PER_SHARD_MAX: u16 = 1024;
 /// ... and of all shards to all urls: each is a connection that app servers and the control plane keep alive.
 pub const LANES_MAX: u32 = 16 * 1024;
-/// Places kept free beyond the connection limit, so that one too many is told so (503) and not just cut off.
+/// Places kept free beyond the connection limit, of a shard and of the node, so that one too many is told so (503) and not just cut off.
 pub const CONNECTIONS_SPARE: u32 = 64;
 const _: () = assert!(CLIENTS_MAX + CONNECTIONS_SPARE + (LANES_PER_SHARD_MAX as u32) < 1 << 24);
 /// How long accepting rests when the process has no descriptor left.

@@ -226,7 +226,8 @@ impl Check<'_> {
 pub fn descriptors_beside_clients(shards: u16, lanes: u32, listeners: usize, peers: usize) -> u64 {
     // The first listener is one of a shard's own.
     let per_shard = DESCRIPTORS_PER_SHARD + listeners as u32 - 1;
-    u64::from(DESCRIPTORS_SLACK + u32::from(shards) * per_shard + lanes * DESCRIPTORS_PER_LANE + peers as u32)
+    let slack = DESCRIPTORS_SLACK + CONNECTIONS_SPARE;
+    u64::from(slack + u32::from(shards) * per_shard + lanes * DESCRIPTORS_PER_LANE + peers as u32)
 }
 
 /// Whether `host:port` is where this node listens, as far as can be said without asking a name server.

@@ -263,7 +263,7 @@ impl Config {
     }
 
     /// Connections one shard holds. The kernel spreads connections by hash, not evenly: each of several shards may take a
-    /// quarter more than its part, so that the whole node may hold more than `max_clients`.
+    /// quarter more than its part, as long as the node has not more than `max_clients`.
     pub fn connections_per_shard(&self) -> u32 {
         let (all, shards) = (self.limits.max_clients, u32::from(self.shards));
         if shards == 1 { all } else { (all / shards + all / shards / 4 + CONNECTIONS_SPARE).min(all) }

@@ -320,8 +320,8 @@ mod tests {
         }
         assert!(promised > 25);
         assert_eq!(resolved.config.shards, 4);
-        // 20,000 files, less 64 of slack, 4 shards of 8 and 5 lanes of 2.
-        assert_eq!(resolved.config.limits.max_clients, 20_000 - 64 - 32 - 10);
+        // 20,000 files, less 64 of slack, 64 to say no on, 4 shards of 8 and 5 lanes of 2.
+        assert_eq!(resolved.config.limits.max_clients, 20_000 - 2 * 64 - 32 - 10);
         assert_eq!(resolved.config.upstreams[0].forward_headers, HeaderPolicy::All);
     }
 
@@ -408,10 +408,10 @@ mod tests {
         );
         let fault = one("", &[], app().with(Key::MaxClients, "20000"));
         assert!(
-            fault.starts_with("--max-clients: limits.max_clients: max_clients = 20000 needs 20106 open files"),
+            fault.starts_with("--max-clients: limits.max_clients: max_clients = 20000 needs 20170 open files"),
             "{fault}"
         );
-        assert!(fault.contains("lower max_clients to 19894"), "{fault}");
+        assert!(fault.contains("lower max_clients to 19830"), "{fault}");
         let fault = one("", &[], app().with(Key::MaxClients, "3"));
         assert!(fault.contains("4 shards"), "{fault}");
         let fault = one("", &[], RunFlags::default().with(Key::Url, "http://app:6100/Dotnetify/"));

@@ -578,7 +578,7 @@ mod tests {
             resolved.unwrap().config.limits.max_clients
         };
         // Slack, two shards, two descriptors a lane.
-        assert_eq!(most(file), 1000 - 64 - 2 * 8 - 8 * 2);
+        assert_eq!(most(file), 1000 - 2 * 64 - 2 * 8 - 8 * 2);
         assert_eq!(most(&format!("peers = [\"x:1\", \"y:1\"]\n{file}")), most(file) - 2);
         // 256 shards with a lane each to 65 urls.
         let many: String = (0..5)

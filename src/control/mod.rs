@@ -34,7 +34,7 @@ use crate::metrics::{Gauge, Published};
 use crate::proto::signalr::Protocol;
 use crate::session::routing::UpstreamKind;
 use crate::session::token::TokenKey;
-use crate::shard::{Addresses, Settings, Shard, Upstream, Upstreams, Window};
+use crate::shard::{Addresses, Occupancy, Settings, Shard, Upstream, Upstreams, Window};
 use crate::sys::ring::Ring;
 use crate::sys::{probe, socket};
 use core::time::Duration;
@@ -108,7 +108,8 @@ impl Node {
         let process = Arc::new(ProcessStats::default());
         let per_address_max = config.limits.connections_per_address;
         let addresses = (per_address_max > 0).then(|| Arc::new(Addresses::new(per_address_max)));
-        let shared = Shared { process: process.clone(), addresses };
+        let occupancy = Arc::new(Occupancy::new(config.limits.max_clients));
+        let shared = Shared { process: process.clone(), addresses, occupancy };
         let (to_control, from_shards) = bus::channel()?;
         let (commands, commanded) = tokio_mpsc::unbounded_channel();
         let mut shards = Vec::new();
@@ -404,6 +405,7 @@ fn random<const N: usize>() -> io::Result<[u8; N]> {
 struct Shared {
     process: Arc<ProcessStats>,
     addresses: Option<Arc<Addresses>>,
+    occupancy: Arc<Occupancy>,
 }
 
 fn shard_settings(
@@ -430,6 +432,7 @@ fn shard_settings(
         client: renewal.client,
         connections_max: config.connections_per_shard(),
         accept_rate: renewal.accept_rate,
+        occupancy: shared.occupancy.clone(),
         addresses: shared.addresses.clone(),
         begins_unavailable: renewal.begins_unavailable,
         send_queue_bytes_max: renewal.send_queue_bytes_max,

@@ -231,7 +231,7 @@ impl<I: Io> Shard<I> {
             socket.secure = secure;
             Conn { socket, stage: Stage::Http(Box::new(http)) }
         };
-        let Some(key) = self.conns.insert_with(conn) else {
+        let Some(key) = self.take_place(conn) else {
             // Even the spare places are taken.
             self.note_surplus(now, HttpError::Overloaded, peer.remote.ip());
             self.metrics.add(Counter::refusal(HttpError::Overloaded.label()), 1);
@@ -304,7 +304,7 @@ impl<I: Io> Shard<I> {
         if self.stopping.is_some() {
             return Some(HttpError::Stopping);
         }
-        (self.conns.len() >= self.settings.connections_max).then_some(HttpError::Overloaded)
+        self.is_full().then_some(HttpError::Overloaded)
     }
 
     pub(super) fn wants_proxy_header(&self, key: SlotKey) -> bool {

@@ -278,13 +278,13 @@ impl<I: Io> Shard<I> {
         transport: Transport,
         id: ConnectionId,
     ) -> Result<SlotKey, HttpError> {
-        if self.conns.len() >= self.settings.connections_max {
+        if self.is_full() {
             return Err(HttpError::Overloaded);
         }
         let over = |key| Conn { socket: Socket::new(key, NO_SOCKET), stage: Stage::Over };
-        let key = self.conns.insert_with(over).ok_or(HttpError::Overloaded)?;
+        let key = self.take_place(over).ok_or(HttpError::Overloaded)?;
         if let Err(error) = self.count_client(now, key, begun) {
-            self.conns.remove(key);
+            self.free_place(key);
             return Err(error);
         }
         let is_resumable = transport == Transport::WebSockets;
@@ -618,10 +618,9 @@ impl<I: Io> Shard<I> {
     /// Frees a carried client's place. What it has not fetched is dropped.
     pub(super) fn remove_carried(&mut self, key: SlotKey, id: ConnectionId) {
         self.connections.release(&id);
-        if let Some(mut conn) = self.conns.remove(key) {
+        if let Some(mut conn) = self.free_place(key) {
             debug_assert!(!conn.socket.has_fd());
             self.wheel.clear(key.slot);
-            self.uncount_address(key);
             self.metrics.add(Counter::DroppedUnsent, u64::from(self.frames.clear(&mut conn.socket.queue)));
         }
     }

@@ -27,11 +27,14 @@ impl<I: Io> Shard<I> {
 
     /// Hands the connection over, if the kernel has let go of it and everything said on it so far has left.
     pub(super) fn leave(&mut self, now: Time, key: SlotKey) {
-        let Shard { conns, shards, wheel, io, .. } = self;
-        let Some(Conn { socket, stage: Stage::Http(http) }) = conns.get_mut(key) else { return };
+        let Some(Conn { socket, stage: Stage::Http(_) }) = self.conns.get(key) else { return };
         if socket.life != Life::Leaving || !socket.ops.is_empty() || socket.has_unsent() {
             return;
         }
+        // Its address counts it where it goes, and it may be there at once. If it stays, it stays to be refused.
+        self.uncount_address(key);
+        let Shard { conns, shards, wheel, io, .. } = self;
+        let Some(Conn { socket, stage: Stage::Http(http) }) = conns.get_mut(key) else { return };
         let to = http.leaving_to.and_then(|to| shards.get(usize::from(to.0)));
         let HttpStage { peer, buffer, .. } = &mut **http;
         let handover = Handover {
@@ -49,8 +52,8 @@ impl<I: Io> Shard<I> {
             None => {
                 self.metrics.add(Counter::HandedOver, 1);
                 wheel.clear(key.slot);
+                // Not `free_place`: it still is one of the node's.
                 conns.remove(key);
-                self.uncount_address(key);
             }
             // Its queue is full, or it has ended: the connection stays, and is told to try later.
             Some(ShardOrder::Connection(handover)) => {
@@ -71,6 +74,7 @@ impl<I: Io> Shard<I> {
         http.buffer = buffer;
         let secure = tls.map(|tls| Box::new(Secure::new(tls)));
         let fd = self.io.adopt(socket);
+        self.has_arrived();
         if let Some(key) = self.add_connection(now, fd, secure, http) {
             self.serve_requests(now, key);
         }

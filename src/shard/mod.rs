@@ -12,8 +12,9 @@
 //! forwarding    which upstreams a request goes to, and on which lanes          upstreams     what is known of them, who shares a hub id
 //! socket        lives of sockets, what is in flight for them                   secure        TLS between a socket and the rest
 //! replay        what the loss of a lane means to its clients                   burial        clients of a process that is dead
-//! pause         clients from which nothing is read for a while                 addresses     how many connections one address has
-//! sight         what the shard shows of itself to who looks at the node        residue       what it keeps
+//! pause         clients from which nothing is read for a while                 residue       what it keeps
+//! addresses     how many connections one address has                           occupancy     ... and the node
+//! sight         what the shard shows of itself to who looks at the node
 //! renewal       settings that change while it runs                             stop          how it ends
 //! ```
 
@@ -28,6 +29,7 @@ mod delivery;
 mod forwarding;
 mod handover;
 mod lane;
+mod occupancy;
 mod pause;
 mod quiet;
 mod renewal;
@@ -43,6 +45,7 @@ mod upstreams;
 pub use accept::Listener;
 pub use addresses::{ADDRESS_BYTES, Addresses};
 pub use connections::{HELD_CLIENT_BYTES, USED_TOKEN_BYTES};
+pub use occupancy::Occupancy;
 pub use residue::Residue;
 pub use upstreams::{Upstream, Upstreams, Window};
 
@@ -130,6 +133,8 @@ pub struct Settings {
     pub has_tls: bool,
     /// Connections this shard holds at most.
     pub connections_max: u32,
+    /// ... and all shards together.
+    pub occupancy: Arc<Occupancy>,
     /// Connections it accepts in a second; 0: any number.
     pub accept_rate: u32,
     /// Where one address may have so many connections only.

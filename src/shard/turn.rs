@@ -416,8 +416,7 @@ impl<I: Io> Shard<I> {
             Some(lane) => self.lane_closed(now, lane),
             None => {
                 self.wheel.clear(key.slot);
-                self.uncount_address(key);
-                let closed = self.conns.remove(key);
+                let closed = self.free_place(key);
                 if closed.is_some_and(|conn| conn.socket.has_fd()) {
                     self.metrics.add(Counter::ConnectionsClosed, 1);
                 }

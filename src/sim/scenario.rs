@@ -15,7 +15,7 @@ use crate::session::client::ClientSettings;
 use crate::session::pace::Rate;
 use crate::session::routing::{Dispatch, HubScope, Route, UpstreamKind};
 use crate::session::token::TokenKey;
-use crate::shard::{Settings, Upstream, Upstreams, Window};
+use crate::shard::{Occupancy, Settings, Upstream, Upstreams, Window};
 use core::time::Duration;
 use std::sync::Arc;
 
@@ -176,7 +176,12 @@ impl Scenario {
         }
     }
 
-    pub(super) fn settings(&self, shard: usize) -> Settings {
+    /// How many connections all shards together may have.
+    pub(super) fn occupancy(&self) -> Arc<Occupancy> {
+        Arc::new(Occupancy::new(self.connections_max))
+    }
+
+    pub(super) fn settings(&self, shard: usize, occupancy: Arc<Occupancy>) -> Settings {
         let upstreams = self.upstreams.iter().enumerate().map(|(index, plan)| self.upstream(index, plan)).collect();
         Settings {
             shard: ShardId(shard as u8),
@@ -204,6 +209,7 @@ impl Scenario {
             process: Arc::new(ProcessStats::default()),
             has_tls: false,
             connections_max: self.connections_max,
+            occupancy,
             accept_rate: self.accept_rate,
             addresses: None,
             begins_unavailable: self.begins_unavailable,

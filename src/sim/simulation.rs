@@ -78,13 +78,14 @@ impl Simulation {
         let (to_control, from_shards) = bus::channel().expect("a doorbell");
         let channels: Vec<_> = (0..scenario.shards).map(|_| bus::channel().expect("a doorbell")).collect();
         let ways: Vec<Sender<ShardOrder>> = channels.iter().map(|(orders, _)| orders.clone()).collect();
+        let occupancy = scenario.occupancy();
         let runner = |(index, (orders, ordered))| {
             let socket = network::name();
             network.borrow_mut().listen(index, socket.as_raw_fd());
             let listener = Listener { socket, tls: None, is_unix: false };
             let world = World::new(network.clone(), index);
             let published = Arc::new(Published::new());
-            let settings = scenario.settings(index);
+            let settings = scenario.settings(index, occupancy.clone());
             let (ways, to_control) = (ways.clone(), to_control.clone());
             let shard = Shard::new(settings, world, vec![listener], ways, ordered, to_control, published.clone());
             Runner {
