@@ -59,7 +59,6 @@
 //! - **replay**: the view models of a client requested again under its new id, as they were requested last ([`session::views`]).
 //! - **acknowledged**: the app server says when it has worked on an invocation. What it has not is **in flight** ([`session::flight`]). A lane
 //!   on which nothing is acknowledged for too long is **stuck**.
-//! - **journal**: the origin ids that app servers know clients by, kept where it outlives the process ([`journal`]).
 //! - **journal**: the file in which a process notes the origin ids that upstreams know ([`journal`]). From that of a process which was killed
 //!   the next one **buries** its clients: it sends their `OnDisconnectedAsync` in its place.
 //! - **hub id**: the id a lane gives itself, fresh at every connect ([`ids::HubId`]); or, as an option, one for all lanes of the node.

@@ -377,6 +377,14 @@ pub const UPSTREAM_MESSAGE_BYTES_MAX: u32 = LANE_RECORD_BYTES_MAX as u32;
 pub const LISTEN_PATIENCE_MS: u64 = 1_000;
 /// How often certificate and key files are looked at for changes.
 pub const CREDENTIALS_LOOK_MS: u64 = 10_000;
+/// A lane that was up for so long was no mistake: it is dialled again at once when it is lost.
+pub const LANE_STEADY_MS: u64 = 2000;
+/// So many lanes may be lost one after the other while the app server had the same request before it; the third is no chance any more.
+pub const SUSPECT_TIMES: u32 = 3;
+/// ... each within so long of the one before: longer than the longest wait between two attempts to dial.
+pub const SUSPECT_MS: u64 = 60_000;
+/// ... of so many requests at a time, a shard.
+pub const SUSPECTS_MAX: usize = 64;
 /// Log lines of one kind that peers cause, a shard and window: enough to see what happens, too few to fill a disk.
 pub const LOG_LINES_MAX: u32 = 10;
 pub const LOG_WINDOW_MS: u64 = 10_000;

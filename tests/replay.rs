@@ -8,10 +8,10 @@ use common::talk::{
     call, counts, dispose, is_quiet, json_of, leave, origins_of, request, requested, response, start, update, upstream,
 };
 use common::web::{Events, Polling, message_pack_call, update as unframed_update};
-use common::ws::{BINARY, FIN, Socket, frame, record};
+use common::ws::{BINARY, FIN, Socket, frame, record, text};
 use common::{Node, PATIENCE, get, wait_for};
 use serde_json::{Value, json};
-use signalring::limits::{CLIENT_WAITING_MAX, REPLAYS_IN_FLIGHT_MAX};
+use signalring::limits::{CLIENT_WAITING_MAX, REPLAYS_IN_FLIGHT_MAX, SUSPECT_TIMES};
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
@@ -399,6 +399,60 @@ fn who_goes_while_everything_is_down_is_told_of_and_not_requested_again() {
     }
 }
 
+#[test]
+fn a_view_model_that_ends_lane_after_lane_is_requested_no_more_and_everybody_else_goes_on() {
+    let (app, node) = one("", "");
+    let (mut other, _) = requested(&node, "", &[("V", &app)]);
+    let (mut client, _) = requested(&node, "", &[("W", &app)]);
+    app.dies_of("Deadly");
+    client.send(&request("Deadly"));
+    assert!(exception(&mut client, "Deadly").contains("each time"));
+    counts(&node, "refusals", "reason=\"ends_lanes\"", 1);
+    counts(&node, "lane_events", "event=\"lost\"", SUSPECT_TIMES as usize);
+    app.has_lanes(1);
+    wait_for("everybody to be known again", PATIENCE, || {
+        (node.metric("signalring_waiting_replays") + node.metric("signalring_queued_disconnects") == 0.0).then_some(())
+    });
+    app.forget();
+    other.send(&update("V", "{}"));
+    app.hears(&["Update_VM V"]);
+    // To its client it is as if it had never been asked for; the others are there.
+    client.send(&[update("W", "{}"), call("Dispose_VM", "\"Deadly\"")].concat());
+    app.hears(&["Update_VM W", "Dispose_VM Deadly"]);
+    app.has_lanes(1);
+    counts(&node, "client_ends", "", 0);
+    leave(client);
+    leave(other);
+}
+
+#[test]
+fn disposals_of_nothing_wait_as_long_as_there_is_room_and_those_of_something_always() {
+    let (app, node) = one("[limits]\nupstream_queue_bytes = \"64KiB\"\nupstream_queue_timeout = \"2s\"", "");
+    let (mut client, old) = requested(&node, "", &[("V", &app)]);
+    goes(&app, &node);
+    let disposal = |n| format!("{{\"type\":1,\"target\":\"Dispose_VM\",\"arguments\":[\"N{n}\"]}}\u{1e}");
+    let disposals: String = (0..400).map(disposal).collect();
+    let begun = Instant::now();
+    let mut flooding: Vec<Socket> = (0..3).map(|_| Socket::connect(node.address)).collect();
+    flooding.iter_mut().for_each(|socket| socket.send(&text(&disposals)));
+    wait_for("what there is no room for", PATIENCE, || {
+        (node.metric_where("signalring_drops", "reason=\"needless_disposal\"") > 600.0).then_some(())
+    });
+    let waiting = node.metric("signalring_queued_messages");
+    assert!(waiting < 600.0, "{waiting} wait");
+    // That of a view model that there is finds room.
+    client.send(&call("Dispose_VM", "\"V\""));
+    counts(&node, "queued_messages", "", waiting as usize + 1);
+    counts(&node, "queued_messages", "", 0);
+    assert!(begun.elapsed() >= Duration::from_secs(2));
+    flooding.iter_mut().for_each(|socket| is_quiet(socket, Duration::ZERO));
+    app.opens(true);
+    // Nothing is left to be requested again.
+    assert_eq!(app.hears(&["OnDisconnectedAsync"])[0].origin(), old);
+    counts(&node, "queued_messages", "", 0);
+    leave(client);
+}
+
 // ---- Mirrors and Observers --------------------------------------------------------------------------------------------
 
 #[test]
@@ -487,6 +541,33 @@ fn an_observer_sees_a_client_that_lost_its_lane_go_and_come_by_the_id_that_its_a
     leave(client);
     assert_eq!(observer.hears(&["OnDisconnectedAsync"])[0].origin(), new.origin());
     leave(other);
+}
+
+#[test]
+fn each_url_of_an_observer_is_told_the_end_of_those_it_saw() {
+    let (app, observers) = (Fake::start(), [(); 2].map(|()| Fake::start()));
+    let urls = observers.each_ref().map(Fake::url);
+    let observing = format!("[[upstream]]\nname = \"observer\"\nurls = {urls:?}\nkind = \"observer\"\n{ONE_LANE}\n");
+    let node = start("", &[observing, upstream("app", &app.url(), ONE_LANE)], 3);
+    let (mut client, origin) = requested(&node, "", &[("V", &app)]);
+    let [one, other] = &observers;
+    wait_for("one of them to see it", PATIENCE, || (one.heard().len() + other.heard().len() == 1).then_some(()));
+    let (first, second) = if one.heard().len() == 1 { (one, other) } else { (other, one) };
+    first.hears(&["Request_VM V"]);
+    first.opens(false);
+    first.cut_all();
+    counts(&node, "lanes", "state=\"up\"", 2);
+    client.send(&update("V", "{}"));
+    second.hears(&["Update_VM V"]);
+    first.opens(true);
+    let end = first.hears(&["OnDisconnectedAsync"]).remove(0);
+    assert_eq!(end.origin(), origin);
+    // It stays where it is now.
+    client.send(&update("V", "{}"));
+    second.hears(&["Update_VM V"]);
+    leave(client);
+    assert_eq!(second.hears(&["OnDisconnectedAsync"])[0].origin(), origin);
+    first.hears(&[]);
 }
 
 // ---- Acknowledgements -------------------------------------------------------------------------------------------------

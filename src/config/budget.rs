@@ -33,6 +33,8 @@ const TLS_BYTES_USUAL: usize = 3400;
 /// What the kernel keeps of a client that is not read for a while: `net.ipv4.tcp_rmem`'s default. It lets it grow only where the
 /// receiver is fast.
 const RECEIVE_KERNEL_BYTES: usize = 128 * 1024;
+/// A name may be written with escapes of six bytes for one.
+const ESCAPED_MAX: usize = 6;
 /// Stack of a thread that Rust starts. Pages that are never touched cost nothing.
 const STACK_BYTES: usize = 2 * 1024 * 1024;
 
@@ -333,6 +335,13 @@ impl Budget {
                 lanes,
                 lane_queue,
                 "upstream_queue_bytes; then clients get an error",
+            ),
+            term(
+                "disposals waiting for lanes",
+                Worst,
+                connections,
+                2 * VIEWS_PER_CLIENT_MAX as usize * shard::WAITING_BYTES + ESCAPED_MAX * VIEW_NAMES_BYTES_MAX,
+                "of view models that are live; places grow by doubling",
             ),
             term(
                 "lane send queues",

@@ -327,7 +327,6 @@ impl Keeper {
             let Way { url, protocol, tls } = upstream.way(target);
             match dial(url, &hub_path, protocol, tls.as_ref()).await {
                 Ok(dialled) => {
-                    backoff.succeeded();
                     upstream.succeeded(target);
                     let Ok(hub_id) = upstream.hub_id() else {
                         error!("the operating system gives no random numbers");
@@ -350,9 +349,10 @@ impl Keeper {
                         }
                     }
                     self.is(LaneState::Up);
+                    let since = Instant::now();
                     let Some(()) = losing.recv().await else { return };
                     self.is(LaneState::Waiting);
-                    tokio::time::sleep(Backoff::lost(jitter())).await;
+                    tokio::time::sleep(backoff.lost(since.elapsed(), jitter())).await;
                 }
                 Err(error) => {
                     self.is(LaneState::Waiting);

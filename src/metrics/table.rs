@@ -165,6 +165,7 @@ table! {
         RefusedUnrouted = "unrouted",
         RefusedTooManyViews = "too_many_views",
         RefusedStuck = "stuck",
+        RefusedEndsLanes = "ends_lanes",
         RefusedFailed = "app_server_error",
         RefusedOther = "other",
     }
@@ -269,6 +270,7 @@ table! {
         // A mirror keeps nobody waiting: what it cannot take at once it does not get.
         DroppedDown = "dropped_lane_down",
         DroppedFull = "dropped_queue_full",
+        DroppedTooLarge = "dropped_too_large",
     }
     "upstream_deliveries", "Messages and group changes for clients received from the app servers of an upstream", "" { Deliveries = "" }
 }

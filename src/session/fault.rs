@@ -162,6 +162,8 @@ pub enum Refusal {
     TooManyViews,
     /// The app server worked on it for too long, and everybody behind it waited.
     Stuck,
+    /// Lane after lane was lost while the app server worked on it.
+    EndsLanes,
     /// The app server could not make anything of it.
     Failed,
 }
@@ -179,6 +181,7 @@ impl Refusal {
             | Refusal::TooLargeUpstream
             | Refusal::TooManyViews
             | Refusal::Stuck
+            | Refusal::EndsLanes
             | Refusal::Failed => "ForwardingException",
         }
     }
@@ -197,6 +200,7 @@ impl Refusal {
             }
             Refusal::TooManyViews => "This connection has too many view models.",
             Refusal::Stuck => "The app server has not answered in time. Please try again.",
+            Refusal::EndsLanes => "The app server ended its connection each time it was asked for this.",
             // Its own words take the place of these.
             Refusal::Failed => "The app server failed.",
         }
@@ -212,11 +216,12 @@ impl Refusal {
             Refusal::Unrouted => "unrouted",
             Refusal::TooManyViews => "too_many_views",
             Refusal::Stuck => "stuck",
+            Refusal::EndsLanes => "ends_lanes",
             Refusal::Failed => "app_server_error",
         }
     }
 
-    pub const ALL: [Refusal; 8] = [
+    pub const ALL: [Refusal; 9] = [
         Refusal::QueueTimeout,
         Refusal::QueueFull,
         Refusal::TooLargeUpstream,
@@ -224,6 +229,7 @@ impl Refusal {
         Refusal::Unrouted,
         Refusal::TooManyViews,
         Refusal::Stuck,
+        Refusal::EndsLanes,
         Refusal::Failed,
     ];
 }

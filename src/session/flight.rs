@@ -1,7 +1,8 @@
 //! Invocations of a lane that the app server has not answered yet (contract 6.2).
 //!
 //! An app server works through a lane in order, so completions come in the order of the invocations. One that is told to work on several
-//! at a time may answer out of turn: then what was answered early waits until all before it have been.
+//! at a time may answer out of turn: then what was answered early waits until all before it have been. Ends of clients are few and alike:
+//! whichever is answered, the oldest counts as heard.
 use super::views::Opening;
 use crate::ids::{SlotKey, Time};
 use crate::limits::{FLIGHT_NAME_BYTES_MAX, FLIGHT_NAME_BYTES_USUAL, IN_FLIGHT_DEFAULT};
@@ -71,10 +72,6 @@ impl Flight {
 
     pub fn is_empty(&self) -> bool {
         self.entries.is_empty()
-    }
-
-    pub fn bytes(&self) -> usize {
-        self.entries.capacity() * FLIGHT_BYTES + self.names.capacity()
     }
 
     /// Ends of clients that have not been answered.

@@ -17,6 +17,7 @@ use crate::session::form::Form;
 use crate::session::groups::{Joined, Memberships};
 use crate::session::lane::{LaneEnv, LaneNote, LaneOut};
 use crate::session::routing::HubScope;
+use crate::session::views::Opening;
 use crate::sys::Io;
 use core::ops::Range;
 use std::collections::VecDeque;
@@ -48,9 +49,17 @@ pub(super) struct Failure {
     /// Raw JSON string.
     pub(super) vm_id: Vec<u8>,
     pub(super) refusal: Refusal,
-    /// The app server has no such view model.
-    pub(super) forgets: bool,
+    pub(super) forgets: Forgets,
     pub(super) error: String,
+}
+
+/// Which view model the app server does not have, then.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Forgets {
+    Nothing,
+    /// What the request opened, and not what has its name since.
+    Opened(Opening),
+    Named,
 }
 
 /// The clients that an app server addresses.
@@ -113,8 +122,8 @@ impl LaneEnv for LaneSide<'_> {
         };
         metrics.observe_us(Histogram::Answer, self.now.since(answered.at).as_micros() as u64);
         let (client, forgets) = match answered.cargo {
-            Cargo::Message { client, opens, .. } => (client, opens.is_some()),
-            Cargo::Replay { client } => (client, true),
+            Cargo::Message { client, opens, .. } => (client, opens.map_or(Forgets::Nothing, Forgets::Opened)),
+            Cargo::Replay { client } => (client, Forgets::Named),
             Cargo::Notice => {
                 if let Some(Notice { cell: Some(cell), .. }) = self.told.pop_front() {
                     self.deliver.settings.journal.buried(cell);

@@ -56,7 +56,7 @@ impl<'a> ClientSide<'a> {
         let is_new = message.call == Call::RequestVm && live.is_none() && is_answered;
         let bytes_max = self.gate.settings.replay_bytes_max as usize;
         // What a request begins with, and what a disposal ends with.
-        let mut opens = (message.call == Call::DisposeVm).then(|| self.views.last_opening());
+        let mut opens = (message.call == Call::DisposeVm && live.is_some()).then(|| self.views.last_opening());
         if is_new {
             match self.views.open(self.list, &name, chosen) {
                 Opened::New(opening) => opens = Some(opening),
@@ -76,6 +76,11 @@ impl<'a> ClientSide<'a> {
                 for upstream in chosen.each() {
                     self.views.left(self.list, upstream, &name, last);
                 }
+            }
+            // Nobody misses it.
+            (Call::DisposeVm, None, Err(_)) => {
+                self.gate.metrics.add(Counter::DroppedDisposal, 1);
+                return Ok(());
             }
             _ => {}
         }
@@ -137,13 +142,16 @@ impl<'a> ClientSide<'a> {
         let mut result = Ok(());
         for index in chosen.each().filter(|index| !upstreams.routes.is_observer(*index)) {
             let sent = self.send_to(index, message, opens);
-            let counter = match (upstreams.routes.is_answering(index), &sent) {
-                (true, Ok(())) => UpstreamCounter::Forwarded,
-                (false, Ok(())) => UpstreamCounter::Mirrored,
-                (true, Err(_)) => {
-                    result = sent;
+            let counter = match (upstreams.routes.is_answering(index), sent) {
+                (true, Ok(true)) => UpstreamCounter::Forwarded,
+                // It is counted when it goes on.
+                (true, Ok(false)) => continue,
+                (false, Ok(_)) => UpstreamCounter::Mirrored,
+                (true, Err(refusal)) => {
+                    result = Err(refusal);
                     continue;
                 }
+                (false, Err(Refusal::TooLargeUpstream)) => UpstreamCounter::DroppedTooLarge,
                 (false, Err(_)) => self.why_dropped(index),
             };
             self.gate.metrics.add_upstream(UpstreamIndex(index as u8), counter, 1);
@@ -155,7 +163,8 @@ impl<'a> ClientSide<'a> {
         result
     }
 
-    fn send_to(&mut self, upstream: usize, message: Message<'_>, opens: Option<Opening>) -> Result<(), Refusal> {
+    /// True if it is on its way, false if it waits.
+    fn send_to(&mut self, upstream: usize, message: Message<'_>, opens: Option<Opening>) -> Result<bool, Refusal> {
         let pinned = self.pinned(upstream);
         let lane = match self.gate.settings.upstreams.get(upstream).dispatch {
             Dispatch::Client => pinned,
@@ -181,12 +190,12 @@ impl<'a> ClientSide<'a> {
                     _ => {}
                 }
             }
-            return Ok(());
+            return Ok(true);
         }
         pin.waiting = pin.waiting.saturating_add(1);
         // Who fills the queue is read no further, instead of having what it says refused.
         *self.holds |= pin.waiting >= CLIENT_WAITING_MAX;
-        Ok(())
+        Ok(false)
     }
 
     fn origin_at(&self, upstream: usize) -> OriginId {
@@ -240,9 +249,21 @@ impl<'a> ClientSide<'a> {
                 return index;
             }
             let chosen = choose_lane(self.lanes, self.gate.settings, upstream);
+            if is_observer && pin.tie == Tie::Known && self.lanes[chosen].place != self.lanes[index].place {
+                self.leave_observer(upstream, index);
+            }
             return self.pin_to(upstream, chosen);
         }
         self.pin_to(upstream, choose_lane(self.lanes, self.gate.settings, upstream))
+    }
+
+    /// Each url of an Observer is one of its own: that which saw the client hears of its end, when it can.
+    fn leave_observer(&mut self, observer: usize, lane: usize) {
+        let hub_id = self.hub_id();
+        let gone = self.gate.bury(self.lanes[lane].place, self.socket.key, &self.pins[observer], &self.origin);
+        self.gate.settings.journal.gone(UpstreamIndex(observer as u8), self.socket.key.slot);
+        self.lanes[lane].notice(Notice { hub_id, ..gone }, &mut self.gate);
+        self.pins[observer].tie = Tie::Unknown;
     }
 
     fn pin_to(&mut self, upstream: usize, lane: usize) -> usize {
@@ -313,6 +334,10 @@ impl<'a> ClientSide<'a> {
         };
         let from = From { client: self.socket.key, origin: &origin, shown, opens: None };
         let (pin, lane) = (&mut self.pins[upstream], &mut self.lanes[lane]);
+        if !lane.has_room_for_last_words(self.gate.settings) {
+            // It is nobody's when its turn comes, and counted then: looking for it would cost everybody who leaves the whole queue.
+            return;
+        }
         for waiting in lane.take_waiting_of(self.socket.key, count) {
             // Updates of what the app server does not know by this id are nothing to it.
             if pin.tie == Tie::Owed {

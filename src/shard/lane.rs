@@ -1,6 +1,6 @@
 //! Lanes of this shard: the way of requests to the app server, and what waits in front of it. What losing one means is in `replay`.
 use super::client::write_message;
-use super::delivery::{Deliver, Failure, LaneSide};
+use super::delivery::{Deliver, Failure, Forgets, LaneSide};
 use super::forwarding::plain;
 use super::replay::upstreams_of;
 use super::secure::Secure;
@@ -13,7 +13,7 @@ use crate::journal::Cell;
 use crate::limits::*;
 use crate::mem::frames::FramePool;
 use crate::mem::slab::Slab;
-use crate::metrics::{Counter, Histogram, ShardMetrics};
+use crate::metrics::{Counter, Histogram, ShardMetrics, UpstreamCounter};
 use crate::proto::dotnetify::context::{Context, Items, Tail};
 use crate::proto::dotnetify::forward::{self, Forward};
 use crate::proto::dotnetify::request::Call;
@@ -76,7 +76,7 @@ pub(super) struct Lane {
     pub(super) flight: Flight,
     /// Requests that wait for it, oldest first.
     waiting: VecDeque<Waiting>,
-    waiting_bytes: u32,
+    waiting_bytes: u64,
     /// Clients pinned to it whose view models are to be requested again. Some may have moved on, or be gone.
     pub(super) replays: VecDeque<SlotKey>,
     /// Without acknowledgements: when the next of them may be, and how many since.
@@ -150,7 +150,8 @@ impl<'a> Message<'a> {
 pub(super) struct Waiting {
     pub(super) client: SlotKey,
     call: Call,
-    /// The view model that began with it, a `Request_VM`; of a `Dispose_VM` the last one that was there.
+    /// The view model that began with it, a `Request_VM`; of a `Dispose_VM` the last one that was there, None if there was nothing that it
+    /// could dispose of.
     opens: Option<Opening>,
     vm_id_bytes: u32,
     has_argument: bool,
@@ -159,16 +160,23 @@ pub(super) struct Waiting {
     since: Time,
 }
 
+/// What a `Dispose_VM` takes that waits in front of a lane, its name apart.
+pub const WAITING_BYTES: usize = size_of::<Waiting>();
+
 impl Waiting {
     /// What it counts for against the bound, the entry itself included.
-    fn cost(&self) -> u32 {
-        (self.bytes.len() + size_of::<Waiting>()) as u32
+    fn cost(&self) -> u64 {
+        (self.bytes.len() + size_of::<Waiting>()) as u64
     }
     fn cargo(&self) -> Cargo {
         cargo(self.client, self.call, self.opens)
     }
     fn vm_id(&self) -> &[u8] {
         &self.bytes[..self.vm_id_bytes as usize]
+    }
+    /// Does it end something that the app server may have?
+    fn is_needed_disposal(&self) -> bool {
+        self.call == Call::DisposeVm && self.opens.is_some()
     }
     /// Does it belong to the same view model of the same client?
     fn goes_with(&self, other: &Waiting) -> bool {
@@ -276,7 +284,7 @@ impl Lane {
     pub(super) fn waiting(&self) -> usize {
         self.waiting.len()
     }
-    pub(super) fn waiting_bytes(&self) -> u32 {
+    pub(super) fn waiting_bytes(&self) -> u64 {
         self.waiting_bytes
     }
     pub(super) fn notices(&self) -> usize {
@@ -371,13 +379,19 @@ impl Lane {
 
     /// Puts a request into the queue, or gives it back where that is full.
     pub(super) fn wait(&mut self, waiting: Waiting, bytes_max: u32) -> Result<(), Waiting> {
-        // What is not wanted any more must come to be known as such. It is short, and whoever has several waiting is read no further.
-        if self.waiting_bytes + waiting.cost() > bytes_max && waiting.call != Call::DisposeVm {
+        // What is not wanted any more must come to be known as such. A client has so many view models and no more (`Views::open`), which
+        // bounds this as well.
+        if self.waiting_bytes + waiting.cost() > u64::from(bytes_max) && !waiting.is_needed_disposal() {
             return Err(waiting);
         }
         self.waiting_bytes += waiting.cost();
         self.waiting.push_back(waiting);
         Ok(())
+    }
+
+    /// By the time since when each waits, as what came from another lane may have waited longer. Those of a client keep their order.
+    pub(super) fn sort_waiting(&mut self) {
+        self.waiting.make_contiguous().sort_by_key(|waiting| waiting.since);
     }
 
     pub(super) fn take_waiting(&mut self) -> VecDeque<Waiting> {
@@ -728,6 +742,7 @@ impl Lane {
         match self.write(now, &waiting.message().forward(), None, &origin, shown, waiting.cargo(), gate) {
             Ok(()) => {
                 gate.know(self.place, waiting.client, &mut client.pins[upstream]);
+                gate.metrics.add_upstream(self.place.upstream, UpstreamCounter::Forwarded, 1);
                 match (waiting.call, waiting.opens) {
                     (Call::RequestVm, Some(opening)) => views.requested(client.views, opening),
                     (Call::DisposeVm, Some(last)) => {
@@ -738,6 +753,11 @@ impl Lane {
             }
             Err(refusal) => self.refuse(waiting, refusal, socket, client, views, gate),
         }
+    }
+
+    /// Can what a client that leaves has said go now, beyond what the app server is known to work on? As much as a replay may be over.
+    pub(super) fn has_room_for_last_words(&self, settings: &Settings) -> bool {
+        self.has_room_beyond(settings, VIEWS_PER_CLIENT_MAX as usize)
     }
 
     /// What a client that leaves has said and what still waits, so many messages: it goes now, whatever waits before it. The queue may be
@@ -759,14 +779,14 @@ impl Lane {
 
     /// One of the last words of a client, behind which its end follows. False: it is lost.
     pub(super) fn last_words(&mut self, now: Time, waiting: &Waiting, from: From<'_>, gate: &mut Gate<'_>) -> bool {
-        // As many as a replay may be over.
-        let has_room = self.has_room_beyond(gate.settings, VIEWS_PER_CLIENT_MAX as usize);
+        let has_room = self.has_room_for_last_words(gate.settings);
         let forward = waiting.message().forward();
         if !has_room || self.write(now, &forward, None, from.origin, from.shown, waiting.cargo(), gate).is_err() {
             gate.metrics.add(Counter::DroppedGoneClient, 1);
             return false;
         }
         gate.metrics.observe_us(Histogram::QueueWait, now.since(waiting.since).as_micros() as u64);
+        gate.metrics.add_upstream(self.place.upstream, UpstreamCounter::Forwarded, 1);
         true
     }
 
@@ -794,9 +814,9 @@ impl Lane {
             match conns.get_mut(waiting.client) {
                 Some(Conn { socket, stage: Stage::Client(client) }) => {
                     let upstream = self.upstream();
-                    if waiting.call == Call::DisposeVm && client.pins[upstream].tie == Tie::Known {
+                    if waiting.is_needed_disposal() && client.pins[upstream].tie == Tie::Known {
                         // The app server has what is not wanted any more, and is told whenever that can be.
-                        kept.push(Waiting { since: now, ..waiting });
+                        kept.push(waiting);
                         continue;
                     }
                     gate.metrics.observe_us(Histogram::QueueWait, now.since(waiting.since).as_micros() as u64);
@@ -806,9 +826,11 @@ impl Lane {
                 _ => gate.metrics.add(Counter::DroppedGoneClient, 1),
             }
         }
+        // They are looked at again with whoever is next: the queue is in the order of time, so that its front tells when that is.
+        let since = self.waiting.front().map_or(now, |next| next.since);
         for waiting in kept.into_iter().rev() {
             self.waiting_bytes += waiting.cost();
-            self.waiting.push_front(waiting);
+            self.waiting.push_front(Waiting { since, ..waiting });
         }
     }
 
@@ -826,12 +848,14 @@ impl Lane {
         let mut opens = waiting.opens.filter(|_| waiting.call == Call::RequestVm);
         // The queue may be long, and every request of it may be refused at once: nothing is looked at behind the client's last message.
         let (mut others, mut index) = (client.pins[upstream].waiting, 0);
+        let is_known = client.pins[upstream].tie == Tie::Known;
         while opens.is_some()
             && others > 0
             && let Some(other) = self.waiting.get_mut(index)
         {
             others -= u16::from(other.client == waiting.client);
-            if !other.goes_with(&waiting) {
+            // A disposal may be of more than this one: of what is inside it, and the app server has.
+            if !other.goes_with(&waiting) || is_known && other.is_needed_disposal() {
                 index += 1;
                 continue;
             }
@@ -905,8 +929,10 @@ pub(super) fn refuse(
         // As if it had not been asked for: the next request of it is decided anew.
         (Call::RequestVm, Some(opening)) => views.cancel(&mut client.views, opening),
         // Nobody knows it under the client's present id, and nobody will be told of it.
-        (Call::DisposeVm, Some(last)) => {
-            views.left(&mut client.views, upstream, &plain(waiting.vm_id()), last);
+        (Call::DisposeVm, opens) => {
+            if let Some(last) = opens {
+                views.left(&mut client.views, upstream, &plain(waiting.vm_id()), last);
+            }
             return gate.metrics.add(Counter::DroppedDisposal, 1);
         }
         _ => {}
@@ -955,7 +981,9 @@ impl<I: Io> Shard<I> {
         }
         lane.next_time = now;
         self.metrics.add(Counter::LaneConnected, 1);
-        info!(lane = %name, upstream = upstream.name, "lane up");
+        if let Some(suppressed) = self.quiet.lane_up.admit(now) {
+            info!(lane = %name, upstream = upstream.name, "lane up{suppressed}");
+        }
         // Bytes behind the handshake's answer were read by the control plane: they come first.
         if !early.is_empty() {
             self.on_lane_bytes(now, index, Input::Bytes(&mut early));
@@ -991,7 +1019,7 @@ impl<I: Io> Shard<I> {
             gate.metrics.add(Counter::refusal(refusal.label()), 1);
             if !gate.settings.upstreams.routes.is_answering(upstream) {
                 // What a mirror makes of it is nothing to the client.
-                if forgets {
+                if forgets != Forgets::Nothing {
                     views.spare(client.views, upstream, &plain(&vm_id));
                 }
                 continue;
@@ -1000,8 +1028,10 @@ impl<I: Io> Shard<I> {
             if vm_id.is_empty() {
                 continue;
             }
-            if forgets {
-                views.forget(&mut client.views, &plain(&vm_id));
+            match forgets {
+                Forgets::Nothing => {}
+                Forgets::Opened(opening) => views.cancel(&mut client.views, opening),
+                Forgets::Named => views.forget(&mut client.views, &plain(&vm_id)),
             }
             if socket.life == Life::Open {
                 let form = client.session.form();

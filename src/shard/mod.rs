@@ -14,7 +14,7 @@
 //! replay        what the loss of a lane means to its clients                   burial        clients of a process that is dead
 //! pause         clients from which nothing is read for a while                 residue       what it keeps
 //! addresses     how many connections one address has                           occupancy     ... and the node
-//! sight         what the shard shows of itself to who looks at the node
+//! sight         what the shard shows of itself to who looks at the node        suspects      requests that lose lane after lane
 //! renewal       settings that change while it runs                             stop          how it ends
 //! ```
 
@@ -39,12 +39,14 @@ mod secure;
 mod sight;
 mod socket;
 mod stop;
+mod suspects;
 mod turn;
 mod upstreams;
 
 pub use accept::Listener;
 pub use addresses::{ADDRESS_BYTES, Addresses};
 pub use connections::{HELD_CLIENT_BYTES, USED_TOKEN_BYTES};
+pub use lane::WAITING_BYTES;
 pub use occupancy::Occupancy;
 pub use residue::Residue;
 pub use upstreams::{Upstream, Upstreams, Window};
@@ -239,6 +241,7 @@ pub struct Shard<I: Io> {
     stopping: Option<Time>,
     stopped: bool,
     quiet: QuietLines,
+    suspects: suspects::Suspects,
 }
 
 /// The log lines that peers can cause, each with its own bound.
@@ -259,6 +262,9 @@ struct QuietLines {
     proxy: quiet::Quiet,
     filter: quiet::Quiet,
     tls: quiet::Quiet,
+    lane_up: quiet::Quiet,
+    lane_lost: quiet::Quiet,
+    suspect: quiet::Quiet,
 }
 
 /// A small generator for what need not be secret: masks of frames to the app server (RFC 6455 §5.3 guards against what
@@ -360,6 +366,7 @@ impl<I: Io> Shard<I> {
             stopping: None,
             stopped: false,
             quiet: QuietLines::default(),
+            suspects: suspects::Suspects::default(),
             accepts: vec![0; listeners.len()],
             listeners: listeners.into_iter().map(Some).collect(),
             resting: Vec::new(),

@@ -7,15 +7,15 @@
 //! ```
 //! Whether the app server has lost one connection or everything makes no difference. What was on the lane and not acknowledged is not
 //! repeated, for it may have been done: what the view model is then, its new state says.
-use super::delivery::Failure;
+use super::delivery::{Failure, Forgets};
 use super::forwarding::choose_lane;
 use super::lane::{Gate, Lane, Notice, Pinger, refuse};
 use super::pause::Pause;
-use super::socket::{Client, Conn, Stage, Tie};
+use super::socket::{Client, Conn, Pin, Stage, Tie};
 use super::upstreams::Hub;
 use super::{Settings, Shard};
 use crate::ids::{LaneIndex, LaneKey, OriginId, Serial, SlotKey, Time, UpstreamIndex};
-use crate::limits::{AGAIN_MAX, LANE_NOTICES_MAX, REPLAYS_IN_FLIGHT_MAX, TELL_AGAIN_MS, TOLD_KEPT_MS};
+use crate::limits::{AGAIN_MAX, LANE_NOTICES_MAX, REPLAYS_IN_FLIGHT_MAX, SUSPECT_TIMES, TELL_AGAIN_MS, TOLD_KEPT_MS};
 use crate::metrics::Counter;
 use crate::session::fault::{End, LaneEnd, Refusal};
 use crate::session::flight::Cargo;
@@ -56,6 +56,8 @@ impl<I: Io> Shard<I> {
             if end == LaneEnd::Stuck {
                 self.metrics.add(Counter::LaneStuck, 1);
                 self.give_up_oldest(now, index);
+            } else {
+                self.suspect_oldest(now, index);
             }
             self.move_clients(now, index, &end);
             self.move_waiting(index);
@@ -69,17 +71,18 @@ impl<I: Io> Shard<I> {
     /// and of those who have gone meanwhile.
     fn say_ends(&mut self, now: Time, index: LaneIndex) {
         let Shard { conns, lanes, frames, dirty, random, clock, metrics, settings, relieved, .. } = self;
-        let lane = &mut lanes[usize::from(index.0)];
+        let own = usize::from(index.0);
         let mut gate = Gate { settings, frames, dirty, random, clock, metrics, relieved };
-        lane.say_notices(now, &mut gate);
-        let strangers = strangers(lane);
+        lanes[own].say_notices(now, &mut gate);
+        let upstream = lanes[own].upstream();
+        let strangers = strangers(&lanes[own]);
         for slot in 0..conns.slots() {
             let Some(Conn { socket, stage: Stage::Client(client) }) = conns.at(slot) else { continue };
-            let pin = &client.pins[lane.upstream()];
-            let is_on_it = pin.lane == Some(index) || is_among(&strangers, socket.key);
+            let pin = &client.pins[upstream];
+            let is_on_it = pin.lane == Some(index) || has_fate(lanes, own, pin, &strangers, socket.key);
             if is_on_it && pin.tie == Tie::Known {
-                let origin = client.origin_at(gate.settings, socket.key.slot, lane.upstream());
-                lane.say_end(now, &origin, &mut gate);
+                let origin = client.origin_at(gate.settings, socket.key.slot, upstream);
+                lanes[own].say_end(now, &origin, &mut gate);
             }
         }
     }
@@ -116,7 +119,32 @@ impl<I: Io> Shard<I> {
             }
         };
         let (upstream, error) = (lane.upstream(), Refusal::Stuck.message().to_string());
-        failed.push(Failure { client, upstream, vm_id, refusal: Refusal::Stuck, forgets: true, error });
+        failed.push(Failure { client, upstream, vm_id, refusal: Refusal::Stuck, forgets: Forgets::Named, error });
+        self.tell_failures();
+    }
+
+    /// What the app server had before it may be why the lane is lost: an app server that dies of it, or drops the lane for it, would do the
+    /// same to the next lane, and to everybody there.
+    fn suspect_oldest(&mut self, now: Time, index: LaneIndex) {
+        let lane = &self.lanes[usize::from(index.0)];
+        let Some((Cargo::Message { client, is_request: true, .. } | Cargo::Replay { client }, vm_id)) =
+            lane.flight.oldest()
+        else {
+            return;
+        };
+        let upstream = lane.upstream();
+        if vm_id.is_empty() || !self.suspects.again(now, client, upstream, &vm_id) {
+            return;
+        }
+        if let Some(suppressed) = self.quiet.suspect.admit(now) {
+            let name = self.settings.upstreams.get(upstream).name.as_str();
+            warn!(
+                upstream = name, view_model = %String::from_utf8_lossy(&vm_id), lanes = SUSPECT_TIMES,
+                "a view model is not requested again for its client: lane after lane was lost with it{suppressed}"
+            );
+        }
+        let (refusal, forgets) = (Refusal::EndsLanes, Forgets::Named);
+        self.failed.push(Failure { client, upstream, vm_id, refusal, forgets, error: refusal.message().to_string() });
         self.tell_failures();
     }
 
@@ -139,6 +167,7 @@ impl<I: Io> Shard<I> {
             relieved,
             serials,
             again,
+            quiet,
             ..
         } = self;
         let settings = &*settings;
@@ -184,7 +213,7 @@ impl<I: Io> Shard<I> {
             let Some(Conn { socket, stage: Stage::Client(client) }) = conns.at_mut(slot) else { continue };
             let (key, pin) = (socket.key, client.pins[upstream]);
             let is_own = pin.lane == Some(index);
-            let has_fate = is_among(&strangers, key);
+            let has_fate = has_fate(lanes, own, &pin, &strangers, key);
             own_left -= u32::from(is_own);
             if !is_own && !has_fate {
                 continue;
@@ -223,9 +252,10 @@ impl<I: Io> Shard<I> {
             }
         }
         let name = settings.upstreams.get(upstream).name.as_str();
+        let Some(suppressed) = quiet.lane_lost.admit(now) else { return };
         warn!(
             lane = %LaneKey { shard: settings.shard, index }, upstream = name, clients = moved, asked_to_reconnect = closed,
-            "lane lost: {end}; its clients go on over others, as soon as there are any"
+            "lane lost: {end}; its clients go on over others, as soon as there are any{suppressed}"
         );
     }
 
@@ -243,6 +273,7 @@ impl<I: Io> Shard<I> {
             return;
         }
         let mut gate = Gate { settings, frames, dirty, random, clock, metrics, relieved };
+        let mut grown = Vec::new();
         for waiting in lanes[own].take_waiting() {
             let Some(Conn { socket, stage: Stage::Client(client) }) = conns.get_mut(waiting.client) else {
                 gate.metrics.add(Counter::DroppedGoneClient, 1);
@@ -260,7 +291,12 @@ impl<I: Io> Shard<I> {
             if let Err(waiting) = lanes[lane].wait(waiting, settings.lane_queue_bytes_max) {
                 client.pins[upstream].waits_no_longer(waiting.client, gate.relieved);
                 refuse(&waiting, Refusal::QueueFull, socket, client, views, upstream, &mut gate);
+            } else if !grown.contains(&lane) {
+                grown.push(lane);
             }
+        }
+        for lane in grown {
+            lanes[lane].sort_waiting();
         }
     }
 
@@ -333,6 +369,13 @@ fn strangers(lane: &Lane) -> Vec<SlotKey> {
     strangers.sort_unstable_by_key(place_of);
     strangers.dedup();
     strangers
+}
+
+/// Is a client one of those, and does it still have to do with the app server of this lane? Who has gone to another url since is known there
+/// by another id, of which this one knows nothing.
+fn has_fate(lanes: &[Lane], own: usize, pin: &Pin, strangers: &[SlotKey], key: SlotKey) -> bool {
+    let is_there = |lane: LaneIndex| lanes[usize::from(lane.0)].place == lanes[own].place;
+    is_among(strangers, key) && pin.lane.is_some_and(is_there)
 }
 
 fn place_of(key: &SlotKey) -> (u32, u32) {

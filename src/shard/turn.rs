@@ -433,7 +433,7 @@ impl<I: Io> Shard<I> {
             for lane in lanes {
                 pinned += u64::from(lane.clients);
                 queued += lane.waiting() as u64;
-                bytes += u64::from(lane.waiting_bytes());
+                bytes += lane.waiting_bytes();
                 notices += lane.notices() as u64;
                 up += u64::from(lane.is_up());
                 in_flight += lane.flight.len() as u64;

@@ -33,6 +33,8 @@ struct Shared {
     acknowledges: AtomicBool,
     /// Lanes on which nothing is acknowledged whatever holds for others.
     stuck: Mutex<HashSet<usize>>,
+    /// View models whose request ends the lane that it comes on.
+    deadly: Mutex<HashSet<String>>,
     /// False: connections are taken, and wait.
     open: AtomicBool,
     /// Milliseconds that lane 0 takes for each record.
@@ -99,6 +101,7 @@ impl Fake {
             reads: AtomicBool::new(true),
             acknowledges: AtomicBool::new(true),
             stuck: Mutex::default(),
+            deadly: Mutex::default(),
             open: AtomicBool::new(true),
             slowness: AtomicU64::new(0),
         });
@@ -219,6 +222,11 @@ impl Fake {
         self.shared.stuck.lock().expect("no lane panicked").insert(lane);
     }
 
+    /// Drops from now on whatever lane this view model is requested on.
+    pub fn dies_of(&self, vm: &str) {
+        self.shared.deadly.lock().expect("no lane panicked").insert(vm.into());
+    }
+
     /// Acknowledges again what comes on this lane from now on.
     pub fn frees(&self, lane: usize) {
         self.shared.stuck.lock().expect("no lane panicked").remove(&lane);
@@ -240,6 +248,10 @@ impl Fake {
 impl Shared {
     fn acknowledges(&self, lane: usize) -> bool {
         self.acknowledges.load(SeqCst) && !self.stuck.lock().expect("no other lane panicked").contains(&lane)
+    }
+
+    fn is_deadly(&self, vm: &str) -> bool {
+        self.deadly.lock().expect("no other lane panicked").contains(vm)
     }
 
     fn is_repeated_end(&self, heard: &Heard) -> bool {
@@ -321,6 +333,10 @@ fn serve(mut stream: TcpStream, shared: &Shared) -> Option<()> {
                     }
                     let id = message["invocationId"].as_str().map(str::to_string);
                     let heard = Heard { lane, bytes: record, message, at: SystemTime::now() };
+                    if heard.method() == "Request_VM" && shared.is_deadly(heard.vm()) {
+                        shared.lanes.lock().expect("no other lane panicked")[lane].is_alive = false;
+                        return stream.shutdown(Shutdown::Both).ok();
+                    }
                     if !shared.is_repeated_end(&heard) {
                         shared.heard.lock().expect("no other lane panicked").push(heard);
                     }

@@ -55,14 +55,26 @@ impl Authorization {
 /// not an object. It reads the whole update; who has many asks `may_have_headers` first.
 pub fn renewed(requested: Option<&[u8]>, update: &[u8]) -> Option<Vec<u8>> {
     let headers = last_member(update, |name| json::eq(name, HEADERS))?;
-    let argument = requested.and_then(|requested| {
-        last_member(requested, |name| json::eq(name, ARGUMENT)).map(|argument| argument.of(requested))
-    });
+    let requested = requested.unwrap_or_default();
     let mut renewed = Vec::from(*b"{");
-    if let Some(argument) = argument {
-        renewed.extend_from_slice(b"\"$vmArg\":");
-        renewed.extend_from_slice(argument);
+    let mut keep = |name: &[u8], value: &[u8]| {
+        renewed.push(b'"');
+        renewed.extend_from_slice(name);
+        renewed.extend_from_slice(b"\":");
+        renewed.extend_from_slice(value);
         renewed.push(b',');
+    };
+    match last_member(requested, |name| json::eq(name, ARGUMENT)) {
+        Some(argument) => keep(ARGUMENT.as_bytes(), argument.of(requested)),
+        // Without `$vmArg`, whatever else there is is the argument (contract 1.3).
+        None if json::kind(requested) == Some(ValueKind::Object) => {
+            json::members(requested, |name, value| {
+                if !json::eq(name.of(requested), HEADERS) {
+                    keep(name.of(requested), value.of(requested));
+                }
+            });
+        }
+        None => {}
     }
     renewed.extend_from_slice(b"\"$headers\":");
     renewed.extend_from_slice(headers.of(update));
@@ -132,6 +144,9 @@ mod tests {
         assert_eq!(renewed(Some(old), update).as_deref(), Some(with));
         assert_eq!(renewed(Some(r#"{"$headers":1}"#), update).as_deref(), Some(without));
         assert_eq!(renewed(None, update).as_deref(), Some(without));
+        // What is not wrapped is the argument itself.
+        let plain = renewed(Some(r#"{ "Id" : 5, "$headers": {"a":1}, "\u0041":[1, 2]}"#), update);
+        assert_eq!(plain.as_deref(), Some(without.replacen('{', r#"{"Id":5,"\u0041":[1, 2],"#, 1).as_str()));
         assert_eq!(renewed(Some("[5]"), update).as_deref(), Some(without));
         for update in [r#"{"Age":5}"#, r#"{"a":{"$headers":1}}"#, "null", r#"["$headers"]"#] {
             assert_eq!(renewed(Some(old), update), None, "{update}");
