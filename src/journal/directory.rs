@@ -13,7 +13,7 @@ use std::io::{self, Read};
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Instant, SystemTime};
 use tracing::{info, warn};
 
 const EXTENSION: &str = "journal";
@@ -48,13 +48,15 @@ pub fn part_bytes(slots: u32, upstreams: usize) -> usize {
 pub struct Journal {
     pub(super) path: PathBuf,
     /// Holds the lock, as the mapping of each part does.
-    _file: File,
+    file: File,
     parts: Vec<Arc<Part>>,
 }
 
 /// The folder, as one process looks at it.
 pub struct Folder {
     path: PathBuf,
+    /// The journal of the process that looks.
+    own: File,
     /// What was found in it and needs no second look: journals taken over, and what is none. The own one, too.
     seen: HashSet<PathBuf>,
 }
@@ -73,19 +75,21 @@ pub struct Found {
 /// Makes this process's journal, and takes over those of processes that have ended. Only the own journal can fail: whatever else is
 /// wrong in the folder is logged and counted.
 pub fn open(path: &Path, process: &Process) -> io::Result<(Journal, Folder, Found)> {
-    let mut folder = Folder { path: path.to_path_buf(), seen: HashSet::new() };
     // Nobody else makes a file or looks at one meanwhile, so that a file which is not locked is a dead process's.
     let _lock = lock(path)?;
     let journal = Journal::create(path, process)?;
-    folder.seen.insert(journal.path.clone());
+    let seen = HashSet::from([journal.path.clone()]);
+    let mut folder = Folder { path: path.to_path_buf(), own: journal.file.try_clone()?, seen };
     let found = folder.scan()?;
     Ok((journal, folder, found))
 }
 
 impl Folder {
-    /// Takes over the journals of processes that have ended since the last look.
+    /// Takes over the journals of processes that have ended since the last look, and notes in its own that its process lives: of a
+    /// mapped file a file system may note the first store only (tmpfs does), and a journal's age is to be that of the death.
     pub fn look(&mut self) -> io::Result<Found> {
         let _lock = lock(&self.path)?;
+        self.own.set_modified(SystemTime::now())?;
         self.scan()
     }
 
@@ -146,7 +150,7 @@ impl Journal {
         let file = OpenOptions::new().read(true).write(true).create_new(true).mode(0o600).open(&path)?;
         let filled = Journal::fill(&file, process, pid);
         match filled {
-            Ok(parts) => Ok(Journal { path, _file: file, parts }),
+            Ok(parts) => Ok(Journal { path, file, parts }),
             Err(error) => {
                 let _ = fs::remove_file(&path);
                 Err(error)
