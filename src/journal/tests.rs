@@ -23,6 +23,11 @@ fn process(name: u64) -> Process {
     }
 }
 
+/// Where there is room for its journal.
+fn open(folder: &Path, process: &Process) -> std::io::Result<(Journal, Folder, Found)> {
+    super::open(folder, process).and_then(|(journal, folder, found)| Ok((journal?, folder, found)))
+}
+
 fn place(upstream: u8, url: u8) -> LanePlace {
     LanePlace { upstream: UpstreamIndex(upstream), url }
 }
