@@ -177,7 +177,7 @@ fn patiently(mut is_free: impl FnMut() -> io::Result<()>) -> io::Result<()> {
 pub(super) struct Files(Arc<Mutex<Vec<PathBuf>>>);
 
 impl Files {
-    fn new(files: Vec<PathBuf>) -> Files {
+    pub(super) fn new(files: Vec<PathBuf>) -> Files {
         Files(Arc::new(Mutex::new(files)))
     }
 

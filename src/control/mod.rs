@@ -259,6 +259,10 @@ impl Node {
 
     /// Ends where another node has the same sockets, and stays.
     fn give_up(self) {
+        if self.has_taken_over {
+            // Here as well: perhaps there is no control plane that could.
+            self.files.leave();
+        }
         let _ = self.commands.send(if self.has_taken_over { Command::Yield } else { Command::Stop });
         self.join();
     }
@@ -297,16 +301,17 @@ fn lanes_come_up(published: &[Arc<Published>]) -> io::Result<()> {
 /// SIGHUP makes it read its configuration again, with `read`. A service manager is kept informed (sd_notify(3)).
 pub fn run_node(config: Config, read: impl Fn() -> Result<Config, Faults>) -> io::Result<()> {
     let mut node = Node::start(config)?;
-    for place in node.listening() {
-        println!("listening on {place}");
-    }
-    println!("admin on http://{}", node.admin());
-    // The manager may know this process as a child of the one it takes over from.
-    notify(&[NotifyState::MainPid(std::process::id()), NotifyState::Ready]);
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(async {
         let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
         let mut hang_up = signal(SignalKind::hangup())?;
+        // Whoever knows that it runs may send it any of them.
+        for place in node.listening() {
+            println!("listening on {place}");
+        }
+        println!("admin on http://{}", node.admin());
+        // The manager may know this process as a child of the one it takes over from.
+        notify(&[NotifyState::MainPid(std::process::id()), NotifyState::Ready]);
         loop {
             tokio::select! {
                 () = node.ended() => return Ok::<_, io::Error>(()),
@@ -464,4 +469,38 @@ fn upstreams(config: &Config, node: &str) -> Upstreams {
         weights: upstream.urls.iter().map(|target| target.weight).collect(),
     };
     Upstreams::new(config.upstreams.iter().map(of).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A node whose threads have ended, and the file of a socket of it.
+    fn ended(has_taken_over: bool) -> (Node, tempfile::NamedTempFile) {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let (commands, _) = tokio_mpsc::unbounded_channel();
+        let node = Node {
+            listening: Vec::new(),
+            admin: SocketAddr::from(([127, 0, 0, 1], 0)),
+            commands,
+            threads: Vec::new(),
+            journal: None,
+            files: Files::new(vec![file.path().to_path_buf()]),
+            ended: mpsc::channel().1,
+            ending: tokio_mpsc::channel(1).1,
+            deadline: watch::channel(None).1,
+            has_taken_over,
+        };
+        (node, file)
+    }
+
+    #[test]
+    fn a_start_that_fails_without_a_control_plane_leaves_the_running_nodes_socket_files() {
+        let (node, file) = ended(true);
+        node.give_up();
+        assert!(file.path().exists());
+        let (node, file) = ended(false);
+        node.give_up();
+        assert!(!file.path().exists(), "nobody else has them");
+    }
 }
