@@ -428,11 +428,19 @@ fn a_new_process_that_fails_changes_nothing() {
     let taken = taken.local_addr().map(|address| (taken, address.to_string())).unwrap();
     let nowhere = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
     let (url, nowhere) = (app.url(), format!("http://{nowhere}"));
+    // An Observer that it does reach is none.
+    let observer = App::start_with(&["--observer"]);
+    let upstreams = format!(
+        "[[upstream]]\nkind = \"observer\"\nurl = \"{}\"\n[[upstream]]\nname = \"app\"\nurl = \"{nowhere}\"\n",
+        observer.url()
+    );
+    let unreachable = folder.file("unreachable.toml", &upstreams);
+    let unreachable = unreachable.to_str().unwrap();
     let run = ["run", "--listen", "127.0.0.1:0", "--take-over", take_over];
     for (flags, words) in [
         // A port that is not the old one's and not free; an app server that only the new one cannot reach; a wrong setting.
         (vec!["--app-server", &url, "--admin", &taken.1], "for the admin endpoint"),
-        (vec!["--app-server", &nowhere, "--admin", "127.0.0.1:0"], "leaves the clients to the node that runs"),
+        (vec!["--config", unreachable, "--admin", "127.0.0.1:0"], "leaves the clients to the node that runs"),
         (vec!["--app-server", &url, "--shards", "0"], "shards: 0 is out of range"),
     ] {
         let mut new = Process::signalring("new node", &[&run[..], &flags].concat());

@@ -29,8 +29,8 @@ use crate::config::{self, Config, Faults};
 use crate::ids::{LaneIndex, LaneKey, OriginKey, ShardId, base64url};
 use crate::journal::{Journal, ShardJournal};
 use crate::limits::{NODE_NAME_BYTES_MAX, STOP_GRACE_MS, STOP_MS, TAKE_OVER_LANES_MS};
+use crate::metrics::Published;
 use crate::metrics::process::ProcessStats;
-use crate::metrics::{Gauge, Published};
 use crate::proto::signalr::Protocol;
 use crate::session::routing::UpstreamKind;
 use crate::session::token::TokenKey;
@@ -153,7 +153,7 @@ impl Node {
         drop(ways);
         let url = listening[0].to_string();
         let ground = picture::Ground::new(&config, &url, admin, secrets.origin, random()?);
-        let published: Vec<_> = shards.iter().map(|shard| shard.published.clone()).collect();
+        let (serves, served) = mpsc::channel();
         let (deadlines, deadline) = watch::channel(None);
         let plane = plane::Plane {
             config,
@@ -162,6 +162,7 @@ impl Node {
             commanded,
             admin_listener,
             has_taken_over: inheritance.is_some(),
+            serves,
             successor: successor.map(|listener| (listener, estate)),
             files: files.clone(),
             deadline: deadlines,
@@ -189,7 +190,7 @@ impl Node {
         let started = match (readied.iter().find_map(Result::err), inheritance) {
             (Some(error), _) => Err(error),
             (None, None) => Ok(()),
-            (None, Some(inheritance)) => lanes_come_up(&published)
+            (None, Some(inheritance)) => lanes_come_up(&served)
                 .and_then(|()| inheritance.serves())
                 .map_err(|error| in_words(error, "cannot take over, and leaves the clients to the node that runs")),
         };
@@ -284,17 +285,12 @@ impl Node {
     }
 }
 
-/// Waits until every shard has a lane: who takes over and reaches no app server would take clients from a node that may.
-fn lanes_come_up(published: &[Arc<Published>]) -> io::Result<()> {
-    let until = Instant::now() + Duration::from_millis(TAKE_OVER_LANES_MS);
-    while published.iter().any(|shard| shard.gauge(Gauge::LanesUp) == 0) {
-        if Instant::now() >= until {
-            let words = format!("no lane to an app server came up within {} s", TAKE_OVER_LANES_MS / 1000);
-            return Err(io::Error::new(io::ErrorKind::TimedOut, words));
-        }
-        std::thread::sleep(Duration::from_millis(20));
-    }
-    Ok(())
+/// Waits until every shard reaches an app server: who takes over and reaches none would take clients from a node that may.
+fn lanes_come_up(served: &mpsc::Receiver<()>) -> io::Result<()> {
+    served.recv_timeout(Duration::from_millis(TAKE_OVER_LANES_MS)).map_err(|_| {
+        let words = format!("no lane to an app server came up within {} s", TAKE_OVER_LANES_MS / 1000);
+        io::Error::new(io::ErrorKind::TimedOut, words)
+    })
 }
 
 /// `signalring run`: a node until SIGINT or SIGTERM, which send its clients away, a second one at once; or until another process takes over.
