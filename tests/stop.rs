@@ -474,6 +474,59 @@ fn a_new_process_that_fails_changes_nothing() {
 }
 
 #[test]
+fn a_node_that_is_told_to_stop_while_another_takes_over_leaves_to_it() {
+    let app = App::start();
+    let folder = Folder::new();
+    let (path, unix) = (folder.path().join("take-over.sock"), folder.path().join("node.sock"));
+    let listen = format!("unix:{}", unix.display());
+    let flags = ["--take-over", path.to_str().unwrap(), "--listen", &listen, "--shards", "2", "--drain-window", "5s"];
+    let url = app.url();
+    // One that has the sockets and cannot serve before it may reach the app server.
+    let begins = |running: &Node| {
+        app.refuse(true);
+        let run = ["run", "--listen", "127.0.0.1:0", "--admin", "127.0.0.1:0", "--app-server", &url];
+        let new = Process::signalring("new node", &[&run[..], &flags].concat());
+        wait_for("the sockets to be handed over", PATIENCE, || {
+            running.process.output().contains("has the listening sockets").then_some(())
+        });
+        new
+    };
+    let over_unix = || {
+        let stream = UnixStream::connect(&unix).expect("the socket's file is there and somebody listens");
+        assert_eq!(Web::over(Box::new(stream), "x").ask("POST /dotnetify/negotiate", "", b"").status, 200);
+    };
+    let mut old = Node::start(&app, &flags);
+    let (address, admin) = (old.address, old.admin);
+    let clients = busy(address, 10);
+    let mut process = begins(&old);
+    old.process.signal("TERM");
+    wait_for("the drain", PATIENCE, || old.process.output().contains("sending clients away").then_some(()));
+    app.refuse(false);
+    assert_eq!(common::address(&process.printed("listening on ")), address);
+    // Those who come are refused by neither, though the old one still serves its own.
+    (0..10).for_each(|_| in_two_steps(address));
+    assert!(old.process.wait(Duration::ZERO).is_none(), "ten clients are not all gone so soon");
+    clients.into_iter().for_each(|client| assert!(client.join().is_ok()));
+    ends_well(&mut old, Duration::from_secs(12));
+    over_unix();
+
+    // Without clients it has gone before the other one serves.
+    let mut old = Node { process, address, admin };
+    let process = begins(&old);
+    old.process.signal("TERM");
+    ends_well(&mut old, Duration::from_secs(3));
+    app.refuse(false);
+    let mut new = Node { process, address, admin };
+    assert_eq!(common::address(&new.process.printed("listening on ")), address);
+    over_unix();
+    in_two_steps(address);
+    new.process.signal("TERM");
+    ends_well(&mut new, Duration::from_secs(8));
+    assert!(!path.exists() && !unix.exists());
+    nobody_upstream(&app);
+}
+
+#[test]
 fn tls_listeners_are_taken_over_with_the_certificate_of_the_new_process() {
     let app = App::start();
     let folder = Folder::new();

@@ -3,7 +3,7 @@ use super::admin;
 use super::backoff::Backoff;
 use super::credentials::Credentials;
 use super::dial::{Dialled, dial};
-use super::leave::{Ending, Farewell, accept_anew, await_successor};
+use super::leave::{Drained, Ending, Farewell, accept_anew, await_successor};
 use super::listen::Files;
 use super::picture::{Ground, Picture};
 use super::process::Meter;
@@ -269,7 +269,13 @@ impl Plane {
         // A node without a successor keeps the sender, so that nobody comes.
         let (inherit, mut inherited) = mpsc::channel(1);
         let waits = successor.map(|(listener, estate)| {
-            tokio_uring::spawn(await_successor(listener, Arc::new(estate), inherit.clone(), shards.clone()))
+            tokio_uring::spawn(await_successor(
+                listener,
+                Arc::new(estate),
+                inherit.clone(),
+                files.clone(),
+                shards.clone(),
+            ))
         });
         let mut heir_waits = None;
         let farewell = loop {
@@ -299,16 +305,26 @@ impl Plane {
             waits.abort();
             let _ = waits.await;
         }
-        if farewell.is_some_and(|farewell| farewell.heir == Heir::Process) {
-            // Who asks how the node is, asks the other one from now on.
-            admin.abort();
-            let _ = admin.await;
-            files.leave();
-        }
         let mut shards = Ending::new(shards, released, ending, deadline);
-        let all_ended = match farewell {
-            Some(farewell) => shards.drain(farewell, &mut commanded, heir_waits).await,
-            None => false,
+        let (mut farewell, mut admin) = (farewell, Some(admin));
+        let all_ended = loop {
+            let Some(words) = farewell else { break false };
+            if words.heir == Heir::Process {
+                // Who asks how the node is, asks the other one from now on.
+                if let Some(admin) = admin.take() {
+                    admin.abort();
+                    let _ = admin.await;
+                }
+                files.leave();
+            }
+            match shards.drain(words, &mut commanded, &mut inherited, heir_waits.take()).await {
+                Drained::All => break true,
+                Drained::No => break false,
+                Drained::Inherited { waits, window } => {
+                    heir_waits = Some(waits);
+                    farewell = Some(Farewell { delay: Duration::ZERO, window, heir: Heir::Process });
+                }
+            }
         };
         state.ending.set(true);
         if !all_ended {
