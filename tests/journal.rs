@@ -169,10 +169,10 @@ fn a_recovery_that_is_killed_itself_is_finished_by_the_next_node() {
     waits_for(&app, "bindings", 25);
     let left = files(&folder);
     // The lanes are lost and do not come back: whoever stays or leaves, the app server is yet to hear of the ids it knows.
-    refuse(&app, true);
+    app.refuse(true);
     let bindings: Value = serde_json::from_str(&common::get(app.address, "/__double/bindings").body).unwrap();
     let lanes: BTreeSet<&str> = bindings.as_array().unwrap().iter().map(|of| of["lane"].as_str().unwrap()).collect();
-    lanes.iter().for_each(|lane| post(&app, "close", &json!({ "lane": lane })));
+    lanes.iter().for_each(|lane| assert_eq!(app.disturb("close", json!({ "lane": lane })), 1));
     dead.truncate(15);
     let ids = |state| node.metric_where("signalring_journal_ids", state);
     // Some had another id on the lane that was cut next.
@@ -195,25 +195,12 @@ fn a_recovery_that_is_killed_itself_is_finished_by_the_next_node() {
     kill(&mut second);
     // The second had no clients, so nothing of its own is left.
     assert!(files(&folder).is_superset(&left));
-    refuse(&app, false);
+    app.refuse(false);
     let node = start(&app, &folder);
     waits_for(&app, "bindings", 0);
     waits_for(&app, "view_models", 0);
     // Of the second none: it had no clients.
     recovers(&node, "signed_off", owed as u64);
-}
-
-fn refuse(app: &App, refuse: bool) {
-    post(app, "refuse", &json!({ "refuse": refuse }));
-}
-
-fn post(app: &App, hook: &str, body: &Value) {
-    let body = body.to_string();
-    let request = format!(
-        "POST /__double/{hook} HTTP/1.1\r\nHost: app\r\nContent-Type: application/json\r\nContent-Length: {}\r\nConnection: close\r\n\r\n{body}",
-        body.len()
-    );
-    assert_eq!(common::exchange(app.address, request.as_bytes(), PATIENCE).status, 200);
 }
 
 #[test]

@@ -428,11 +428,19 @@ fn a_new_process_that_fails_changes_nothing() {
     let taken = taken.local_addr().map(|address| (taken, address.to_string())).unwrap();
     let nowhere = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
     let (url, nowhere) = (app.url(), format!("http://{nowhere}"));
+    // An Observer that it does reach is none.
+    let observer = App::start_with(&["--observer"]);
+    let upstreams = format!(
+        "[[upstream]]\nkind = \"observer\"\nurl = \"{}\"\n[[upstream]]\nname = \"app\"\nurl = \"{nowhere}\"\n",
+        observer.url()
+    );
+    let unreachable = folder.file("unreachable.toml", &upstreams);
+    let unreachable = unreachable.to_str().unwrap();
     let run = ["run", "--listen", "127.0.0.1:0", "--take-over", take_over];
     for (flags, words) in [
         // A port that is not the old one's and not free; an app server that only the new one cannot reach; a wrong setting.
         (vec!["--app-server", &url, "--admin", &taken.1], "for the admin endpoint"),
-        (vec!["--app-server", &nowhere, "--admin", "127.0.0.1:0"], "leaves the clients to the node that runs"),
+        (vec!["--config", unreachable, "--admin", "127.0.0.1:0"], "leaves the clients to the node that runs"),
         (vec!["--app-server", &url, "--shards", "0"], "shards: 0 is out of range"),
     ] {
         let mut new = Process::signalring("new node", &[&run[..], &flags].concat());
@@ -463,6 +471,59 @@ fn a_new_process_that_fails_changes_nothing() {
     drop(stays);
     node.process.signal("TERM");
     ends_well(&mut node, Duration::from_secs(7));
+}
+
+#[test]
+fn a_node_that_is_told_to_stop_while_another_takes_over_leaves_to_it() {
+    let app = App::start();
+    let folder = Folder::new();
+    let (path, unix) = (folder.path().join("take-over.sock"), folder.path().join("node.sock"));
+    let listen = format!("unix:{}", unix.display());
+    let flags = ["--take-over", path.to_str().unwrap(), "--listen", &listen, "--shards", "2", "--drain-window", "5s"];
+    let url = app.url();
+    // One that has the sockets and cannot serve before it may reach the app server.
+    let begins = |running: &Node| {
+        app.refuse(true);
+        let run = ["run", "--listen", "127.0.0.1:0", "--admin", "127.0.0.1:0", "--app-server", &url];
+        let new = Process::signalring("new node", &[&run[..], &flags].concat());
+        wait_for("the sockets to be handed over", PATIENCE, || {
+            running.process.output().contains("has the listening sockets").then_some(())
+        });
+        new
+    };
+    let over_unix = || {
+        let stream = UnixStream::connect(&unix).expect("the socket's file is there and somebody listens");
+        assert_eq!(Web::over(Box::new(stream), "x").ask("POST /dotnetify/negotiate", "", b"").status, 200);
+    };
+    let mut old = Node::start(&app, &flags);
+    let (address, admin) = (old.address, old.admin);
+    let clients = busy(address, 10);
+    let mut process = begins(&old);
+    old.process.signal("TERM");
+    wait_for("the drain", PATIENCE, || old.process.output().contains("sending clients away").then_some(()));
+    app.refuse(false);
+    assert_eq!(common::address(&process.printed("listening on ")), address);
+    // Those who come are refused by neither, though the old one still serves its own.
+    (0..10).for_each(|_| in_two_steps(address));
+    assert!(clients.iter().any(|client| !client.is_finished()), "ten clients are not all gone so soon");
+    clients.into_iter().for_each(|client| assert!(client.join().is_ok()));
+    ends_well(&mut old, Duration::from_secs(12));
+    over_unix();
+
+    // Without clients it has gone before the other one serves.
+    let mut old = Node { process, address, admin };
+    let process = begins(&old);
+    old.process.signal("TERM");
+    ends_well(&mut old, Duration::from_secs(3));
+    app.refuse(false);
+    let mut new = Node { process, address, admin };
+    assert_eq!(common::address(&new.process.printed("listening on ")), address);
+    over_unix();
+    in_two_steps(address);
+    new.process.signal("TERM");
+    ends_well(&mut new, Duration::from_secs(8));
+    assert!(!path.exists() && !unix.exists());
+    nobody_upstream(&app);
 }
 
 #[test]

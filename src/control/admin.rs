@@ -5,9 +5,7 @@ use super::plane::{State, UrlInfo};
 use crate::limits::ADMIN_CONNECTIONS_MAX;
 use crate::metrics::{self, Counter};
 use crate::proto::http;
-use crate::session::routing::UpstreamKind;
 use core::time::Duration;
-use std::collections::BTreeSet;
 use std::net::{Shutdown, TcpListener};
 use std::rc::Rc;
 use std::time::Instant;
@@ -98,12 +96,9 @@ fn readiness(state: &State) -> Result<String, String> {
         return Err("stopping\n".into());
     }
     let urls = state.url_infos();
-    let down: Vec<String> = urls.iter().filter(|url| url.shards_up.is_empty()).map(in_words).collect();
+    let down: Vec<String> = urls.iter().filter(|url| !url.is_up).map(in_words).collect();
     let down = if down.is_empty() { String::new() } else { format!("; down: {}", down.join("; ")) };
-    let apps = urls.iter().filter(|url| url.kind == UpstreamKind::AppServer);
-    let served: BTreeSet<u16> = apps.flat_map(|url| url.shards_up.iter().copied()).collect();
-    let unserved: Vec<u16> = (0..state.published.len() as u16).filter(|shard| !served.contains(shard)).collect();
-    match &unserved[..] {
+    match &state.unserved()[..] {
         [] => Ok(format!("ready{down}\n")),
         shards => Err(format!("no lane to an app server is up on shards {shards:?}{down}\n")),
     }

@@ -1,4 +1,5 @@
 //! How a node ends: its clients are sent away, or told at once; and the way to a successor that takes its sockets.
+use super::listen::Files;
 use super::plane::{Command, ORDER_TRIES, ShardHandle, send_order};
 use super::take_over::{Estate, Successor, offer};
 use crate::bus::{Heir, ShardOrder};
@@ -22,6 +23,17 @@ pub(super) struct Farewell {
     pub(super) heir: Heir,
 }
 
+/// What comes of it.
+pub(super) enum Drained {
+    /// All shards have ended.
+    All,
+    /// They have to be stopped.
+    No,
+    /// A process that had the listening sockets before serves now, and waits to hear that this one listens no more: who is left is to be
+    /// sent away once more, over this window.
+    Inherited { waits: oneshot::Sender<()>, window: Duration },
+}
+
 /// The shards while they end.
 pub(super) struct Ending {
     shards: Vec<ShardHandle>,
@@ -29,7 +41,9 @@ pub(super) struct Ending {
     released: mpsc::Receiver<()>,
     /// and one from each that has ended.
     ended: mpsc::Receiver<()>,
-    /// Those that were told to and have not; None before anybody was told.
+    /// Those that were told to and have not said the one,
+    listening: Option<usize>,
+    /// or the other; None before anybody was told.
     left: Option<usize>,
     /// When the node will have ended, for its owner.
     deadline: watch::Sender<Option<Instant>>,
@@ -42,40 +56,46 @@ impl Ending {
         ended: mpsc::Receiver<()>,
         deadline: watch::Sender<Option<Instant>>,
     ) -> Ending {
-        Ending { shards, released, ended, left: None, deadline }
+        Ending { shards, released, ended, listening: None, left: None, deadline }
     }
 
-    /// Sends clients away. True when all shards have ended; false when they have to be stopped.
-    /// `heir_waits`: the heir is told when this node takes no more connections from the sockets they share.
+    /// Sends clients away. `heir_waits`: the heir is told when this node takes no more connections from the sockets they share.
+    /// `inherited`: one that comes meanwhile.
     pub(super) async fn drain(
         &mut self,
         farewell: Farewell,
         commanded: &mut mpsc::UnboundedReceiver<Command>,
+        inherited: &mut mpsc::Receiver<oneshot::Sender<()>>,
         heir_waits: Option<oneshot::Sender<()>>,
-    ) -> bool {
+    ) -> Drained {
         let Farewell { delay, window, heir } = farewell;
         let most = window + Duration::from_millis(LAST_POLLS_MS + STOP_MS);
         self.expect_end(delay + most);
         if !delay.is_zero() {
             info!("serving as before for {delay:?}, until balancers have noticed");
-            if tokio::time::timeout(delay, stop_is_asked(commanded)).await.is_ok() {
-                return false;
+            tokio::select! {
+                () = stop_is_asked(commanded) => return Drained::No,
+                Some(waits) = inherited.recv() => return Drained::Inherited { waits, window },
+                () = tokio::time::sleep(delay) => {}
             }
         }
         info!("sending clients away over {window:?}");
+        let until = Instant::now() + window;
         self.order(|| ShardOrder::Drain { window, heir }).await;
         if let Some(waits) = heir_waits {
-            let mut count = self.left;
-            let listens_no_more = all(&mut self.released, &mut count);
+            let listens_no_more = all(&mut self.released, &mut self.listening);
             if tokio::time::timeout(Duration::from_millis(STOP_MS), listens_no_more).await.is_err() {
                 warn!("not every shard stopped listening in time");
             }
             let _ = waits.send(());
         }
         tokio::select! {
-            () = all(&mut self.ended, &mut self.left) => true,
-            () = stop_is_asked(commanded) => false,
-            () = tokio::time::sleep(most) => false,
+            () = all(&mut self.ended, &mut self.left) => Drained::All,
+            () = stop_is_asked(commanded) => Drained::No,
+            Some(waits) = inherited.recv() => {
+                Drained::Inherited { waits, window: until.saturating_duration_since(Instant::now()) }
+            }
+            () = tokio::time::sleep(most) => Drained::No,
         }
     }
 
@@ -101,6 +121,7 @@ impl Ending {
                 shards.push(shard);
             }
         }
+        self.listening.get_or_insert(shards.len());
         self.left.get_or_insert(shards.len());
         self.shards = shards;
     }
@@ -121,11 +142,12 @@ async fn stop_is_asked(commanded: &mut mpsc::UnboundedReceiver<Command>) {
 }
 
 /// Waits for nodes that want to take over, one at a time, until one does; gives them what `estate` has. Called off when this node ends
-/// otherwise.
+/// otherwise; one that has the sockets by then may still say that it serves.
 pub(super) async fn await_successor(
     listener: UnixListener,
     estate: Arc<Estate>,
     inherit: mpsc::Sender<oneshot::Sender<()>>,
+    files: Files,
     shards: Vec<ShardHandle>,
 ) {
     let listener = listener.set_nonblocking(true).and_then(|()| tokio::net::UnixListener::from_std(listener));
@@ -144,13 +166,13 @@ pub(super) async fn await_successor(
             }
         };
         // A thread of its own, because it waits for the other process; and the node's end does not wait for it.
-        let (estate, inherit) = (estate.clone(), inherit.clone());
+        let (estate, inherit, files) = (estate.clone(), inherit.clone(), files.clone());
         let (over, done) = oneshot::channel();
         let talks = move || {
             let result = offer(stream, &estate).and_then(|successor| {
                 // Copies of its sockets would outlive this node's.
                 drop(estate);
-                hand_over(successor, &inherit)
+                hand_over(successor, &inherit, &files)
             });
             let _ = over.send(result);
         };
@@ -178,14 +200,15 @@ pub(super) async fn accept_anew(shards: Vec<ShardHandle>) {
     }
 }
 
-fn hand_over(mut successor: Successor, inherit: &mpsc::Sender<oneshot::Sender<()>>) -> io::Result<()> {
+fn hand_over(mut successor: Successor, inherit: &mpsc::Sender<oneshot::Sender<()>>, files: &Files) -> io::Result<()> {
     info!("another process has the listening sockets, and will take over when it serves");
-    successor.serves()?;
+    files.lend();
+    successor.serves().inspect_err(|_| files.take_back())?;
     let (left, leaves) = oneshot::channel();
-    if inherit.blocking_send(left).is_ok() && leaves.blocking_recv().is_ok() {
-        info!("another process has taken over");
-        return successor.leave();
+    if inherit.blocking_send(left).is_ok() {
+        // A node that stops at once says nothing, and has stopped when nobody can say it any more.
+        let _ = leaves.blocking_recv();
     }
-    successor.refuse("it stops already");
-    Err(io::Error::other("this node stops already"))
+    info!("another process has taken over");
+    successor.leave()
 }

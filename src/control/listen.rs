@@ -13,7 +13,7 @@ use std::os::fd::OwnedFd;
 use std::os::unix::fs::FileTypeExt;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 /// An address that is listened on, with its real port.
@@ -174,22 +174,46 @@ fn patiently(mut is_free: impl FnMut() -> io::Result<()>) -> io::Result<()> {
 
 /// The files of a node's Unix sockets, which are taken away when nobody listens any more.
 #[derive(Clone)]
-pub(super) struct Files(Arc<Mutex<Vec<PathBuf>>>);
+pub(super) struct Files(Arc<Mutex<Paths>>);
+
+struct Paths {
+    own: Vec<PathBuf>,
+    /// Another process has the sockets, too.
+    are_lent: bool,
+}
 
 impl Files {
-    fn new(files: Vec<PathBuf>) -> Files {
-        Files(Arc::new(Mutex::new(files)))
+    pub(super) fn new(own: Vec<PathBuf>) -> Files {
+        Files(Arc::new(Mutex::new(Paths { own, are_lent: false })))
+    }
+
+    /// Another process has the sockets and is yet to say what becomes of it: should this one end first, they are the other one's.
+    pub(super) fn lend(&self) {
+        self.paths().are_lent = true;
+    }
+
+    /// It has gone.
+    pub(super) fn take_back(&self) {
+        self.paths().are_lent = false;
     }
 
     /// They are another process's from now on.
     pub(super) fn leave(&self) {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).clear();
+        self.paths().own.clear();
     }
 
     pub(super) fn clean_up(&self) {
-        for path in self.0.lock().unwrap_or_else(PoisonError::into_inner).drain(..) {
+        let mut paths = self.paths();
+        if paths.are_lent {
+            return;
+        }
+        for path in paths.own.drain(..) {
             // Gone already, or not ours to remove: nothing depends on it.
             let _ = std::fs::remove_file(path);
         }
+    }
+
+    fn paths(&self) -> MutexGuard<'_, Paths> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

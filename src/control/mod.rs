@@ -29,8 +29,8 @@ use crate::config::{self, Config, Faults};
 use crate::ids::{LaneIndex, LaneKey, OriginKey, ShardId, base64url};
 use crate::journal::{Journal, ShardJournal};
 use crate::limits::{NODE_NAME_BYTES_MAX, STOP_GRACE_MS, STOP_MS, TAKE_OVER_LANES_MS};
+use crate::metrics::Published;
 use crate::metrics::process::ProcessStats;
-use crate::metrics::{Gauge, Published};
 use crate::proto::signalr::Protocol;
 use crate::session::routing::UpstreamKind;
 use crate::session::token::TokenKey;
@@ -154,7 +154,7 @@ impl Node {
         drop(ways);
         let url = listening[0].to_string();
         let ground = picture::Ground::new(&config, &url, admin, secrets.origin, random()?);
-        let published: Vec<_> = shards.iter().map(|shard| shard.published.clone()).collect();
+        let (serves, served) = mpsc::channel();
         let (deadlines, deadline) = watch::channel(None);
         let plane = plane::Plane {
             config,
@@ -163,6 +163,7 @@ impl Node {
             commanded,
             admin_listener,
             has_taken_over: inheritance.is_some(),
+            serves,
             successor: successor.map(|listener| (listener, estate)),
             files: files.clone(),
             deadline: deadlines,
@@ -190,7 +191,7 @@ impl Node {
         let started = match (readied.iter().find_map(Result::err), inheritance) {
             (Some(error), _) => Err(error),
             (None, None) => Ok(()),
-            (None, Some(inheritance)) => lanes_come_up(&published)
+            (None, Some(inheritance)) => lanes_come_up(&served)
                 .and_then(|()| inheritance.serves())
                 .map_err(|error| in_words(error, "cannot take over, and leaves the clients to the node that runs")),
         };
@@ -260,6 +261,10 @@ impl Node {
 
     /// Ends where another node has the same sockets, and stays.
     fn give_up(self) {
+        if self.has_taken_over {
+            // Here as well: perhaps there is no control plane that could.
+            self.files.leave();
+        }
         let _ = self.commands.send(if self.has_taken_over { Command::Yield } else { Command::Stop });
         self.join();
     }
@@ -281,33 +286,29 @@ impl Node {
     }
 }
 
-/// Waits until every shard has a lane: who takes over and reaches no app server would take clients from a node that may.
-fn lanes_come_up(published: &[Arc<Published>]) -> io::Result<()> {
-    let until = Instant::now() + Duration::from_millis(TAKE_OVER_LANES_MS);
-    while published.iter().any(|shard| shard.gauge(Gauge::LanesUp) == 0) {
-        if Instant::now() >= until {
-            let words = format!("no lane to an app server came up within {} s", TAKE_OVER_LANES_MS / 1000);
-            return Err(io::Error::new(io::ErrorKind::TimedOut, words));
-        }
-        std::thread::sleep(Duration::from_millis(20));
-    }
-    Ok(())
+/// Waits until every shard reaches an app server: who takes over and reaches none would take clients from a node that may.
+fn lanes_come_up(served: &mpsc::Receiver<()>) -> io::Result<()> {
+    served.recv_timeout(Duration::from_millis(TAKE_OVER_LANES_MS)).map_err(|_| {
+        let words = format!("no lane to an app server came up within {} s", TAKE_OVER_LANES_MS / 1000);
+        io::Error::new(io::ErrorKind::TimedOut, words)
+    })
 }
 
 /// `signalring run`: a node until SIGINT or SIGTERM, which send its clients away, a second one at once; or until another process takes over.
 /// SIGHUP makes it read its configuration again, with `read`. A service manager is kept informed (sd_notify(3)).
 pub fn run_node(config: Config, read: impl Fn() -> Result<Config, Faults>) -> io::Result<()> {
     let mut node = Node::start(config)?;
-    for place in node.listening() {
-        println!("listening on {place}");
-    }
-    println!("admin on http://{}", node.admin());
-    // The manager may know this process as a child of the one it takes over from.
-    notify(&[NotifyState::MainPid(std::process::id()), NotifyState::Ready]);
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(async {
         let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
         let mut hang_up = signal(SignalKind::hangup())?;
+        // Whoever knows that it runs may send it any of them.
+        for place in node.listening() {
+            println!("listening on {place}");
+        }
+        println!("admin on http://{}", node.admin());
+        // The manager may know this process as a child of the one it takes over from.
+        notify(&[NotifyState::MainPid(std::process::id()), NotifyState::Ready]);
         loop {
             tokio::select! {
                 () = node.ended() => return Ok::<_, io::Error>(()),
@@ -467,4 +468,38 @@ fn upstreams(config: &Config, node: &str) -> Upstreams {
         weights: upstream.urls.iter().map(|target| target.weight).collect(),
     };
     Upstreams::new(config.upstreams.iter().map(of).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A node whose threads have ended, and the file of a socket of it.
+    fn ended(has_taken_over: bool) -> (Node, tempfile::NamedTempFile) {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let (commands, _) = tokio_mpsc::unbounded_channel();
+        let node = Node {
+            listening: Vec::new(),
+            admin: SocketAddr::from(([127, 0, 0, 1], 0)),
+            commands,
+            threads: Vec::new(),
+            journal: None,
+            files: Files::new(vec![file.path().to_path_buf()]),
+            ended: mpsc::channel().1,
+            ending: tokio_mpsc::channel(1).1,
+            deadline: watch::channel(None).1,
+            has_taken_over,
+        };
+        (node, file)
+    }
+
+    #[test]
+    fn a_start_that_fails_without_a_control_plane_leaves_the_running_nodes_socket_files() {
+        let (node, file) = ended(true);
+        node.give_up();
+        assert!(file.path().exists());
+        let (node, file) = ended(false);
+        node.give_up();
+        assert!(!file.path().exists(), "nobody else has them");
+    }
 }

@@ -3,7 +3,7 @@ use super::admin;
 use super::backoff::Backoff;
 use super::credentials::Credentials;
 use super::dial::{Dialled, dial};
-use super::leave::{Ending, Farewell, accept_anew, await_successor};
+use super::leave::{Drained, Ending, Farewell, accept_anew, await_successor};
 use super::listen::Files;
 use super::picture::{Ground, Picture};
 use super::process::Meter;
@@ -61,6 +61,8 @@ pub(super) struct Plane {
     pub(super) admin_listener: TcpListener,
     /// Another process has the listening sockets, too.
     pub(super) has_taken_over: bool,
+    /// Then this hears when every shard reaches an app server.
+    pub(super) serves: std::sync::mpsc::Sender<()>,
     /// Where a successor comes, and what it gets.
     pub(super) successor: Option<(UnixListener, Estate)>,
     pub(super) files: Files,
@@ -100,10 +102,9 @@ struct Lane {
 /// A url of an upstream, for those who ask whether the node is ready.
 pub(super) struct UrlInfo<'a> {
     pub(super) upstream: &'a str,
-    pub(super) kind: UpstreamKind,
     pub(super) url: &'a str,
-    /// Shards with at least one lane to it that is up.
-    pub(super) shards_up: BTreeSet<u16>,
+    /// At least one lane to it is.
+    pub(super) is_up: bool,
     /// What dialling it failed of the last time, until it succeeds.
     pub(super) trouble: Option<String>,
 }
@@ -132,17 +133,26 @@ impl State {
         for (index, upstream) in self.upstreams.0.iter().enumerate() {
             for (url, target) in upstream.urls.iter().enumerate() {
                 let place = LanePlace { upstream: UpstreamIndex(index as u8), url: url as u8 };
-                let up = lanes.iter().filter(|(_, lane)| lane.place == place && lane.state == LaneState::Up);
                 infos.push(UrlInfo {
                     upstream: &upstream.name,
-                    kind: upstream.kind,
                     url: &target.text,
-                    shards_up: up.map(|(key, _)| u16::from(key.shard.0)).collect(),
+                    is_up: lanes.values().any(|lane| lane.place == place && lane.state == LaneState::Up),
                     trouble: target.trouble(),
                 });
             }
         }
         infos
+    }
+
+    /// Shards from which no lane to an app server is up. An Observer never counts: it answers nobody.
+    pub(super) fn unserved(&self) -> Vec<u16> {
+        let lanes = self.lanes.borrow();
+        let serves = |lane: &Lane| {
+            lane.state == LaneState::Up && self.upstreams.of(lane.place).0.kind == UpstreamKind::AppServer
+        };
+        let served: BTreeSet<u16> =
+            lanes.iter().filter(|(_, lane)| serves(lane)).map(|(key, _)| u16::from(key.shard.0)).collect();
+        (0..self.published.len() as u16).filter(|shard| !served.contains(shard)).collect()
     }
 
     pub(super) fn node_info(&self) -> NodeInfo {
@@ -204,7 +214,8 @@ impl Plane {
             from_shards,
             mut commanded,
             admin_listener,
-            has_taken_over: _,
+            has_taken_over,
+            serves,
             successor,
             files,
             deadline,
@@ -236,6 +247,9 @@ impl Plane {
                 tokio_uring::spawn(keeper.keep(hub_path.clone(), losing));
             }
         }
+        if has_taken_over {
+            tokio_uring::spawn(await_lanes(state.clone(), serves));
+        }
         if let Some(folder) = journals {
             tokio_uring::spawn(recovery::keep_looking(folder, dead, shards.clone(), state.clone()));
         }
@@ -255,7 +269,13 @@ impl Plane {
         // A node without a successor keeps the sender, so that nobody comes.
         let (inherit, mut inherited) = mpsc::channel(1);
         let waits = successor.map(|(listener, estate)| {
-            tokio_uring::spawn(await_successor(listener, Arc::new(estate), inherit.clone(), shards.clone()))
+            tokio_uring::spawn(await_successor(
+                listener,
+                Arc::new(estate),
+                inherit.clone(),
+                files.clone(),
+                shards.clone(),
+            ))
         });
         let mut heir_waits = None;
         let farewell = loop {
@@ -285,16 +305,26 @@ impl Plane {
             waits.abort();
             let _ = waits.await;
         }
-        if farewell.is_some_and(|farewell| farewell.heir == Heir::Process) {
-            // Who asks how the node is, asks the other one from now on.
-            admin.abort();
-            let _ = admin.await;
-            files.leave();
-        }
         let mut shards = Ending::new(shards, released, ending, deadline);
-        let all_ended = match farewell {
-            Some(farewell) => shards.drain(farewell, &mut commanded, heir_waits).await,
-            None => false,
+        let (mut farewell, mut admin) = (farewell, Some(admin));
+        let all_ended = loop {
+            let Some(words) = farewell else { break false };
+            if words.heir == Heir::Process {
+                // Who asks how the node is, asks the other one from now on.
+                if let Some(admin) = admin.take() {
+                    admin.abort();
+                    let _ = admin.await;
+                }
+                files.leave();
+            }
+            match shards.drain(words, &mut commanded, &mut inherited, heir_waits.take()).await {
+                Drained::All => break true,
+                Drained::No => break false,
+                Drained::Inherited { waits, window } => {
+                    heir_waits = Some(waits);
+                    farewell = Some(Farewell { delay: Duration::ZERO, window, heir: Heir::Process });
+                }
+            }
         };
         state.ending.set(true);
         if !all_ended {
@@ -369,6 +399,15 @@ impl Keeper {
     fn is(&self, state: LaneState) {
         self.state.set(self.lane, self.place, state);
     }
+}
+
+/// Waits until every shard reaches an app server.
+async fn await_lanes(state: Rc<State>, serves: std::sync::mpsc::Sender<()>) {
+    while !state.unserved().is_empty() {
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    // Who does not listen any more has waited for too long.
+    let _ = serves.send(());
 }
 
 /// Measures what the process uses, for ever.

@@ -15,7 +15,7 @@ use core::cell::{Cell, RefCell};
 use core::time::Duration;
 use futures_util::future::join_all;
 use std::collections::HashMap;
-use std::io::{self, ErrorKind};
+use std::io;
 use std::path::Path;
 use std::rc::Rc;
 use tokio::sync::{Semaphore, oneshot};
@@ -26,14 +26,14 @@ use tracing::{error, info, warn};
 pub(super) struct Opened {
     /// None: none is configured, or there is no room for one.
     pub(super) journal: Option<Journal>,
-    /// Where it is, and what else is there.
+    /// Where it is, or would be, and what else is there.
     pub(super) folder: Option<Folder>,
     pub(super) dead: Vec<Dead>,
     pub(super) info: JournalInfo,
 }
 
 /// Opens what is configured. A folder that is wrong ends the start, as any wrong setting does; a disk that is full does not: clients that
-/// are served and perhaps leak later are better than none.
+/// are served and perhaps leak later are better than none, and those that dead processes left are signed off all the same.
 pub(super) fn open(config: &Config, origin_key: OriginKey, name: u64) -> io::Result<Opened> {
     let Some(folder) = &config.journal else { return Ok(Opened::default()) };
     let upstream = |upstream: &crate::config::Upstream| journal::Upstream {
@@ -48,14 +48,16 @@ pub(super) fn open(config: &Config, origin_key: OriginKey, name: u64) -> io::Res
         name,
     };
     match journal::open(folder, &process) {
-        Ok((journal, opened, Found { dead, locked, unreadable })) => {
-            info!(folder = %folder.display(), others = locked, "journal open");
-            let info = JournalInfo { errors: unreadable, ..JournalInfo::default() };
-            Ok(Opened { journal: Some(journal), folder: Some(opened), dead, info })
-        }
-        Err(fault) if matches!(fault.kind(), ErrorKind::StorageFull | ErrorKind::QuotaExceeded) => {
-            error!(folder = %folder.display(), "no room for the journal ({fault}); the node runs without one: if it is killed, app servers keep what they have of its clients");
-            Ok(Opened { info: JournalInfo { errors: 1, ..JournalInfo::default() }, ..Opened::default() })
+        Ok((made, opened, Found { dead, locked, unreadable })) => {
+            let mut info = JournalInfo { errors: unreadable, ..JournalInfo::default() };
+            match &made {
+                Ok(_) => info!(folder = %folder.display(), others = locked, "journal open"),
+                Err(fault) => {
+                    info.errors += 1;
+                    error!(folder = %folder.display(), "no room for the journal ({fault}); the node runs without one until its next start: if it is killed, app servers keep what they have of its clients");
+                }
+            }
+            Ok(Opened { journal: made.ok(), folder: Some(opened), dead, info })
         }
         Err(fault) => Err(in_words(folder, &fault)),
     }
@@ -244,4 +246,43 @@ fn place_of(upstreams: &Upstreams, clients: &Clients) -> Option<LanePlace> {
     order
         .into_iter()
         .find_map(|index| Some(LanePlace { upstream: UpstreamIndex(index as u8), url: urls(index)? as u8 }))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::{Machine, RunFlags};
+    use crate::ids::{Serial, ShardId};
+
+    #[test]
+    fn a_volume_that_is_full_costs_the_own_journal_only() {
+        // In memory a file that is larger than the whole volume is refused at once, without being filled.
+        let folder = tempfile::tempdir_in("/dev/shm").expect("every Linux has it");
+        let volume = rustix::fs::statvfs(folder.path()).unwrap();
+        let upstreams: String = (0..16)
+            .map(|port| format!("[[upstream]]\nurl = \"http://a:{}\"\nfilter = \"vm_id == 'A'\"\n", port + 1))
+            .collect();
+        let text = format!("shards = 2\njournal = {:?}\n{upstreams}", folder.path());
+        let mut config =
+            Config::resolve(Some(("node.toml", &text)), std::iter::empty(), &RunFlags::default(), &Machine::probe())
+                .unwrap();
+        let key = |byte| OriginKey([byte; 16]);
+
+        config.limits.max_clients = 1000;
+        let killed = open(&config, key(1), 1).unwrap();
+        let part = killed.journal.as_ref().unwrap().of_shard(ShardId(0));
+        part.live(LanePlace { upstream: UpstreamIndex(3), url: 0 }, 7, Serial(1));
+        drop((killed, part));
+
+        config.limits.max_clients = u32::MAX;
+        let bytes = 2 * journal::part_bytes(shard::places(config.connections_per_shard()), 16) as u64;
+        assert!(bytes > 2 * volume.f_blocks * volume.f_frsize);
+        let opened = open(&config, key(2), 2).unwrap();
+        assert!(opened.journal.is_none());
+        assert_eq!(opened.info.errors, 1);
+        let (clients, damaged) = opened.dead[0].clients().unwrap();
+        assert_eq!((opened.dead.len(), clients[0].count, clients[0].url.as_str(), damaged), (1, 1, "http://a:4", 0));
+        let mut folder = opened.folder.expect("it is looked at later, too");
+        assert!(folder.look().unwrap().dead.is_empty());
+    }
 }

@@ -9,11 +9,11 @@ use crate::sys::mapping::Mapping;
 use core::time::Duration;
 use std::collections::HashSet;
 use std::fs::{self, File, OpenOptions, TryLockError};
-use std::io::{self, Read};
+use std::io::{self, ErrorKind, Read};
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Instant, SystemTime};
 use tracing::{info, warn};
 
 const EXTENSION: &str = "journal";
@@ -48,13 +48,15 @@ pub fn part_bytes(slots: u32, upstreams: usize) -> usize {
 pub struct Journal {
     pub(super) path: PathBuf,
     /// Holds the lock, as the mapping of each part does.
-    _file: File,
+    file: File,
     parts: Vec<Arc<Part>>,
 }
 
 /// The folder, as one process looks at it.
 pub struct Folder {
     path: PathBuf,
+    /// The journal of the process that looks, if there was room for one.
+    own: Option<File>,
     /// What was found in it and needs no second look: journals taken over, and what is none. The own one, too.
     seen: HashSet<PathBuf>,
 }
@@ -71,21 +73,31 @@ pub struct Found {
 }
 
 /// Makes this process's journal, and takes over those of processes that have ended. Only the own journal can fail: whatever else is
-/// wrong in the folder is logged and counted.
-pub fn open(path: &Path, process: &Process) -> io::Result<(Journal, Folder, Found)> {
-    let mut folder = Folder { path: path.to_path_buf(), seen: HashSet::new() };
+/// wrong in the folder is logged and counted. The error inside: there is no room for it, which keeps nobody from taking over the others'.
+pub fn open(path: &Path, process: &Process) -> io::Result<(io::Result<Journal>, Folder, Found)> {
+    let mut folder = Folder { path: path.to_path_buf(), own: None, seen: HashSet::new() };
     // Nobody else makes a file or looks at one meanwhile, so that a file which is not locked is a dead process's.
     let _lock = lock(path)?;
-    let journal = Journal::create(path, process)?;
-    folder.seen.insert(journal.path.clone());
+    let journal = match Journal::create(path, process) {
+        Err(error) if !matches!(error.kind(), ErrorKind::StorageFull | ErrorKind::QuotaExceeded) => return Err(error),
+        made => made,
+    };
+    if let Ok(journal) = &journal {
+        folder.own = Some(journal.file.try_clone()?);
+        folder.seen.insert(journal.path.clone());
+    }
     let found = folder.scan()?;
     Ok((journal, folder, found))
 }
 
 impl Folder {
-    /// Takes over the journals of processes that have ended since the last look.
+    /// Takes over the journals of processes that have ended since the last look, and notes in its own that its process lives: of a
+    /// mapped file a file system may note the first store only (tmpfs does), and a journal's age is to be that of the death.
     pub fn look(&mut self) -> io::Result<Found> {
         let _lock = lock(&self.path)?;
+        if let Some(own) = &self.own {
+            own.set_modified(SystemTime::now())?;
+        }
         self.scan()
     }
 
@@ -131,7 +143,7 @@ fn lock(folder: &Path) -> io::Result<File> {
             Err(TryLockError::Error(error)) => return Err(error),
             Err(TryLockError::WouldBlock) if Instant::now() >= patience => {
                 let text = "another process has locked it for too long; end that process, or give this node a folder of its own";
-                return Err(io::Error::new(io::ErrorKind::WouldBlock, text));
+                return Err(io::Error::new(ErrorKind::WouldBlock, text));
             }
             Err(TryLockError::WouldBlock) => std::thread::sleep(Duration::from_millis(10)),
         }
@@ -146,7 +158,7 @@ impl Journal {
         let file = OpenOptions::new().read(true).write(true).create_new(true).mode(0o600).open(&path)?;
         let filled = Journal::fill(&file, process, pid);
         match filled {
-            Ok(parts) => Ok(Journal { path, _file: file, parts }),
+            Ok(parts) => Ok(Journal { path, file, parts }),
             Err(error) => {
                 let _ = fs::remove_file(&path);
                 Err(error)

@@ -43,7 +43,7 @@ impl Dead {
         self.header.pid
     }
 
-    /// Since it was written last, as far as the file system knows.
+    /// Since its process died, to within `JOURNAL_LOOK_MS`; or since somebody worked on it.
     pub fn age(&self) -> Duration {
         self.file
             .metadata()

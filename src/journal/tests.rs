@@ -1,9 +1,11 @@
 use super::*;
 use crate::ids::{Address, OriginId, UpstreamIndex};
+use core::time::Duration;
 use proptest::prelude::*;
 use std::collections::BTreeSet;
-use std::fs;
+use std::fs::{self, File};
 use std::path::{Path, PathBuf};
+use std::time::SystemTime;
 
 const SLOTS: u32 = 700;
 
@@ -19,6 +21,11 @@ fn process(name: u64) -> Process {
         upstreams: vec![upstream("a", &["http://a1", "http://a2"]), upstream("b", &["http://b"])],
         name,
     }
+}
+
+/// Where there is room for its journal.
+fn open(folder: &Path, process: &Process) -> std::io::Result<(Journal, Folder, Found)> {
+    super::open(folder, process).and_then(|(journal, folder, found)| Ok((journal?, folder, found)))
 }
 
 fn place(upstream: u8, url: u8) -> LanePlace {
@@ -155,6 +162,27 @@ fn only_its_owner_can_read_it_and_it_stays_as_long_as_somebody_is_in_it() {
     part.buried(cell);
     drop((part, journal));
     assert!(files(folder.path()).is_empty());
+}
+
+#[test]
+fn a_journals_age_is_that_of_its_process_death_however_long_that_lived() {
+    const WEEK: Duration = Duration::from_secs(7 * 24 * 60 * 60);
+    let folder = tempfile::tempdir().unwrap();
+    let (journal, mut own, _) = open(folder.path(), &process(1)).unwrap();
+    let part = journal.of_shard(ShardId(0));
+    part.live(place(0, 0), 3, Serial(5));
+    // As on tmpfs: what is stored in the mapping is not noted for more than a week.
+    File::open(&journal.path).unwrap().set_modified(SystemTime::now() - 2 * WEEK).unwrap();
+    own.look().unwrap();
+    drop((journal, own, part));
+    let died = |name: u64| {
+        let (_, _, found) = open(folder.path(), &process(name)).unwrap();
+        (found.dead[0].age(), found.dead[0].path().to_path_buf())
+    };
+    let (age, path) = died(2);
+    assert!(age < WEEK / 1000, "{age:?}");
+    File::open(path).unwrap().set_modified(SystemTime::now() - 2 * WEEK).unwrap();
+    assert!(died(3).0 > WEEK);
 }
 
 #[test]

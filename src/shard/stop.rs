@@ -11,7 +11,7 @@
 //!
 //! With an heir nobody is refused: the heir listens on the same sockets, so this shard takes nothing from them any more. Who has a
 //! connection here and not yet a client becomes one, and is sent to the heir like all others. Event streams and polls go first: their next
-//! requests reach the heir, which knows nothing of them.
+//! requests reach the heir, which knows nothing of them. One that is found while clients are sent away already has the rest of them.
 use super::Shard;
 use super::accept::accept_token;
 use super::socket::{Conn, Life, Stage};
@@ -34,9 +34,10 @@ pub(super) struct Drain {
 }
 
 impl<I: Io> Shard<I> {
-    /// Sends everybody away over the window.
+    /// Sends everybody away over the window. While it does, an heir may still be found: everybody left gets another moment.
     pub(super) fn drain(&mut self, now: Time, window: Duration, heir: Heir) {
-        if self.draining.is_some() || self.stopping.is_some() {
+        let before = self.draining.as_ref().map(|drain| drain.heir);
+        if self.stopping.is_some() || before.is_some_and(|before| before == heir || before == Heir::Process) {
             return;
         }
         let mut moments = Vec::with_capacity(self.conns.len() as usize);

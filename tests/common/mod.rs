@@ -216,12 +216,22 @@ impl App {
 
     /// Has the double do something; how many lanes it did it to.
     pub fn disturb(&self, hook: &str, what: serde_json::Value) -> u64 {
+        let reply = self.told(hook, &what);
+        reply.body.parse().unwrap_or_else(|_| panic!("{hook} {what}: {}", reply.text))
+    }
+
+    /// Has it refuse new lanes, or take them again.
+    pub fn refuse(&self, refuse: bool) {
+        self.told("refuse", &serde_json::json!({ "refuse": refuse }));
+    }
+
+    fn told(&self, hook: &str, what: &serde_json::Value) -> Reply {
         let body = what.to_string();
         let head = format!("POST /__double/{hook} HTTP/1.1\r\nHost: {}\r\nConnection: close\r\n", self.address);
         let request = format!("{head}Content-Type: application/json\r\nContent-Length: {}\r\n\r\n{body}", body.len());
         let reply = exchange(self.address, request.as_bytes(), PATIENCE);
         assert_eq!(reply.status, 200, "{hook} {what}: {}", reply.text);
-        reply.body.parse().unwrap_or_else(|_| panic!("{hook} {what}: {}", reply.text))
+        reply
     }
 
     /// What the double says about itself.
