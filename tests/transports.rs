@@ -715,6 +715,10 @@ fn a_post_before_the_transport_waits_for_it() {
     let much = vec![b' '; 200 * 1024];
     assert_eq!(web.ask(&format!("POST {id}"), "", &much).status, 200);
     assert_eq!(web.ask(&format!("POST {id}"), "", &much).status, 503);
+    // What nobody comes for is dropped, and counted.
+    let dropped = || node.metric_where("signalring_drops", "reason=\"early_post\"");
+    assert_eq!(dropped(), 0.0);
+    wait_for("it to be dropped", PATIENCE, || (dropped() == 1.0).then_some(()));
     drop(web);
     is_clean(&app, &node);
 }
@@ -780,8 +784,8 @@ fn ids_are_good_for_what_they_began() {
     // A neighbour's id is as good as ours, and is used up by its use here.
     let target = format!("/dotnetify?x=1&Id={}", signed(TOKEN_KEY, "neighbour", now));
     // But not where more than one request is to come: the balancer sends the next one to the neighbour.
-    for headers in ["", EVENTS] {
-        says(&web.ask(&format!("GET {target}"), headers, b""), 404, UNKNOWN);
+    for (line, headers, body) in [("GET", "", &b""[..]), ("GET", EVENTS, b""), ("POST", "", HANDSHAKE)] {
+        says(&web.ask(&format!("{line} {target}"), headers, body), 404, UNKNOWN);
     }
     assert_eq!(upgrade(&mut Web::connect(node.address), &target).status, 101);
     ends(&node, "peer_gone", 2);

@@ -162,7 +162,7 @@ impl<I: Io> Shard<I> {
 
     /// What the client POSTed before it had a transport.
     fn early_body(&mut self, now: Time, client: SlotKey, connection: &ConnectionId) {
-        if let Some(body) = self.connections.take_early(now, connection) {
+        if let Some(body) = self.connections.take_early(connection) {
             self.on_client_body(now, client, &body);
         }
     }
@@ -231,11 +231,13 @@ impl<I: Io> Shard<I> {
         let connection = token.token.connection;
         let Some(owner) = self.owner(&connection) else {
             return match self.connections.find(&connection) {
-                Found::Unknown if token.is_fresh && self.refuses(false) => Err(HttpError::Stopping),
-                Found::Unknown if token.is_fresh => {
+                // Of another node's nobody will ever fetch it here: its transport does not begin on this node (`check_unused`).
+                Found::Unknown if !token.is_own || !token.is_fresh => Err(HttpError::UnknownConnection),
+                Found::Unknown if self.refuses(false) => Err(HttpError::Stopping),
+                Found::Unknown => {
                     let until = now.after(self.settings.disconnect_timeout);
                     let bytes_max = self.settings.http.post_body_bytes_max as usize;
-                    let kept = self.connections.keep_early(now, until, connection, body, bytes_max);
+                    let kept = self.connections.keep_early(until, connection, body, bytes_max);
                     if kept { Ok(()) } else { Err(HttpError::Overloaded) }
                 }
                 Found::Used(key) if self.is_client(key) => Err(HttpError::PostToWebSocket),

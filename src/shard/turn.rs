@@ -265,6 +265,7 @@ impl<I: Io> Shard<I> {
         if self.accept_again.is_some_and(|at| now >= at) {
             self.accept_on(now);
         }
+        self.metrics.add(Counter::DroppedEarlyPost, self.connections.forget_early(now));
     }
 
     fn on_orders(&mut self, now: Time) {
