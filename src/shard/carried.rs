@@ -55,6 +55,7 @@ impl<I: Io> Shard<I> {
 
     /// May this token begin a connection over `transport`? Otherwise it is told why not.
     fn check_unused(&self, token: &Opened, transport: Transport) -> Result<(), HttpError> {
+        self.check_offered(transport)?;
         if self.refuses(transport == Transport::WebSockets) {
             return Err(HttpError::Stopping);
         }
@@ -72,6 +73,17 @@ impl<I: Io> Shard<I> {
                 Transport::ServerSentEvents | Transport::LongPolling => HttpError::TransportChanged,
             }),
             Found::Used(_) => Err(HttpError::UnknownConnection),
+        }
+    }
+
+    /// Asked where a connection begins: who is there keeps its transport when the configuration withdraws it.
+    fn check_offered(&self, transport: Transport) -> Result<(), HttpError> {
+        let offered = self.settings.http.transports;
+        match transport {
+            Transport::WebSockets if !offered.web_sockets => Err(HttpError::WebSocketsNotSupported),
+            Transport::ServerSentEvents if !offered.server_sent_events => Err(HttpError::ServerSentEventsNotSupported),
+            Transport::LongPolling if !offered.long_polling => Err(HttpError::LongPollingNotSupported),
+            _ => Ok(()),
         }
     }
 
