@@ -115,7 +115,8 @@
 //! 4. What is queued for a carried client moves to its carrier (`shard::carried`, `pump`): its WebSocket, its event stream, the poll that waits.
 //!    Without a carrier it waits for the next poll, or is what a reconnect replays.
 //! 5. A queue over its bound marks the client as too slow; it ends when the lane's bytes have been handled. All others leave in `flush`. What
-//!    the kernel does not take is watched as a whole: a client that takes nothing for too long ends, too (`Socket::fell_behind`).
+//!    the kernel does not take is watched piece by piece: a client that takes hardly anything for too long ends, too
+//!    (`Socket::fell_behind`).
 //!
 //! Ends: a client's end takes it out of its hubs' groups and sends `OnDisconnectedAsync` to every upstream that has seen anything of it, as
 //! its last message on its lane there; while no lane to that url is up it waits as a notice, and it is said again where nobody has

@@ -72,6 +72,11 @@ pub const DESCRIPTORS_PER_LANE: u32 = 2;
 /// How long what is queued for a client may wait for a client that takes nothing: SignalR's clients give up a server from which they have
 /// heard nothing whole for 30 s, so whoever waits longer waits for nobody. (Seconds.)
 pub const CLIENT_SEND_QUEUE_SECONDS_DEFAULT: u64 = 30;
+/// What a client has to take in that time, or everything if less is queued, to count as one that reads: 2000 bytes a second with the
+/// default, the worst of telephone lines. A queue at its default bound is gone after five times the time, however slowly it is read, so
+/// who takes a byte now and then does not keep one for ever. More than the kernel waits for before it says that there is room again (a
+/// third of the send buffer, with the default about 21 KiB), and what fits the 16 bits that an idle client spends on it.
+pub const CLIENT_PROGRESS_BYTES: u16 = 60_000;
 /// Messages a second that one client may send in the long run, and at once. A person at a page makes tens, a drag that reports
 /// every move 60; a page that opens asks for each of its view models. Over it nothing is lost, it is read later.
 pub const MESSAGE_RATE_DEFAULT: u32 = 1000;

@@ -4,11 +4,14 @@
 #[path = "common/certificates.rs"]
 mod certificates;
 mod common;
+#[path = "common/configured.rs"]
+mod configured;
 
 use certificates::{Authority, Folder};
 use common::web::{Events, Polling, REQUEST, Web};
 use common::ws::{RECORD_END, Socket, record};
 use common::{App, Node, PATIENCE, Process, exchange, get, wait_for};
+use configured::Configured;
 use std::net::{SocketAddr, TcpStream};
 use std::os::unix::net::{UnixDatagram, UnixStream};
 use std::path::Path;
@@ -163,37 +166,10 @@ fn a_node_without_clients_ends_at_once_and_a_second_signal_ends_one_with_clients
     ends_well(&mut node, Duration::from_secs(7));
 }
 
-/// A node whose configuration is a file that can be written again.
-struct Configured {
-    node: Node,
-    folder: Folder,
-}
-
-impl Configured {
-    fn start(app: &App, lines: &str) -> Configured {
-        let folder = Folder::new();
-        let file = folder.file("node.toml", lines);
-        let node = Node::start(app, &["--config", file.to_str().unwrap()]);
-        Configured { node, folder }
-    }
-
-    /// Counts of good and bad reloads.
-    fn reloads(&self) -> (f64, f64) {
-        let count = |result| self.node.metric_where("signalring_reloads", &format!("result=\"{result}\""));
-        (count("applied"), count("refused"))
-    }
-
-    fn read_again(&self, lines: &str) {
-        self.folder.file("node.toml", lines);
-        let before = self.reloads();
-        self.node.process.signal("HUP");
-        wait_for("the configuration to be read", PATIENCE, || (self.reloads() != before).then_some(()));
-    }
-
-    fn negotiates_from(&self, origin: &str) -> u16 {
-        let header = format!("Origin: {origin}\r\n");
-        Web::connect(self.node.address).ask("POST /dotnetify/negotiate", &header, b"").status
-    }
+/// How a page of that origin is answered.
+fn negotiates_from(node: &Node, origin: &str) -> u16 {
+    let header = format!("Origin: {origin}\r\n");
+    Web::connect(node.address).ask("POST /dotnetify/negotiate", &header, b"").status
 }
 
 #[test]
@@ -201,7 +177,7 @@ fn a_configuration_that_is_read_again_holds_without_dropping_anybody_and_says_wh
     let app = App::start();
     let configured = Configured::start(&app, "token_key = \"0123456789abcdef\"\nlog = \"info\"\n");
     let mut stays = client(configured.node.address);
-    assert_eq!(configured.negotiates_from("https://a.example"), 403);
+    assert_eq!(negotiates_from(&configured.node, "https://a.example"), 403);
 
     let started = configured.node.metric("signalring_last_reload_timestamp_seconds");
     configured.read_again(
@@ -210,7 +186,7 @@ fn a_configuration_that_is_read_again_holds_without_dropping_anybody_and_says_wh
     );
     assert_eq!(configured.reloads(), (1.0, 0.0));
     assert!(configured.node.metric("signalring_last_reload_timestamp_seconds") > started);
-    assert_eq!(configured.negotiates_from("https://a.example"), 200);
+    assert_eq!(negotiates_from(&configured.node, "https://a.example"), 200);
     let output = configured.node.process.output();
     for line in [
         "changed: allowed_origins: [] -> [\"https://a.example\"]",
@@ -222,7 +198,7 @@ fn a_configuration_that_is_read_again_holds_without_dropping_anybody_and_says_wh
     }
     assert!(!output.contains("another-key") && !output.contains("0123456789abcdef"), "{output}");
     wait_for("the new level of the log", PATIENCE, || {
-        configured.negotiates_from("https://a.example");
+        negotiates_from(&configured.node, "https://a.example");
         drop(Socket::connect(configured.node.address));
         configured.node.process.output().contains("DEBUG").then_some(())
     });
@@ -241,14 +217,14 @@ fn a_configuration_that_is_read_again_holds_without_dropping_anybody_and_says_wh
     assert_eq!(configured.reloads(), (1.0, 1.0));
     let output = configured.node.process.output();
     assert!(output.contains("shards: 0 is out of range") && output.contains("not a duration"), "{output}");
-    assert_eq!(configured.negotiates_from("https://b.example"), 403);
-    assert_eq!(configured.negotiates_from("https://a.example"), 200);
+    assert_eq!(negotiates_from(&configured.node, "https://b.example"), 403);
+    assert_eq!(negotiates_from(&configured.node, "https://a.example"), 200);
 
     // Nor does a key that is none, which only reading it shows.
     let garbage = configured.folder.file("garbage.pem", "no key");
     configured
         .read_again(&format!("allowed_origins = [\"https://b.example\"]\n[identity]\npublic_key_file = {garbage:?}\n"));
-    assert_eq!((configured.reloads(), configured.negotiates_from("https://b.example")), ((1.0, 2.0), 403));
+    assert_eq!((configured.reloads(), negotiates_from(&configured.node, "https://b.example")), ((1.0, 2.0), 403));
     stays.send(&record(
         "{\"type\":1,\"target\":\"Update_VM\",\"arguments\":[\"HelloWorldVM\",{\"FirstName\":\"still\"}]}",
     ));

@@ -4,6 +4,8 @@
 #[path = "common/certificates.rs"]
 mod certificates;
 mod common;
+#[path = "common/configured.rs"]
+mod configured;
 
 use certificates::{Authority, Folder};
 use common::web::{
@@ -12,6 +14,7 @@ use common::web::{
 };
 use common::ws::{self, FIN, Socket, frame, record, text, upgrade_head};
 use common::{App, Node, PATIENCE, Process, wait_for};
+use configured::Configured;
 use serde_json::Value;
 use signalring::ids::ShardId;
 use signalring::session::token::{Token, TokenKey};
@@ -715,6 +718,10 @@ fn a_post_before_the_transport_waits_for_it() {
     let much = vec![b' '; 200 * 1024];
     assert_eq!(web.ask(&format!("POST {id}"), "", &much).status, 200);
     assert_eq!(web.ask(&format!("POST {id}"), "", &much).status, 503);
+    // What nobody comes for is dropped, and counted.
+    let dropped = || node.metric_where("signalring_drops", "reason=\"early_post\"");
+    assert_eq!(dropped(), 0.0);
+    wait_for("it to be dropped", PATIENCE, || (dropped() == 1.0).then_some(()));
     drop(web);
     is_clean(&app, &node);
 }
@@ -780,8 +787,8 @@ fn ids_are_good_for_what_they_began() {
     // A neighbour's id is as good as ours, and is used up by its use here.
     let target = format!("/dotnetify?x=1&Id={}", signed(TOKEN_KEY, "neighbour", now));
     // But not where more than one request is to come: the balancer sends the next one to the neighbour.
-    for headers in ["", EVENTS] {
-        says(&web.ask(&format!("GET {target}"), headers, b""), 404, UNKNOWN);
+    for (line, headers, body) in [("GET", "", &b""[..]), ("GET", EVENTS, b""), ("POST", "", HANDSHAKE)] {
+        says(&web.ask(&format!("{line} {target}"), headers, body), 404, UNKNOWN);
     }
     assert_eq!(upgrade(&mut Web::connect(node.address), &target).status, 101);
     ends(&node, "peer_gone", 2);
@@ -790,6 +797,66 @@ fn ids_are_good_for_what_they_began() {
     let sockets: Vec<Socket> = (0..3).map(|_| Socket::connect(node.address)).collect();
     drop((web, sockets));
     is_clean(&app, &node);
+}
+
+// ---- a configuration that is read again ---------------------------------------------------------------------------------
+
+#[test]
+fn who_is_there_keeps_a_transport_that_is_withdrawn_and_nobody_begins_with_it() {
+    let app = App::start();
+    let lines = |transports: &str| format!("shards = 2\n[hub]\ntransports = [{transports}]\npoll_timeout = \"1s\"\n");
+    let configured = Configured::start(&app, &lines("\"WebSockets\", \"ServerSentEvents\", \"LongPolling\""));
+    let node = &configured.node;
+    let mut polling = Polling::connect(node.address);
+    polling.post(REQUEST);
+    polling.response("the state", |data| data.get("FullName").is_some());
+    let mut stateful = Stateful::connect(node.address);
+    stateful.request();
+    let mut events = Events::connect(node.address);
+    let unused = [(); 3].map(|()| format!("/dotnetify?id={}", token(node.address)));
+
+    // The poll that is answered last comes before it, the next one behind it.
+    configured.read_again(&lines("\"ServerSentEvents\""));
+    polling.post(&update("Polls"));
+    polling.response("an answer", full_name("Polls"));
+    stateful.cut(node);
+    stateful.resume(node, 1);
+    assert!(stateful.web.frame("the state again").text().contains("FullName"));
+    let mut web = Web::connect(node.address);
+    says(
+        &web.ask(&format!("GET {}", unused[0]), "", b""),
+        404,
+        "LongPolling transport not supported by this end point type",
+    );
+    for target in ["/dotnetify", &unused[1]] {
+        let answer = upgrade(&mut Web::connect(node.address), target);
+        says(&answer, 404, "WebSockets transport not supported by this end point type");
+    }
+    configured.read_again(&lines("\"WebSockets\""));
+    events.post(REQUEST);
+    events.stream.event_response("the state", |data| data.get("FullName").is_some());
+    let refused = web.ask(&format!("GET {}", unused[2]), EVENTS, b"");
+    says(&refused, 404, "ServerSentEvents transport not supported by this end point type");
+    drop((polling, stateful, events));
+    assert_eq!(configured.reloads(), (2.0, 0.0));
+}
+
+#[test]
+fn a_proxy_header_under_way_is_read_as_one_when_they_are_switched_off() {
+    let app = App::start();
+    let lines = |is_on: bool| format!("proxy_protocol = {is_on}\ntrusted_proxies = [\"127.0.0.1\"]\n");
+    let configured = Configured::start(&app, &lines(true));
+    let mut web = Web::connect(configured.node.address);
+    web.send(b"PROXY TCP4 192.0.2.1 ");
+    wait_for("it to be accepted", PATIENCE, || {
+        (configured.node.metric("signalring_http_connections") == 1.0).then_some(())
+    });
+    configured.read_again(&lines(false));
+    web.send(b"198.51.100.7 56324 443\r\n");
+    web.send(format!("{}\r\n", upgrade_head(configured.node.address, "/dotnetify")).as_bytes());
+    assert_eq!(remote(&seen_over(&app, web)), ("192.0.2.1", 56324));
+    // Of who comes now none is expected.
+    assert_eq!(remote(&seen(&app, &configured.node, b"", "")).0, "127.0.0.1");
 }
 
 // ---- several shards ---------------------------------------------------------------------------------------------------

@@ -267,7 +267,7 @@ settings! {
     RequestHeadTimeout, Limits, "request_head_timeout", "REQUEST_HEAD_TIMEOUT", "request-head-timeout", SETUP_TIMEOUT, "5s",
         "How long a request head may take to arrive" reloads;
     ClientSendQueueTime, Limits, "client_send_queue_time", "CLIENT_SEND_QUEUE_TIME", "client-send-queue-time", SETUP_TIMEOUT, "30s",
-        "How long what is queued for a client may wait while it takes nothing, before it is disconnected" reloads;
+        "How long a client may take to read 60000 bytes of what is queued for it, or all of it if that is less, before it is disconnected" reloads;
     ClientMessageRate, Limits, "client_message_rate", "CLIENT_MESSAGE_RATE", "client-message-rate", Kind::Count { min: 0, max: MESSAGE_RATE_MAX }, "1000",
         "Messages a second that one client may send in the long run, pings among them; more are read later; 0 for any number" reloads;
     ClientMessageBurst, Limits, "client_message_burst", "CLIENT_MESSAGE_BURST", "client-message-burst",

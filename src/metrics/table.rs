@@ -213,6 +213,7 @@ table! {
         DroppedGoneClient = "gone_client",
         DroppedDisposal = "needless_disposal",
         DroppedUnsent = "unsent_bytes",
+        DroppedEarlyPost = "early_post",
         DroppedHeaders = "context_headers",
         DroppedNotice = "disconnect_notice",
         DroppedReplay = "replay_too_large",

@@ -19,7 +19,7 @@
 //!                                                                   pings, as long as its machine acknowledges ours (client_tcp_timeout)
 //! client without poll or socket   send_queue_bytes_max, resumable   disconnect_timeout
 //!                                 ones resume_bytes_max
-//! what is queued for a peer       send_queue_bytes_max              send_queue_time, while it takes nothing
+//! what is queued for a peer       send_queue_bytes_max              send_queue_time for each CLIENT_PROGRESS_BYTES
 //! POST before its transport       EARLY_BODIES_BYTES_MAX together   disconnect_timeout
 //! after our last byte             none, thrown away                 LINGER_MS
 //! ```

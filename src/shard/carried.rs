@@ -55,6 +55,7 @@ impl<I: Io> Shard<I> {
 
     /// May this token begin a connection over `transport`? Otherwise it is told why not.
     fn check_unused(&self, token: &Opened, transport: Transport) -> Result<(), HttpError> {
+        self.check_offered(transport)?;
         if self.refuses(transport == Transport::WebSockets) {
             return Err(HttpError::Stopping);
         }
@@ -72,6 +73,17 @@ impl<I: Io> Shard<I> {
                 Transport::ServerSentEvents | Transport::LongPolling => HttpError::TransportChanged,
             }),
             Found::Used(_) => Err(HttpError::UnknownConnection),
+        }
+    }
+
+    /// Asked where a connection begins: who is there keeps its transport when the configuration withdraws it.
+    fn check_offered(&self, transport: Transport) -> Result<(), HttpError> {
+        let offered = self.settings.http.transports;
+        match transport {
+            Transport::WebSockets if !offered.web_sockets => Err(HttpError::WebSocketsNotSupported),
+            Transport::ServerSentEvents if !offered.server_sent_events => Err(HttpError::ServerSentEventsNotSupported),
+            Transport::LongPolling if !offered.long_polling => Err(HttpError::LongPollingNotSupported),
+            _ => Ok(()),
         }
     }
 
@@ -162,7 +174,7 @@ impl<I: Io> Shard<I> {
 
     /// What the client POSTed before it had a transport.
     fn early_body(&mut self, now: Time, client: SlotKey, connection: &ConnectionId) {
-        if let Some(body) = self.connections.take_early(now, connection) {
+        if let Some(body) = self.connections.take_early(connection) {
             self.on_client_body(now, client, &body);
         }
     }
@@ -231,11 +243,13 @@ impl<I: Io> Shard<I> {
         let connection = token.token.connection;
         let Some(owner) = self.owner(&connection) else {
             return match self.connections.find(&connection) {
-                Found::Unknown if token.is_fresh && self.refuses(false) => Err(HttpError::Stopping),
-                Found::Unknown if token.is_fresh => {
+                // Of another node's nobody will ever fetch it here: its transport does not begin on this node (`check_unused`).
+                Found::Unknown if !token.is_own || !token.is_fresh => Err(HttpError::UnknownConnection),
+                Found::Unknown if self.refuses(false) => Err(HttpError::Stopping),
+                Found::Unknown => {
                     let until = now.after(self.settings.disconnect_timeout);
                     let bytes_max = self.settings.http.post_body_bytes_max as usize;
-                    let kept = self.connections.keep_early(now, until, connection, body, bytes_max);
+                    let kept = self.connections.keep_early(until, connection, body, bytes_max);
                     if kept { Ok(()) } else { Err(HttpError::Overloaded) }
                 }
                 Found::Used(key) if self.is_client(key) => Err(HttpError::PostToWebSocket),

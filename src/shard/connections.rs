@@ -56,20 +56,7 @@ impl Connections {
     }
 
     /// Keeps the body of a POST that came before the transport was started (reference 1.2). False: there is no room.
-    pub(super) fn keep_early(
-        &mut self,
-        now: Time,
-        until: Time,
-        id: ConnectionId,
-        body: &[u8],
-        bytes_max: usize,
-    ) -> bool {
-        while let Some((expires, _, body)) = self.early.front()
-            && *expires <= now
-        {
-            self.early_bytes -= body.len();
-            self.early.pop_front();
-        }
+    pub(super) fn keep_early(&mut self, until: Time, id: ConnectionId, body: &[u8], bytes_max: usize) -> bool {
         let count = self.early.len();
         let known = self.early.iter_mut().find(|(_, other, _)| *other == id);
         let kept = known.as_ref().map_or(0, |(_, _, kept)| kept.len());
@@ -86,11 +73,21 @@ impl Connections {
     }
 
     /// What came before the transport that starts now.
-    pub(super) fn take_early(&mut self, now: Time, id: &ConnectionId) -> Option<Vec<u8>> {
+    pub(super) fn take_early(&mut self, id: &ConnectionId) -> Option<Vec<u8>> {
         let at = self.early.iter().position(|(_, other, _)| other == id)?;
-        let (until, _, body) = self.early.remove(at)?;
+        let (_, _, body) = self.early.remove(at)?;
         self.early_bytes -= body.len();
-        (now < until).then_some(body)
+        Some(body)
+    }
+
+    /// Drops what has waited for its transport for too long, and says for how many connections.
+    pub(super) fn forget_early(&mut self, now: Time) -> u64 {
+        let mut forgotten = 0;
+        while let Some((_, _, body)) = self.early.pop_front_if(|(until, ..)| *until <= now) {
+            self.early_bytes -= body.len();
+            forgotten += 1;
+        }
+        forgotten
     }
 
     /// How many have a client that is held.
@@ -115,24 +112,26 @@ mod tests {
     fn early_bodies_wait_for_their_transport_within_bounds() {
         let at = Time::from_millis;
         let mut connections = Connections::default();
-        assert!(connections.keep_early(at(0), at(1000), [1; 16], b"one", 10));
-        assert!(connections.keep_early(at(0), at(1000), [2; 16], b"other", 10));
-        assert!(connections.keep_early(at(1), at(2000), [1; 16], b"two", 10));
-        assert!(!connections.keep_early(at(2), at(2000), [1; 16], b"three", 10), "over the bound of one");
-        assert_eq!(connections.take_early(at(3), &[1; 16]).as_deref(), Some(&b"onetwo"[..]));
-        assert_eq!(connections.take_early(at(3), &[1; 16]), None);
-        assert_eq!(connections.take_early(at(1000), &[2; 16]), None, "too late");
+        assert!(connections.keep_early(at(1000), [1; 16], b"one", 10));
+        assert!(connections.keep_early(at(1000), [2; 16], b"other", 10));
+        assert!(connections.keep_early(at(2000), [1; 16], b"two", 10));
+        assert!(!connections.keep_early(at(2000), [1; 16], b"three", 10), "over the bound of one");
+        assert_eq!(connections.take_early(&[1; 16]).as_deref(), Some(&b"onetwo"[..]));
+        assert_eq!(connections.take_early(&[1; 16]), None);
+        assert_eq!((connections.forget_early(at(999)), connections.forget_early(at(1000))), (0, 1));
+        assert_eq!(connections.take_early(&[2; 16]), None, "too late");
         assert_eq!(connections.early_bytes, 0);
         let much = vec![0; EARLY_BODIES_BYTES_MAX];
-        assert!(connections.keep_early(at(5), at(6), [3; 16], &much, usize::MAX));
-        assert!(!connections.keep_early(at(5), at(6), [4; 16], b"x", 10), "over the bound of all");
-        assert!(connections.keep_early(at(6), at(7), [4; 16], b"x", 10), "what was too old is gone");
+        assert!(connections.keep_early(at(6), [3; 16], &much, usize::MAX));
+        assert!(!connections.keep_early(at(6), [4; 16], b"x", 10), "over the bound of all");
+        assert_eq!(connections.forget_early(at(6)), 1);
+        assert!(connections.keep_early(at(7), [4; 16], b"x", 10), "what was too old is gone");
         assert_eq!(connections.early_bytes, 1);
         for n in 1..EARLY_BODIES_MAX as u128 {
-            assert!(connections.keep_early(at(6), at(7), (n << 64).to_be_bytes(), b"x", 10), "{n}");
+            assert!(connections.keep_early(at(7), (n << 64).to_be_bytes(), b"x", 10), "{n}");
         }
-        assert!(!connections.keep_early(at(6), at(7), [9; 16], b"x", 10), "there are many");
-        assert!(connections.keep_early(at(6), at(7), [4; 16], b"x", 10), "but it is one of them");
+        assert!(!connections.keep_early(at(7), [9; 16], b"x", 10), "there are many");
+        assert!(connections.keep_early(at(7), [4; 16], b"x", 10), "but it is one of them");
     }
 
     #[test]

@@ -12,7 +12,7 @@ use super::secure::Secure;
 use super::upstreams::{Seen, Upstreams};
 use crate::bus::Peer;
 use crate::ids::{Address, LaneIndex, OriginId, Serial, ShardId, SlotKey, Time};
-use crate::limits::{LINGER_MS, SETUP_TIMEOUT_MS_MAX};
+use crate::limits::{CLIENT_PROGRESS_BYTES, LINGER_MS, SETUP_TIMEOUT_MS_MAX};
 use crate::mem::frames::{FramePool, SendQueue};
 use crate::mem::wheel::TICK_NS;
 use crate::metrics::{Counter, ShardMetrics};
@@ -82,7 +82,7 @@ pub(super) struct Socket {
     pub(super) again: bool,
     /// Why nothing is received at present, if so.
     pub(super) paused: Pauses,
-    /// What the kernel did not take at a full buffer, in KiB, as far as it has not left since ...
+    /// Of what the kernel did not take at a full buffer, so many bytes are still to leave in time, counted since ...
     behind: u16,
     /// ... and when that was, in ticks; wraps around.
     behind_since: u16,
@@ -192,16 +192,19 @@ impl Socket {
     pub(super) fn sent(&mut self, count: u32, frames: &mut FramePool) {
         let queue = self.secure.as_mut().map_or(&mut self.queue, |secure| &mut secure.sealed);
         frames.advance(queue, count);
-        self.behind = self.behind.saturating_sub(kib(count));
+        self.behind = self.behind.saturating_sub(u16::try_from(count).unwrap_or(u16::MAX));
     }
 
-    /// The kernel's buffer is full. What waits behind it is watched as a whole: nothing in a queue waits longer than until the next one is
-    /// watched and that has waited as long, and no frame needs a time of its own. True: it is watched from now on.
+    /// The kernel's buffer is full. Of what waits behind it a piece is watched: all of it, or as much as a peer that reads at all takes in
+    /// the time. When that has left the next piece is watched, from then on: who reads slowly but steadily gets everything, who takes a byte
+    /// now and then is as one that takes nothing, and no frame needs a time of its own. True: a piece is watched from now on.
     pub(super) fn fell_behind(&mut self, now: Time) -> bool {
         let is_new = self.behind == 0;
         if is_new {
             let sealed = self.secure.as_ref().map_or(0, |secure| secure.sealed.bytes());
-            self.behind = kib(self.queue.bytes().saturating_add(sealed)).max(1);
+            let bytes = self.queue.bytes().saturating_add(sealed);
+            self.behind =
+                u16::try_from(bytes).map_or(CLIENT_PROGRESS_BYTES, |bytes| bytes.clamp(1, CLIENT_PROGRESS_BYTES));
             self.behind_since = ticks(now);
         }
         is_new
@@ -265,11 +268,6 @@ impl Socket {
     pub(super) fn is_over(&self) -> bool {
         self.life == Life::Ending && self.ops.is_empty()
     }
-}
-
-/// Rounded up; as much as fits.
-fn kib(bytes: u32) -> u16 {
-    bytes.div_ceil(1024).min(u16::MAX.into()) as u16
 }
 
 /// The wheel's; a patience that can be configured is far shorter than it takes them to wrap around.

@@ -205,7 +205,7 @@ impl<I: Io> Shard<I> {
 
     /// What was received, as it came over the wire.
     pub(super) fn on_raw_bytes(&mut self, now: Time, key: SlotKey, mut input: Input<'_>) {
-        if self.settings.proxy_protocol && self.wants_proxy_header(key) {
+        if self.wants_proxy_header(key) {
             return self.on_proxy_header(now, key, input);
         }
         let Shard { conns, lanes, io, frames, pool, dirty, plain, .. } = self;
@@ -265,6 +265,7 @@ impl<I: Io> Shard<I> {
         if self.accept_again.is_some_and(|at| now >= at) {
             self.accept_on(now);
         }
+        self.metrics.add(Counter::DroppedEarlyPost, self.connections.forget_early(now));
     }
 
     fn on_orders(&mut self, now: Time) {

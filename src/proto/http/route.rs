@@ -18,7 +18,7 @@ pub struct HttpPolicy {
     pub post_body_bytes_max: u64,
 }
 
-/// The transports an endpoint offers.
+/// The transports that a connection may begin with.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Transports {
     pub web_sockets: bool,
@@ -41,7 +41,9 @@ pub enum Action<'h> {
     Replied { keep_alive: bool, refused: Option<HttpError>, cors: Cors<'h> },
     /// Negotiate: the caller makes ids and calls `negotiate_reply`. `stateful_reconnect` is what the client asked for.
     Negotiate { version: u8, stateful_reconnect: bool, cors: Cors<'h>, keep_alive: bool },
-    /// A valid WebSocket upgrade: `upgrade_reply`. Without `id` it is a client that skipped negotiate.
+    /// A valid WebSocket upgrade: `upgrade_reply`. Without `id` it is a client that skipped negotiate, and WebSockets are offered. With one
+    /// it may come back over a transport that has been withdrawn since it began; so may those of the next two. Whether the transport is
+    /// offered is the caller's to ask where a connection begins.
     Upgrade { accept: [u8; 28], id: Option<&'h str>, cors: Cors<'h> },
     /// An event stream on a connection that must exist: `event_stream_reply`, after which nothing more is read from this socket.
     EventStream { id: &'h str, cors: Cors<'h> },
@@ -80,7 +82,7 @@ pub fn route<'h>(head: &Head<'h>, policy: &HttpPolicy, https: Option<bool>, out:
                 kept(head, cors)
             }
         }),
-        (Some(Endpoint::Hub), "GET") => transport(head, cors, policy.transports),
+        (Some(Endpoint::Hub), "GET") => transport(head, cors, policy.transports.web_sockets),
         (Some(Endpoint::Hub), "POST") => {
             id(head).map(|id| Action::Post { id, cors, keep_alive, body_bytes: head.content_length })
         }
@@ -97,26 +99,19 @@ pub fn route<'h>(head: &Head<'h>, policy: &HttpPolicy, https: Option<bool>, out:
 }
 
 /// The transport a GET means. The order is ASP.NET's (reference 1.1): Accept first, then the upgrade, and what is neither is a poll.
-fn transport<'h>(head: &Head<'h>, cors: Cors<'h>, offered: Transports) -> Result<Action<'h>, HttpError> {
+fn transport<'h>(head: &Head<'h>, cors: Cors<'h>, offers_web_sockets: bool) -> Result<Action<'h>, HttpError> {
+    let id = id(head);
     if has_token(head.values("accept"), "text/event-stream") {
-        let id = id(head)?;
-        return if offered.server_sent_events {
-            Ok(Action::EventStream { id, cors })
-        } else {
-            Err(HttpError::ServerSentEventsNotSupported)
-        };
+        return Ok(Action::EventStream { id: id?, cors });
     }
     if upgrade::is_meant(head) {
-        if !offered.web_sockets {
-            return Err(HttpError::WebSocketsNotSupported);
-        }
-        return upgrade::check(head).map(|accept| Action::Upgrade { accept, id: id(head).ok(), cors });
+        return match (upgrade::check(head), id.ok()) {
+            (Ok(accept), id) if offers_web_sockets || id.is_some() => Ok(Action::Upgrade { accept, id, cors }),
+            (Err(error), _) if offers_web_sockets => Err(error),
+            _ => Err(HttpError::WebSocketsNotSupported),
+        };
     }
-    let id = id(head)?;
-    if !offered.long_polling {
-        return Err(HttpError::LongPollingNotSupported);
-    }
-    Ok(Action::Poll { id, cors, keep_alive: head.keep_alive })
+    Ok(Action::Poll { id: id?, cors, keep_alive: head.keep_alive })
 }
 
 /// Reference 1.2: an empty id is a missing one.
@@ -286,27 +281,24 @@ mod tests {
     }
 
     #[test]
-    fn transports_that_are_not_offered_are_404() {
-        for (transports, name, headers, error) in [
-            (Transports { web_sockets: false, ..ALL }, "WebSockets", UPGRADE, HttpError::WebSocketsNotSupported),
-            (
-                Transports { server_sent_events: false, ..ALL },
-                "ServerSentEvents",
-                EVENTS,
-                HttpError::ServerSentEventsNotSupported,
-            ),
-            (Transports { long_polling: false, ..ALL }, "LongPolling", "", HttpError::LongPollingNotSupported),
-        ] {
-            let (words, reply) = ask_for(transports, "GET /dotnetify?id=t", &format!("{APP}{headers}"));
-            assert!(words.starts_with(error.label()), "{words}");
+    fn a_transport_that_is_not_offered_is_404_unless_it_may_be_of_somebody_who_has_it() {
+        let none = Transports { web_sockets: false, server_sent_events: false, long_polling: false };
+        let other_version = UPGRADE.replace("13", "8");
+        for (request, headers) in
+            [("GET /dotnetify", UPGRADE), ("GET /dotnetify?id=", UPGRADE), ("GET /dotnetify?id=t", &other_version)]
+        {
+            let (words, reply) = ask_for(none, request, &format!("{APP}{headers}"));
+            assert_eq!(words, HttpError::WebSocketsNotSupported.label());
             assert!(
                 reply.starts_with("HTTP/1.1 404 Not Found\r\n") && reply.contains("Access-Control-Allow-Origin: "),
                 "{reply}"
             );
-            assert!(
-                reply.ends_with(&format!("\r\n\r\n{name} transport not supported by this end point type")),
-                "{reply}"
-            );
+            assert!(reply.ends_with("\r\n\r\nWebSockets transport not supported by this end point type"), "{reply}");
+        }
+        for (headers, action) in
+            [(UPGRADE, r#"upgrade Some("t") None"#), (EVENTS, "events t None"), ("", "poll t None")]
+        {
+            assert_eq!(ask_for(none, "GET /dotnetify?id=t", headers).0, action);
         }
     }
 
