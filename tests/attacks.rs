@@ -15,7 +15,7 @@ mod common;
 use arena::{Arena, Scale, Setup, descriptors};
 use common::fake::Fake;
 use common::ws::{BINARY, CLOSE, CONTINUATION, FIN, PING, PONG, Socket, TEXT, frame, header, record, unmasked};
-use common::{PATIENCE, read_reply, wait_for};
+use common::{PATIENCE, limit_descriptors, read_reply, wait_for};
 use serde_json::json;
 use signalring::limits::ACCEPTS_AT_ONCE;
 use std::io::{Read, Write};
@@ -210,15 +210,15 @@ fn negotiate_flood(scale: Scale) {
     });
 }
 
-/// More connections than the process may have files: accepting pauses, and goes on when there are some again. The admin endpoint has none
-/// left either, so what was counted is read afterwards.
+/// More connections than the process may have files, because somebody has taken files away from it: accepting pauses, and goes on when
+/// there are some again. The admin endpoint has none left either, so what was counted is read afterwards.
 fn descriptors_exhausted(scale: Scale) {
-    let limit = scale.good_clients + 600;
-    let arena = Setup::new("no file descriptors left", scale).descriptors(limit).open();
+    let arena = Setup::new("no file descriptors left", scale).places(600).open();
     arena.withstands(&[], |arena| {
-        // Fewer than the places of both shards, more than the descriptors.
-        let streams: Vec<_> = (0..limit).map(|number| arena.dial(number)).collect();
         let used = || descriptors(&arena.node.process);
+        let limit = used() + 300;
+        limit_descriptors(&arena.node.process, limit);
+        let streams: Vec<_> = (0..600).map(|number| arena.dial(number)).collect();
         wait_for("the last descriptor to be in use", PATIENCE, || (used() == limit).then_some(()));
         thread::sleep(Duration::from_secs(1));
         assert_eq!(used(), limit, "who waits in the backlog takes the place of who is gone");

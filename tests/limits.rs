@@ -6,7 +6,7 @@ mod common;
 use common::fake::Fake;
 use common::web::{EVENTS, Events, Polling, REQUEST, Web, token_on};
 use common::ws::{FIN, PING, PONG, Socket, frame, record};
-use common::{App, Node, PATIENCE, connect_from, exchange, narrow, wait_for};
+use common::{App, Node, PATIENCE, connect_from, exchange, limit_descriptors, narrow, wait_for};
 use std::io::{Read, Write};
 use std::net::{Ipv4Addr, TcpStream};
 use std::process::Command;
@@ -348,13 +348,8 @@ fn a_storm_of_connections_waits_in_the_kernels_queue() {
 fn accepting_goes_on_when_there_are_descriptors_again() {
     let (_app, node) = start(&["--shards", "1"]);
     let mut bystander = Bystander::of(&node);
-    let pid = node.process.id().to_string();
-    let open = std::fs::read_dir(format!("/proc/{pid}/fd")).expect("it runs").count();
-    let limit = |count: usize| {
-        let done = Command::new("prlimit").args(["--pid", &pid, &format!("--nofile={count}:")]).status();
-        assert!(done.expect("prlimit is part of util-linux").success());
-    };
-    limit(open + 5);
+    let open = std::fs::read_dir(format!("/proc/{}/fd", node.process.id())).expect("it runs").count();
+    limit_descriptors(&node.process, open + 5);
     let request = b"GET /nowhere HTTP/1.1\r\nHost: x\r\n\r\n";
     let mut many: Vec<TcpStream> =
         (0..20).map(|_| TcpStream::connect(node.address).expect("the kernel takes it")).collect();
@@ -365,7 +360,7 @@ fn accepting_goes_on_when_there_are_descriptors_again() {
     // The first ones let go, and are followed by the next ones; then there is room for all.
     many.drain(..3);
     std::thread::sleep(Duration::from_millis(300));
-    limit(10_000);
+    limit_descriptors(&node.process, 10_000);
     for stream in &mut many {
         assert_eq!(common::read_reply(stream, Duration::ZERO).status, 404);
     }

@@ -120,12 +120,11 @@ pub struct Setup {
     places: Option<usize>,
     flags: Vec<String>,
     upstreams: String,
-    descriptors: Option<usize>,
 }
 
 impl Setup {
     pub fn new(name: &'static str, scale: Scale) -> Setup {
-        Setup { name, scale, places: None, flags: Vec::new(), upstreams: String::new(), descriptors: None }
+        Setup { name, scale, places: None, flags: Vec::new(), upstreams: String::new() }
     }
 
     /// Room for so many clients beside the good ones; what the node's memory is to stay within depends on it.
@@ -144,14 +143,9 @@ impl Setup {
         self
     }
 
-    /// The node may have so many open files, and decides for itself what that is enough for.
-    pub fn descriptors(self, count: usize) -> Setup {
-        Setup { descriptors: Some(count), ..self }
-    }
-
     /// The node is up and the good clients are on it.
     pub fn open(self) -> Arena {
-        let Setup { name, scale, places, mut flags, upstreams, descriptors } = self;
+        let Setup { name, scale, places, mut flags, upstreams } = self;
         let alone = alone();
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
         let runtime = runtime.expect("a runtime starts");
@@ -167,10 +161,7 @@ impl Setup {
         flags.extend(["--config".into(), path.to_str().expect("it is UTF-8").into()]);
         let flags: Vec<&str> = flags.iter().map(String::as_str).collect();
         let budget = Budget::printed(&flags);
-        let node = match descriptors {
-            Some(count) => Node::run_with_descriptors(count, &flags),
-            None => Node::run(&flags),
-        };
+        let node = Node::run(&flags);
         let _ = std::fs::remove_file(&path);
         let crowd = Crowd::gather(&runtime, node.address, scale);
         let start = Books::balanced(&node, false);

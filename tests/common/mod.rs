@@ -292,23 +292,12 @@ impl Node {
         node
     }
 
-    fn run_at(listen: &str, flags: &[&str]) -> Node {
-        Node::started(Process::signalring("node", &arguments(listen, flags)))
-    }
-
     pub fn run(flags: &[&str]) -> Node {
         Node::run_at("127.0.0.1:0", flags)
     }
 
-    /// With so many file descriptors.
-    pub fn run_with_descriptors(count: usize, flags: &[&str]) -> Node {
-        let script = format!("ulimit -n {count}; exec \"$0\" \"$@\"");
-        let mut command = Command::new("sh");
-        command.args(["-c", &script, env!("CARGO_BIN_EXE_signalring")]).args(arguments("127.0.0.1:0", flags));
-        Node::started(Process::spawn("node", &mut command).expect("there is a shell"))
-    }
-
-    fn started(mut process: Process) -> Node {
+    fn run_at(listen: &str, flags: &[&str]) -> Node {
+        let mut process = Process::signalring("node", &arguments(listen, flags));
         let listen = address(&process.printed("listening on "));
         let admin = address(&process.printed("admin on "));
         let node = Node { process, address: listen, admin };
@@ -500,6 +489,13 @@ fn install_npm_clients() -> PathBuf {
         );
     }
     folder
+}
+
+/// From now on a process may have so many files open, however many it has.
+pub fn limit_descriptors(process: &Process, count: usize) {
+    let done =
+        Command::new("prlimit").args(["--pid", &process.id().to_string(), &format!("--nofile={count}:")]).status();
+    assert!(done.expect("prlimit is part of util-linux").success());
 }
 
 const CHROMIUM: &str = "/usr/bin/chromium";
