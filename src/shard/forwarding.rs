@@ -261,7 +261,6 @@ impl<'a> ClientSide<'a> {
     fn leave_observer(&mut self, observer: usize, lane: usize) {
         let hub_id = self.hub_id();
         let gone = self.gate.bury(self.lanes[lane].place, self.socket.key, &self.pins[observer], &self.origin);
-        self.gate.settings.journal.gone(UpstreamIndex(observer as u8), self.socket.key.slot);
         self.lanes[lane].notice(Notice { hub_id, ..gone }, &mut self.gate);
         self.pins[observer].tie = Tie::Unknown;
     }
@@ -316,7 +315,6 @@ impl<'a> ClientSide<'a> {
             let shown = Shown { context: self.context(upstream), items };
             let hub_id = if is_observer { self.hub_id() } else { None };
             let gone = self.gate.bury(self.lanes[index].place, self.socket.key, &self.pins[upstream], &self.origin);
-            self.gate.settings.journal.gone(UpstreamIndex(upstream as u8), self.socket.key.slot);
             self.lanes[index].disconnected(self.now, Notice { hub_id, ..gone }, shown, &mut self.gate);
         }
     }
@@ -324,7 +322,9 @@ impl<'a> ClientSide<'a> {
     /// What the client has said and what still waits in front of its lane is not lost because it leaves.
     fn say_last_words(&mut self, upstream: usize, lane: usize) {
         let count = core::mem::take(&mut self.pins[upstream].waiting);
-        if count == 0 {
+        if count == 0 || !self.lanes[lane].has_room_for_last_words(self.gate.settings) {
+            // Without room it is nobody's when its turn comes, and counted then: looking for it would cost everybody who leaves the whole
+            // queue.
             return;
         }
         let origin = self.origin_at(upstream);
@@ -334,10 +334,6 @@ impl<'a> ClientSide<'a> {
         };
         let from = From { client: self.socket.key, origin: &origin, shown, opens: None };
         let (pin, lane) = (&mut self.pins[upstream], &mut self.lanes[lane]);
-        if !lane.has_room_for_last_words(self.gate.settings) {
-            // It is nobody's when its turn comes, and counted then: looking for it would cost everybody who leaves the whole queue.
-            return;
-        }
         for waiting in lane.take_waiting_of(self.socket.key, count) {
             // Updates of what the app server does not know by this id are nothing to it.
             if pin.tie == Tie::Owed {

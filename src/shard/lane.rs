@@ -246,11 +246,15 @@ impl Gate<'_> {
 
     /// The end of the id that a place knows a client by.
     pub(super) fn bury(&self, place: LanePlace, client: SlotKey, pin: &Pin, first: &OriginId) -> Notice {
+        let journal = &self.settings.journal;
+        // In this order: whoever dies between the two leaves it in the journal twice, and not nowhere.
+        let cell = journal.bury(place, client.slot, pin.serial);
+        journal.gone(place.upstream, client.slot);
         Notice {
             origin: origin_at(self.settings, client.slot, pin, first),
             at: Time::default(),
             hub_id: None,
-            cell: self.settings.journal.bury(place, client.slot, pin.serial),
+            cell,
             is_repeated: false,
         }
     }

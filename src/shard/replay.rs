@@ -14,7 +14,7 @@ use super::pause::Pause;
 use super::socket::{Client, Conn, Pin, Stage, Tie};
 use super::upstreams::Hub;
 use super::{Settings, Shard};
-use crate::ids::{LaneIndex, LaneKey, OriginId, Serial, SlotKey, Time, UpstreamIndex};
+use crate::ids::{LaneIndex, LaneKey, OriginId, Serial, SlotKey, Time};
 use crate::limits::{AGAIN_MAX, LANE_NOTICES_MAX, REPLAYS_IN_FLIGHT_MAX, SUSPECT_TIMES, TELL_AGAIN_MS, TOLD_KEPT_MS};
 use crate::metrics::Counter;
 use crate::session::fault::{End, LaneEnd, Refusal};
@@ -100,7 +100,7 @@ impl<I: Io> Shard<I> {
     /// What a stuck app server works on would make the next lane stick as well, if it is the request of a view model, or the end of a
     /// client: the one is not requested again, and its client is told; the other is not told again at once.
     fn give_up_oldest(&mut self, now: Time, index: LaneIndex) {
-        let Shard { lanes, failed, frames, dirty, random, clock, metrics, settings, relieved, again, .. } = self;
+        let Shard { lanes, frames, dirty, random, clock, metrics, settings, relieved, again, .. } = self;
         let own = usize::from(index.0);
         let lane = &mut lanes[own];
         let Some((cargo, vm_id)) = lane.flight.oldest() else { return };
@@ -118,9 +118,8 @@ impl<I: Io> Shard<I> {
                 return again.tell_later(now, own, &mut notice, lanes, &mut gate);
             }
         };
-        let (upstream, error) = (lane.upstream(), Refusal::Stuck.message().to_string());
-        failed.push(Failure { client, upstream, vm_id, refusal: Refusal::Stuck, forgets: Forgets::Named, error });
-        self.tell_failures();
+        let upstream = lane.upstream();
+        self.give_up(client, upstream, vm_id, Refusal::Stuck);
     }
 
     /// What the app server had before it may be why the lane is lost: an app server that dies of it, or drops the lane for it, would do the
@@ -143,8 +142,13 @@ impl<I: Io> Shard<I> {
                 "a view model is not requested again for its client: lane after lane was lost with it{suppressed}"
             );
         }
-        let (refusal, forgets) = (Refusal::EndsLanes, Forgets::Named);
-        self.failed.push(Failure { client, upstream, vm_id, refusal, forgets, error: refusal.message().to_string() });
+        self.give_up(client, upstream, vm_id, Refusal::EndsLanes);
+    }
+
+    /// A view model is not requested again, and its client is told why.
+    fn give_up(&mut self, client: SlotKey, upstream: usize, vm_id: Vec<u8>, refusal: Refusal) {
+        let error = refusal.message().to_string();
+        self.failed.push(Failure { client, upstream, vm_id, refusal, forgets: Forgets::Named, error });
         self.tell_failures();
     }
 
@@ -375,15 +379,11 @@ fn strangers(lane: &Lane) -> Vec<SlotKey> {
 /// by another id, of which this one knows nothing.
 fn has_fate(lanes: &[Lane], own: usize, pin: &Pin, strangers: &[SlotKey], key: SlotKey) -> bool {
     let is_there = |lane: LaneIndex| lanes[usize::from(lane.0)].place == lanes[own].place;
-    is_among(strangers, key) && pin.lane.is_some_and(is_there)
+    strangers.binary_search_by_key(&place_of(&key), place_of).is_ok() && pin.lane.is_some_and(is_there)
 }
 
 fn place_of(key: &SlotKey) -> (u32, u32) {
     (key.slot, key.generation)
-}
-
-fn is_among(strangers: &[SlotKey], key: SlotKey) -> bool {
-    strangers.binary_search_by_key(&place_of(&key), place_of).is_ok()
 }
 
 /// Where a client of this lane goes on: on one that is up, or on the same one some day, where what it has said waits.
@@ -483,7 +483,6 @@ fn renew(
     let settings = gate.settings;
     let old = client.pins[upstream];
     let serial = serials.take();
-    settings.journal.gone(UpstreamIndex(upstream as u8), key.slot);
     // An Observer is to know it by the id that the app server knows which answers (contract 7.2).
     let routes = &settings.upstreams.routes;
     for observer in 0..client.pins.len() {
@@ -495,7 +494,6 @@ fn renew(
             let hub_id = old.lane.and_then(|lane| lanes[usize::from(lane.0)].hub_id().copied());
             let lane = &mut lanes[usize::from(lane.0)];
             let notice = gate.bury(lane.place, key, &pin, &client.origin);
-            settings.journal.gone(UpstreamIndex(observer as u8), key.slot);
             lane.notice(Notice { hub_id, ..notice }, gate);
         }
         client.pins[observer].renew(serial);
